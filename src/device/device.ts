@@ -1,0 +1,97 @@
+/**
+ * The one block-device interface. A file, an image, a snapshot, a partition, a cache, a trace: each is a
+ * `BlockDevice`, and they stack.
+ *
+ * Offsets and lengths are bytes. Ranges are half-open and lie inside the device; `checked` enforces that once, at
+ * the seam, so the devices below need not.
+ */
+import type { Extent } from "../bytes/extents.ts";
+
+/** Bytes that lie as they are, in order, in a file. */
+export interface Place {
+  readonly file: BlockDevice;
+  readonly at: number;
+  readonly bytes: number;
+}
+
+/**
+ * What backs a range of a device.
+ *
+ * - `data`: read it to know it; `zero`: reads as zeros by a promise of the table (it may still own a place: preallocated);
+ *   `hole`: nothing was ever written here, reads as zeros; `compressed`: many to one, never usable in place.
+ */
+export interface Run extends Extent {
+  readonly kind: "data" | "zero" | "hole" | "compressed";
+  /** Where the bytes lie one layer below, when they lie there one to one. */
+  readonly place?: Place;
+  /** Something else refers to the same bytes: a snapshot, a reflink. They are not given back by this owner alone. */
+  readonly shared: boolean;
+  /** 0: this image; 1: its backing image; and so on. */
+  readonly depth: number;
+}
+
+export interface BlockDevice extends AsyncDisposable {
+  /** Length in bytes. */
+  readonly bytes: number;
+  /**
+   * Fills the whole of `into` from offset `at`, or throws; never short.
+   * @throws DiskError `io` when the medium fails, `corrupt` when the way to the bytes is broken
+   */
+  read(at: number, into: Uint8Array): Promise<void>;
+  /** What backs `range`: ascending, gapless, in batches. Neighbouring runs need not be merged. */
+  map(range: Extent): AsyncIterable<readonly Run[]>;
+  /** A run usable in place, known without I/O; valid until the next await. Devices may lack it or decline. */
+  locate?(at: number, bytes: number, access: "read" | "write"): Place | undefined;
+}
+
+export interface WritableDevice extends BlockDevice {
+  /** Writes all of `from` at offset `at`, or throws; after a failure those bytes are old, new or a mixture by sector. */
+  write(at: number, from: Uint8Array): Promise<void>;
+  /** Makes `range` read as zeros, by whatever means is cheapest. */
+  zero(range: Extent): Promise<void>;
+  /** Advice that `range` is no longer needed: afterwards it reads its old bytes or zeros, never anything else (H9). */
+  discard(range: Extent): Promise<void>;
+  /** Everything written before is on stable storage when this returns. Never retried after it failed (H13). */
+  flush(): Promise<void>;
+}
+
+export interface FileStatus {
+  /** The apparent length in bytes. */
+  readonly fileBytes: number;
+  /** What the host has allocated, 512 × st_blocks; null on a block device. */
+  readonly hostBytes: number | null;
+  /** The granule in bytes at which the host can punch holes. */
+  readonly blockBytes: number;
+  /** The same string for the same file, whatever its name: device and inode. */
+  readonly identity: string;
+}
+
+/** A file of the host that is only read. */
+export interface ReadableFile extends BlockDevice {
+  stat(): Promise<FileStatus>;
+}
+
+/** A file of the host, held under a lock for writing. */
+export interface HostFile extends ReadableFile, WritableDevice {
+  /**
+   * Gives `range` back to the host; it reads as zeros afterwards. The length of the file stays.
+   * @throws DiskError `unsupported` where the host has no holes
+   */
+  punch(range: Extent): Promise<void>;
+  /** Sets the length in bytes. */
+  truncate(bytes: number): Promise<void>;
+}
+
+/** Collects a map into one array; for tests and for devices known to be small. */
+export async function wholeMap(device: BlockDevice, range?: Extent): Promise<Run[]> {
+  const runs: Run[] = [];
+  for await (const batch of device.map(range ?? { start: 0, end: device.bytes })) runs.push(...batch);
+  return runs;
+}
+
+/** Reads `bytes` bytes at `at` into a new buffer. */
+export async function readBytes(device: BlockDevice, at: number, bytes: number): Promise<Uint8Array> {
+  const into = new Uint8Array(bytes);
+  await device.read(at, into);
+  return into;
+}

@@ -1,0 +1,26 @@
+/**
+ * Where an image's bytes come from: a file, and the other files that it names with its owner's consent.
+ *
+ * Formats never meet the host: they are handed a `Source`, so that tests hand them a simulated one. Names found in
+ * an image are a guest's or a stranger's words; `refer` is the one door for them, and the policy of H22 stands there.
+ */
+import type { HostFile, ReadableFile } from "./device.ts";
+
+export interface Source {
+  /** For messages: the path as the user gave it, or the name by which another image refers to it. */
+  readonly name: string;
+  /** Opens for reading; takes no lock and never fails because of one. */
+  open(): Promise<ReadableFile>;
+  /**
+   * Opens for writing, locked against QEMU and against ourselves (H16).
+   * @throws DiskError `busy` when another process holds it
+   */
+  openWritable?(): Promise<HostFile>;
+  /** Makes the file, new and empty. @throws DiskError `usage` when it is there already */
+  create?(): Promise<HostFile>;
+  /**
+   * Another file, by a name that this image holds.
+   * @throws DiskError `refused` when the policy forbids it: outside the directory, a symlink, a FIFO, a device (H22)
+   */
+  refer(name: string): Promise<Source>;
+}
