@@ -1,0 +1,257 @@
+/**
+ * What the library and `--json` say: the JSON contract of the product, as types. Outside scripts read these names:
+ * fields may be added, never renamed or removed. Byte counts are numbers up to 2^53 - 1.
+ */
+import type { ExtentSet } from "../bytes/extents.ts";
+import type { Refusal } from "../error.ts";
+
+/** The classes of a guest byte, everywhere the same. */
+export const CLASSES = ["used", "metadata", "returnable", "hole", "guarded", "worthless", "unknown"] as const;
+export type ByteClass = (typeof CLASSES)[number];
+
+/** Who says that a byte is free. */
+export type Witness = "filesystem" | "zeros" | "gaps" | "mapping-table";
+
+export type Method = "auto" | "punch" | "pack";
+export type Proof = "full" | "bitmap";
+export const ALSO_WORDS = ["zeros", "gaps", "swap", "pagefile", "hiberfil"] as const;
+export type Also = (typeof ALSO_WORDS)[number];
+
+/** The named refusals that the user lifted. `--allow replay,children,outside=DIR` */
+export interface Allow {
+  readonly replay?: boolean;
+  readonly children?: boolean;
+  readonly preallocated?: boolean;
+  readonly shadowLoss?: boolean;
+  readonly untestedHost?: boolean;
+  /** Directories that backing and data files may lie in. */
+  readonly outside?: readonly string[];
+}
+
+export interface OpenOptions {
+  /** Overrides detection by content: `qcow2`, `raw`. */
+  readonly format?: string;
+  readonly allow?: Allow;
+}
+
+export interface SurveyOptions extends OpenOptions {
+  /** Default `full`. */
+  readonly proof?: Proof;
+  readonly also?: readonly Also[];
+  readonly method?: Method;
+  /** Holes smaller than this many bytes stay. */
+  readonly minHoleBytes?: number;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+/** Bytes done of a phase that takes long. */
+export interface Progress {
+  readonly phase: "reading" | "hashing" | "returning" | "verifying";
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+}
+
+export interface VolumeReport {
+  /** `2`, or `3/vg/root`; "" for a disk without a partition table. */
+  readonly name: string;
+  readonly label: string;
+  /** Offset on the guest's disk in bytes. */
+  readonly start: number;
+  readonly bytes: number;
+  /** `ext4`, or null where nothing was recognised. */
+  readonly filesystem: string | null;
+  readonly usedBytes: number;
+  readonly freeBytes: number;
+  /** Blocks marked used that nothing reaches: kept, counted. */
+  readonly leakedBytes: number;
+  readonly state: "clean" | "refused" | "unknown";
+  readonly reason: Refusal | null;
+  /** How the figures were found: `bitmaps + inode walk`. */
+  readonly witness: string | null;
+  readonly notes: readonly string[];
+}
+
+export interface Survey {
+  readonly path: string;
+  readonly format: string;
+  /** One line for people: `64 KiB clusters, no snapshots`. */
+  readonly summary: string;
+  readonly inUse: boolean;
+  readonly exact: boolean;
+  readonly virtualBytes: number;
+  readonly fileBytes: number;
+  /** Null on a block device. */
+  readonly hostBytes: number | null;
+  readonly usedBytes: number;
+  readonly freeBytes: number;
+  readonly unknownBytes: number;
+  /** What the default method would return on this host. */
+  readonly reclaimableBytes: number;
+  /** How much shorter `--pack` would make the files. */
+  readonly packableBytes: number;
+  /** The image's own tables. */
+  readonly tableBytes: number;
+  /** Of `reclaimableBytes`: whole clusters, and holes inside clusters that stay. */
+  readonly unmapBytes: number;
+  readonly punchBytes: number;
+  readonly method: "punch" | "pack";
+  readonly proof: Proof;
+  /** Free bytes by who says so; a byte counts for the first witness only. */
+  readonly witnesses: readonly { readonly witness: Witness; readonly bytes: number }[];
+  readonly volumes: readonly VolumeReport[];
+  readonly notes: readonly string[];
+  /** Guest bytes by class, for strip and map; not part of the JSON. */
+  readonly regions: ReadonlyMap<ByteClass, ExtentSet>;
+}
+
+export interface ReclaimOptions extends SurveyOptions {
+  readonly dryRun?: boolean;
+  /** Hash all used ranges before and after. */
+  readonly verify?: boolean;
+  /** Asked once, with the plan in hand and the lock held; false leaves everything as it is. */
+  readonly confirm?: (prospect: Survey, host: HostSpace) => Promise<boolean>;
+}
+
+/** The host's filesystem that holds the image. */
+export interface HostSpace {
+  readonly mountPoint: string;
+  readonly freeBytes: number;
+}
+
+export interface Reclaimed {
+  readonly path: string;
+  readonly applied: boolean;
+  readonly method: "punch" | "pack";
+  readonly beforeHostBytes: number | null;
+  readonly afterHostBytes: number | null;
+  readonly beforeFileBytes: number;
+  readonly afterFileBytes: number;
+  readonly predictedBytes: number;
+  readonly reclaimedBytes: number;
+  readonly unmappedBytes: number;
+  readonly punchedBytes: number;
+  readonly packedBytes: number;
+  readonly hostFreeBefore: HostSpace;
+  readonly hostFreeAfter: HostSpace;
+  /** True: the used ranges were hashed before and after and are equal. Null: not asked for. */
+  readonly verified: boolean | null;
+  /** What was found by the check of the image afterwards. */
+  readonly check: { readonly errors: number; readonly leaks: number } | null;
+  readonly notes: readonly string[];
+  /** The survey that the plan was made from; not part of the JSON. */
+  readonly survey: Survey;
+}
+
+export interface ExplainOptions extends OpenOptions {
+  readonly proof?: Proof;
+  /** Guest offsets in bytes. */
+  readonly offsets?: readonly number[];
+  /** A file of the guest: where its bytes lie. `2:/etc/passwd` names the volume, `/etc/passwd` searches all. */
+  readonly file?: string;
+}
+
+export interface ExplainedOffset {
+  readonly offset: number;
+  readonly class: ByteClass;
+  /** Who says so: `partition table`, `bitmaps + inode walk`, `mapping table`. */
+  readonly witness: string;
+  /** What owns the byte: `superblock`, `inode table of group 7`, `file`; null when nothing does. */
+  readonly owner: string | null;
+  /** Path of the owning file in its filesystem. */
+  readonly ownerPath: string | null;
+  /** Where the byte lies in the image file; null when it lies nowhere. */
+  readonly fileOffset: number | null;
+  /** From the outside in, for people: `partition 2 (Linux)`, `ext4 "root", group 7, block 238003`. */
+  readonly trail: readonly string[];
+}
+
+export interface Owner {
+  readonly volume: string;
+  readonly path: string | null;
+  readonly name: string;
+  readonly bytes: number;
+}
+
+export interface Explained {
+  readonly path: string;
+  readonly offsets: readonly ExplainedOffset[];
+  /** Without offsets: the largest owners, descending. */
+  readonly owners?: readonly Owner[];
+  /** Without offsets: why the image is so big and what would keep it small, in sentences. */
+  readonly reasons?: readonly string[];
+  /** With `--path`: the pieces of that file, ascending; `sector` counts 512 bytes of the guest's disk. */
+  readonly file?: {
+    readonly volume: string;
+    readonly path: string;
+    readonly bytes: number;
+    readonly pieces: readonly {
+      readonly fileOffset: number;
+      readonly bytes: number;
+      readonly offset: number;
+      readonly sector: number;
+      /** Where it lies in the image file; null when unmapped or compressed. */
+      readonly imageOffset: number | null;
+      readonly unwritten: boolean;
+    }[];
+  };
+  readonly survey?: Survey;
+}
+
+export interface CheckOptions extends OpenOptions {
+  readonly repair?: "leaks";
+  readonly confirm?: (
+    findings: readonly {
+      readonly kind: "error" | "leak";
+      readonly count: number;
+      readonly message: string;
+    }[],
+  ) => Promise<boolean>;
+}
+
+export interface Checked {
+  readonly path: string;
+  readonly errors: number;
+  readonly leaks: number;
+  /** Leaks given back by `--repair leaks`. */
+  readonly repairedLeaks: number;
+  /** The first findings, worst first; at most 100. */
+  readonly findings: readonly {
+    readonly kind: "error" | "leak";
+    readonly count: number;
+    readonly message: string;
+  }[];
+}
+
+export interface Info {
+  readonly path: string;
+  readonly format: string;
+  readonly virtualBytes: number;
+  readonly fileBytes: number;
+  readonly hostBytes: number | null;
+  readonly grainBytes: number;
+  readonly inUse: boolean;
+  readonly encrypted: boolean;
+  readonly references: readonly {
+    readonly role: "backing" | "data";
+    readonly name: string;
+    readonly format: string | null;
+  }[];
+  readonly snapshots: readonly {
+    readonly id: string;
+    readonly name: string;
+    readonly bytes: number;
+    readonly stateBytes: number;
+  }[];
+  readonly details: Readonly<Record<string, string | number | boolean>>;
+  readonly volumes: readonly Pick<VolumeReport, "name" | "label" | "start" | "bytes" | "filesystem">[];
+}
+
+export interface CreateRequest {
+  readonly path: string;
+  readonly format: string;
+  readonly virtualBytes: number;
+  /** By the names of `qemu-img create -o`. */
+  readonly options?: Readonly<Record<string, string>>;
+  readonly allow?: Allow;
+}
