@@ -39,7 +39,8 @@ export interface FileSystem {
   free(): Promise<readonly ExtentSet[]>;
   /**
    * Visits everything reachable: metadata and the blocks of every inode, in any order, aligned outward to
-   * `blockBytes`. The same bytes may be visited twice. An owner is a number that `describe` understands.
+   * `blockBytes`. The same bytes may be visited twice. An owner is a number that `describe` understands; the
+   * filesystem's own structures have negative owners.
    */
   walk(visit: Visit): Promise<void>;
   describe(owner: number): Promise<OwnerDescription>;

@@ -2,7 +2,7 @@
  * What every image format offers. A format is one file (a door, with rooms where it is big), one test that runs the
  * conformance suite, and one line in `all.ts`.
  */
-import type { BlockDevice, ReadableFile, WritableDevice } from "../device/device.ts";
+import type { BlockDevice, HostFile, ReadableFile, WritableDevice } from "../device/device.ts";
 import type { Source } from "../device/source.ts";
 import type { Plan, Wish } from "../reclaim/plan.ts";
 
@@ -11,6 +11,8 @@ export interface ImageFormat {
   readonly name: string;
   /** Whether the content is this format's; never decided by a name (H21). Must not throw on any content. */
   probe(source: Source): Promise<boolean>;
+  /** The files that the image refers to, from its header alone and without opening any of them (H33). */
+  references(source: Source): Promise<readonly Reference[]>;
   /** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
   open(source: Source, parent: OpenParent): Promise<Image>;
   openWritable?(source: Source, parent: OpenParent): Promise<WritableImage>;
@@ -58,7 +60,8 @@ export interface Image extends BlockDevice {
   describe(fileOffset: number): Promise<string | undefined>;
 }
 
-export type WritableImage = Image & WritableDevice;
+/** An image opened for writing: its files are locked, and the steps of a plan are carried out on them. */
+export type WritableImage = Image & WritableDevice & { readonly files: ReadonlyMap<string, HostFile> };
 
 export interface Reference {
   readonly role: "backing" | "data";
