@@ -30,11 +30,9 @@ export type JournalPlace =
     };
 
 export interface JournalledFileSystem {
-  /** Member 0, from the start of the filesystem. */
+  /** Member 0, from the start of the filesystem. A journal may have grown it: its length bounds what is written. */
   readonly device: BlockDevice;
   readonly blockBytes: number;
-  /** `s_blocks_count`: no block at or past it is ever written by a replay. */
-  readonly blockCount: number;
   /** `s_uuid` of the filesystem: an external journal must list it among its users. */
   readonly uuid: Uint8Array;
   readonly journal: JournalPlace;
