@@ -1,0 +1,227 @@
+/**
+ * Persistent dirty bitmaps: which parts of the disk changed since a backup. Big-endian, but bits count from the low
+ * end of each byte.
+ *
+ *   bitmaps extension → directory: | table offset, table size, flags, type, granularity, name | … |
+ *                                       |
+ *                                       +→ table: | 0: all zeros | 1: all ones | offset of a cluster of bits | … |
+ *
+ * Whoever changes the disk sets the bits of every `auto` bitmap. A reclaim turns data into zeros, which is a change;
+ * where a whole cluster of bits was never allocated its entry becomes "all ones": nothing is ever allocated here, and
+ * a bit too many only makes the next backup larger (H11).
+ *
+ * Specification: QEMU's docs/interop/qcow2.txt, "Bitmaps".
+ */
+import { bits64be, struct, u16be, u32be, u8, viewOf } from "../../bytes/struct.ts";
+import type { ExtentSet } from "../../bytes/extents.ts";
+import { readBytes, type ReadableFile } from "../../device/device.ts";
+import { DiskError } from "../../error.ts";
+import { type Patch, patches } from "../../reclaim/patch.ts";
+import { Autoclear, corrupt, type Header, hex, quoted, type Stretch, tableAt } from "./header.ts";
+
+const BITMAPS_MAX = 65535;
+const DIRECTORY_BYTES_MAX = BITMAPS_MAX * 1024;
+const TABLE_ENTRIES_MAX = 2 ** 24;
+const NAME_BYTES_MAX = 1023;
+const GRANULARITY_BITS = { min: 9, max: 31 };
+const ALL_ONES = 1n;
+const OFFSET_MASK = 0x00ff_ffff_ffff_fe00n;
+const RESERVED_MASK = 0xff00_0000_0000_01fen;
+
+const DirectoryEntry = struct({
+  tableAt: bits64be,
+  tableEntries: u32be,
+  flags: u32be,
+  type: u8,
+  granularityBits: u8,
+  nameBytes: u16be,
+  extraBytes: u32be,
+});
+
+const Flag = { inUse: 1, auto: 2, extraDataCompatible: 4 } as const;
+const FLAGS_KNOWN = Flag.inUse | Flag.auto | Flag.extraDataCompatible;
+const DIRTY_TRACKING = 1;
+
+export interface Bitmap {
+  readonly name: string;
+  /** Guest bytes under one bit. */
+  readonly granularityBytes: number;
+  /** Somebody had it open for writing and did not come back: its bits mean nothing. */
+  readonly isInUse: boolean;
+  /** Every writer has to keep it up to date. */
+  readonly isAuto: boolean;
+  /** Whether all of it is known to us, so that we can keep it up to date. */
+  readonly isUnderstood: boolean;
+  readonly table: Stretch;
+}
+
+/**
+ * The bitmaps of an image; none where the autoclear bit does not vouch for them, for then they are garbage.
+ * @throws DiskError `corrupt`
+ */
+export async function readBitmaps(file: ReadableFile, header: Header): Promise<readonly Bitmap[]> {
+  const directory = bitmapDirectory(file, header);
+  if (!directory) return [];
+  const bytes = await readBytes(file, directory.at, directory.bytes);
+  const bitmaps: Bitmap[] = [];
+  let at = 0;
+  for (let index = 0; index < directory.count; index++) {
+    if (at + DirectoryEntry.bytes > bytes.length) {
+      throw corrupt("bitmap directory", directory.at, `${index} entries`, `${directory.count}`);
+    }
+    const entry = DirectoryEntry.decode(bytes, at);
+    const nameAt = at + DirectoryEntry.bytes + entry.extraBytes;
+    const where = `bitmap directory entry ${index}`;
+    if (entry.nameBytes > NAME_BYTES_MAX || nameAt + entry.nameBytes > bytes.length) {
+      const found = `${entry.extraBytes} extra bytes and a name of ${entry.nameBytes}`;
+      throw corrupt(where, directory.at + at, found, `at most ${NAME_BYTES_MAX} and the directory's end`);
+    }
+    bitmaps.push({
+      name: Buffer.from(bytes.subarray(nameAt, nameAt + entry.nameBytes)).toString("utf8"),
+      granularityBytes: 2 ** entry.granularityBits,
+      isInUse: (entry.flags & Flag.inUse) !== 0,
+      isAuto: (entry.flags & Flag.auto) !== 0,
+      isUnderstood:
+        (entry.flags & ~FLAGS_KNOWN) === 0 &&
+        entry.type === DIRTY_TRACKING &&
+        (entry.extraBytes === 0 || (entry.flags & Flag.extraDataCompatible) !== 0),
+      table: readTable(file, header, where, entry),
+    });
+    at = Math.ceil((nameAt + entry.nameBytes) / 8) * 8;
+  }
+  return bitmaps;
+}
+
+/** Where the directory lies, within QEMU's limits (H23). */
+function bitmapDirectory(file: ReadableFile, header: Header): Header["bitmaps"] {
+  const { bitmaps } = header;
+  if (!bitmaps || (header.autoclear & Autoclear.bitmaps) === 0n || bitmaps.count === 0) return undefined;
+  if (bitmaps.count > BITMAPS_MAX)
+    throw corrupt("nb_bitmaps", bitmaps.at, bitmaps.count, `at most ${BITMAPS_MAX}`);
+  if (bitmaps.bytes > DIRECTORY_BYTES_MAX) {
+    throw corrupt("bitmap_directory_size", bitmaps.at, bitmaps.bytes, `at most ${DIRECTORY_BYTES_MAX}`);
+  }
+  tableAt(file, header.clusterBytes, "bitmap directory", bitmaps.at, bitmaps.bytes);
+  return bitmaps;
+}
+
+function readTable(
+  file: ReadableFile,
+  header: Header,
+  where: string,
+  entry: { tableAt: bigint; tableEntries: number; granularityBits: number },
+): Stretch {
+  const at = Number(entry.tableAt);
+  const { granularityBits, tableEntries } = entry;
+  if (granularityBits < GRANULARITY_BITS.min || granularityBits > GRANULARITY_BITS.max) {
+    throw corrupt(where, at, `granularity_bits ${granularityBits}`, "9 to 31");
+  }
+  if (tableEntries > TABLE_ENTRIES_MAX) {
+    throw corrupt(where, at, `${tableEntries} table entries`, `at most ${TABLE_ENTRIES_MAX}`);
+  }
+  return { at: tableAt(file, header.clusterBytes, where, at, tableEntries * 8), bytes: tableEntries * 8 };
+}
+
+/** Every stretch of the file that belongs to bitmaps: for counting references. */
+export async function* bitmapStretches(
+  file: ReadableFile,
+  header: Header,
+): AsyncGenerator<Stretch & { what: string }> {
+  const directory = bitmapDirectory(file, header);
+  if (!directory) return;
+  yield { what: "bitmap directory", at: directory.at, bytes: directory.bytes };
+  for (const bitmap of await readBitmaps(file, header)) {
+    const what = `bitmap ${quoted(bitmap.name)}`;
+    yield { what: `${what} table`, ...bitmap.table };
+    const table = viewOf(await readBytes(file, bitmap.table.at, bitmap.table.bytes));
+    for (let at = 0; at < table.byteLength; at += 8) {
+      const cluster = bitsAt(table.getBigUint64(at), header, bitmap, at);
+      if (cluster !== undefined) yield { what, at: cluster, bytes: header.clusterBytes };
+    }
+  }
+}
+
+/** File offset of the cluster of bits that a table entry names, if it names one. */
+function bitsAt(entry: bigint, header: Header, bitmap: Bitmap, entryAt: number): number | undefined {
+  const offset = Number(entry & OFFSET_MASK);
+  const isReservedUsed = (entry & RESERVED_MASK) !== 0n || (offset !== 0 && (entry & ALL_ONES) !== 0n);
+  if (isReservedUsed || offset % header.clusterBytes !== 0) {
+    const what = `bitmap ${quoted(bitmap.name)} table entry`;
+    throw corrupt(what, bitmap.table.at + entryAt, hex(entry), "0, 1 or the offset of a cluster");
+  }
+  return offset === 0 ? undefined : offset;
+}
+
+/** The bitmaps that a change of the disk has to be told to. @throws DiskError `unsupported` when one is not understood */
+export async function trackingBitmaps(file: ReadableFile, header: Header): Promise<readonly Bitmap[]> {
+  const tracking = (await readBitmaps(file, header)).filter((bitmap) => bitmap.isAuto && !bitmap.isInUse);
+  const stranger = tracking.find((bitmap) => !bitmap.isUnderstood);
+  if (stranger) {
+    throw new DiskError("unsupported", `bitmap ${quoted(stranger.name)} is of an unknown kind`, {
+      code: "unknown-bitmap",
+      hint: "remove it with `qemu-img bitmap --remove`; the next backup will then be a full one",
+    });
+  }
+  return tracking;
+}
+
+/** Patches that set the bits of `changed`, a set of guest ranges, in one bitmap. */
+export async function* markChanged(
+  file: ReadableFile,
+  header: Header,
+  bitmap: Bitmap,
+  changed: ExtentSet,
+): AsyncGenerator<Patch> {
+  const spanBytes = header.clusterBytes * 8 * bitmap.granularityBytes;
+  const marked = changed.alignOutward(bitmap.granularityBytes);
+  const before = await readBytes(file, bitmap.table.at, bitmap.table.bytes);
+  const after = before.slice();
+  const table = viewOf(after);
+  for (
+    let span = nextSpan(marked, 0, spanBytes);
+    span !== undefined;
+    span = nextSpan(marked, span + 1, spanBytes)
+  ) {
+    const entryAt = span * 8;
+    if (entryAt >= table.byteLength) {
+      const what = `bitmap ${quoted(bitmap.name)} table`;
+      throw corrupt(what, bitmap.table.at, `${table.byteLength / 8} entries`, `more than ${span}`);
+    }
+    const entry = table.getBigUint64(entryAt);
+    const at = bitsAt(entry, header, bitmap, entryAt);
+    if (at === undefined) {
+      table.setBigUint64(entryAt, ALL_ONES);
+      continue;
+    }
+    const old = await readBytes(file, at, header.clusterBytes);
+    const bits = old.slice();
+    const spanStart = span * spanBytes;
+    for (const { start, end } of marked.within({ start: spanStart, end: spanStart + spanBytes })) {
+      setBits(
+        bits,
+        (start - spanStart) / bitmap.granularityBytes,
+        (end - spanStart) / bitmap.granularityBytes,
+      );
+    }
+    yield* patches("", at, old, bits);
+  }
+  yield* patches("", bitmap.table.at, before, after);
+}
+
+/** Number of the first span, from `span` on, that a range touches. */
+function nextSpan(ranges: ExtentSet, span: number, spanBytes: number): number | undefined {
+  const index = ranges.seek(span * spanBytes);
+  return index < ranges.count ? Math.max(span, Math.floor(ranges.start(index) / spanBytes)) : undefined;
+}
+
+function setBits(bits: Uint8Array, start: number, end: number): void {
+  const first = Math.ceil(start / 8);
+  const last = Math.floor(end / 8);
+  if (first > last) {
+    bits[last]! |= (0xff << (start % 8)) & ~(0xff << (end % 8));
+    return;
+  }
+  if (start % 8 !== 0) bits[first - 1]! |= 0xff << (start % 8);
+  bits.fill(0xff, first, last);
+  if (end % 8 !== 0) bits[last]! |= ~(0xff << (end % 8));
+}
