@@ -1,0 +1,119 @@
+/**
+ * Reference counts: a two-level table, indexed by the number of the host cluster.
+ *
+ *   refcount table: | block offset | block offset | 0: all counts are 0 | …       64 bits each
+ *   refcount block: | count | count | …       one cluster; 2^refcount_order bits each, 1 to 64
+ *
+ * Counts narrower than a byte fill it from the least significant bit. Specification: qcow2.txt, "Host cluster
+ * management".
+ */
+import { viewOf } from "../../bytes/struct.ts";
+import { readBytes, type ReadableFile } from "../../device/device.ts";
+import { TableCache, type CachedTable } from "./cache.ts";
+import { corrupt, hex, tableAt, type Header } from "./header.ts";
+
+const CACHE_BYTES = 8 * 2 ** 20;
+/** Of an entry of the refcount table. */
+const RESERVED_LOW = 0x1ff;
+
+/** Count number `index` of a block. A 64-bit count past 2^53 is rounded: it stays far above 1. */
+export function readRefcount(view: DataView, order: number, index: number): number {
+  switch (order) {
+    case 3:
+      return view.getUint8(index);
+    case 4:
+      return view.getUint16(index * 2);
+    case 5:
+      return view.getUint32(index * 4);
+    case 6:
+      return view.getUint32(index * 8) * 2 ** 32 + view.getUint32(index * 8 + 4);
+    default: {
+      const bit = index << order;
+      return (view.getUint8(bit >>> 3) >>> (bit & 7)) & ((1 << (1 << order)) - 1);
+    }
+  }
+}
+
+/** Sets count number `index` of a block; `value` must fit. */
+export function writeRefcount(view: DataView, order: number, index: number, value: number): void {
+  switch (order) {
+    case 3:
+      return view.setUint8(index, value);
+    case 4:
+      return view.setUint16(index * 2, value);
+    case 5:
+      return view.setUint32(index * 4, value);
+    case 6:
+      return view.setBigUint64(index * 8, BigInt(value));
+    default: {
+      const bit = index << order;
+      const mask = ((1 << (1 << order)) - 1) << (bit & 7);
+      const others = view.getUint8(bit >>> 3) & ~mask;
+      return view.setUint8(bit >>> 3, others | (value << (bit & 7)));
+    }
+  }
+}
+
+/** The largest count of a width; a number even for 64 bits. */
+export function refcountMax(order: number): number {
+  return order === 6 ? Number.MAX_SAFE_INTEGER : 2 ** (2 ** order) - 1;
+}
+
+/** The counts as the image states them. Nothing is read before the first question. */
+export class Refcounts {
+  readonly order: number;
+  /** Counts in one block, which is one cluster. */
+  readonly blockEntries: number;
+  /** Entries of the refcount table. */
+  readonly tableEntries: number;
+  readonly #file: ReadableFile;
+  readonly #header: Header;
+  readonly #blocks: TableCache;
+  #table: Promise<DataView> | undefined;
+
+  constructor(file: ReadableFile, header: Header) {
+    this.#file = file;
+    this.#header = header;
+    this.order = header.refcountOrder;
+    this.blockEntries = (header.clusterBytes * 8) / 2 ** header.refcountOrder;
+    this.tableEntries = (header.refcountTableClusters * header.clusterBytes) / 8;
+    this.#blocks = new TableCache(file, header.clusterBytes, CACHE_BYTES);
+  }
+
+  /** The refcount table, at most 8 MiB. */
+  table(): Promise<DataView> {
+    const { refcountTableAt, refcountTableClusters, clusterBytes } = this.#header;
+    this.#table ??= readBytes(this.#file, refcountTableAt, refcountTableClusters * clusterBytes).then(viewOf);
+    return this.#table;
+  }
+
+  /**
+   * File offset of block number `block`; 0 where there is none, so that all of its counts are 0.
+   * @throws DiskError `corrupt` when the entry cannot be true
+   */
+  async blockAt(block: number): Promise<number> {
+    if (block >= this.tableEntries) return 0;
+    const table = await this.table();
+    const high = table.getUint32(block * 8);
+    const low = table.getUint32(block * 8 + 4);
+    if ((low & RESERVED_LOW) !== 0) {
+      const at = this.#header.refcountTableAt + block * 8;
+      throw corrupt(`refcount table entry ${block}`, at, hex(low & RESERVED_LOW), "0 in its reserved bits");
+    }
+    const at = high * 2 ** 32 + low;
+    const { clusterBytes } = this.#header;
+    return at === 0 ? 0 : tableAt(this.#file, clusterBytes, `refcount block ${block}`, at, clusterBytes);
+  }
+
+  /** Block number `block` as it lies on disk; undefined where all of its counts are 0. */
+  async block(block: number): Promise<CachedTable | undefined> {
+    const at = await this.blockAt(block);
+    return at === 0 ? undefined : this.#blocks.get(at);
+  }
+
+  /** The count of host cluster number `cluster`. */
+  async get(cluster: number): Promise<number> {
+    const block = await this.block(Math.floor(cluster / this.blockEntries));
+    return block === undefined ? 0 : readRefcount(block.view, this.order, cluster % this.blockEntries);
+  }
+}
