@@ -1,0 +1,310 @@
+/**
+ * The superblock of ext2, ext3 and ext4: 1024 bytes at byte 1024, and what follows from it.
+ *
+ *   | boot 1024 | superblock | group descriptors … |  group 0  |  group 1  | … |
+ *
+ * Everything is little-endian. Documentation/filesystems/ext4/super.rst of Linux.
+ */
+import { crc32c } from "../../bytes/checksum.ts";
+import { raw, skip, struct, u16le, u32le, u32leArray, u8, uuidText } from "../../bytes/struct.ts";
+import { readBytes, type BlockDevice } from "../../device/device.ts";
+import { checkFeatures, COMPAT, INCOMPAT, RO_COMPAT } from "./features.ts";
+import { badChecksum, damaged, Refused } from "./refused.ts";
+
+export const SUPERBLOCK_AT = 1024;
+export const MAGIC = 0xef53;
+
+export const SuperblockLayout = struct({
+  inodesCount: u32le,
+  blocksCountLow: u32le,
+  reservedBlocksLow: u32le,
+  freeBlocksLow: u32le,
+  freeInodes: u32le,
+  firstDataBlock: u32le,
+  logBlockSize: u32le,
+  logClusterSize: u32le,
+  blocksPerGroup: u32le,
+  clustersPerGroup: u32le,
+  inodesPerGroup: u32le,
+  mountTime: u32le,
+  writeTime: u32le,
+  mounts: u16le,
+  mountsMax: u16le,
+  magic: u16le,
+  state: u16le,
+  errors: u16le,
+  minorRevision: u16le,
+  lastCheck: u32le,
+  checkInterval: u32le,
+  creatorOs: u32le,
+  revision: u32le,
+  reservedUid: u16le,
+  reservedGid: u16le,
+  firstInode: u32le,
+  inodeSize: u16le,
+  blockGroup: u16le,
+  compat: u32le,
+  incompat: u32le,
+  roCompat: u32le,
+  uuid: raw(16),
+  volumeName: raw(16),
+  lastMounted: skip(64),
+  algorithms: u32le,
+  preallocBlocks: u8,
+  preallocDirBlocks: u8,
+  reservedGdtBlocks: u16le,
+  journalUuid: raw(16),
+  journalInode: u32le,
+  journalDevice: u32le,
+  lastOrphan: u32le,
+  hashSeed: skip(16),
+  hashVersion: u8,
+  journalBackupType: u8,
+  descriptorSize: u16le,
+  mountOptions: u32le,
+  firstMetaGroup: u32le,
+  makeTime: u32le,
+  journalBlocks: skip(68),
+  blocksCountHigh: u32le,
+  reservedBlocksHigh: u32le,
+  freeBlocksHigh: u32le,
+  minExtraInodeSize: u16le,
+  wantExtraInodeSize: u16le,
+  flags: u32le,
+  raidStride: u16le,
+  mmpInterval: u16le,
+  mmpBlockLow: u32le,
+  mmpBlockHigh: u32le,
+  raidStripeWidth: u32le,
+  logGroupsPerFlex: u8,
+  checksumType: u8,
+  encryptionLevel: u8,
+  pad: u8,
+  statistics: skip(200),
+  usrQuotaInode: u32le,
+  grpQuotaInode: u32le,
+  overheadBlocks: u32le,
+  backupGroups: u32leArray(2),
+  encryption: skip(20),
+  lostFoundInode: u32le,
+  prjQuotaInode: u32le,
+  checksumSeed: u32le,
+  timesHigh: skip(8),
+  encoding: u16le,
+  encodingFlags: u16le,
+  orphanFileInode: u32le,
+  reserved: skip(376),
+  checksum: u32le,
+});
+
+/** The fields of the disk that decide something, and the geometry that follows from them, checked. */
+export interface Superblock {
+  readonly label: Uint8Array;
+  readonly uuidBytes: Uint8Array;
+  readonly uuid: string;
+  readonly state: number;
+  readonly compat: number;
+  readonly incompat: number;
+  readonly roCompat: number;
+  /** Of the external journal; zeros when it is inside. */
+  readonly journalUuid: Uint8Array;
+  readonly journalInode: number;
+  readonly journalDevice: number;
+  readonly lastOrphan: number;
+  readonly usrQuotaInode: number;
+  readonly grpQuotaInode: number;
+  readonly prjQuotaInode: number;
+  readonly orphanFileInode: number;
+  readonly mmpBlock: number;
+
+  readonly blockBytes: number;
+  /** Blocks per cluster: 1 without bigalloc. */
+  readonly clusterBlocks: number;
+  readonly clusterBytes: number;
+  /** The block where group 0 starts. */
+  readonly firstBlock: number;
+  /** End of the filesystem as a block number. */
+  readonly blocks: number;
+  readonly bytes: number;
+  readonly groups: number;
+  readonly blocksPerGroup: number;
+  readonly clustersPerGroup: number;
+  readonly inodes: number;
+  readonly inodesPerGroup: number;
+  readonly inodeBytes: number;
+  /** First inode that is not reserved. */
+  readonly firstInode: number;
+  readonly inodeTableBlocks: number;
+  readonly descriptorBytes: number;
+  readonly descriptorsPerBlock: number;
+  readonly descriptorBlocks: number;
+  readonly reservedGdtBlocks: number;
+  readonly firstMetaGroup: number;
+  readonly backupGroups: readonly number[];
+  /** Seed of every checksum of metadata_csum. */
+  readonly seed: number;
+  /** How group descriptors are checked: decides too whether their uninit flags count. */
+  readonly groupChecksum: "none" | "crc16" | "crc32c";
+  /** `metadata_csum`: everything has a checksum. */
+  readonly checksums: boolean;
+}
+
+export const STATE_VALID = 1;
+export const STATE_ERROR = 2;
+
+/** More groups than any disk that can be served here: 512 TiB with blocks of 4 KiB (H24). */
+const GROUPS_MAX = 1 << 22;
+const OS_LINUX = 0;
+const OS_FREEBSD = 3;
+const OS_LITES = 4;
+
+export function hasCompat(sb: Superblock, feature: keyof typeof COMPAT): boolean {
+  return (sb.compat & COMPAT[feature]) !== 0;
+}
+export function hasIncompat(sb: Superblock, feature: keyof typeof INCOMPAT): boolean {
+  return (sb.incompat & INCOMPAT[feature]) !== 0;
+}
+export function hasRoCompat(sb: Superblock, feature: keyof typeof RO_COMPAT): boolean {
+  return (sb.roCompat & RO_COMPAT[feature]) !== 0;
+}
+
+/**
+ * Reads the primary superblock. Backups are not tried: a filesystem whose primary is damaged needs e2fsck first.
+ * @throws Refused for damage, and for everything that is not understood
+ */
+export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
+  const bytes = await readBytes(device, SUPERBLOCK_AT, SuperblockLayout.bytes);
+  const fields = SuperblockLayout.decode(bytes);
+  if (fields.magic !== MAGIC) {
+    throw damaged(`superblock: magic 0x${fields.magic.toString(16)} found, 0xef53 expected`);
+  }
+  const compat = fields.revision === 0 ? 0 : fields.compat;
+  const incompat = fields.revision === 0 ? 0 : fields.incompat;
+  const roCompat = fields.revision === 0 ? 0 : fields.roCompat;
+  if (fields.revision > 1) throw damaged(`superblock: revision ${fields.revision} found, at most 1 expected`);
+  const checksums = (roCompat & RO_COMPAT.metadata_csum) !== 0;
+  if (checksums) verifyChecksum(bytes, fields.checksum, fields.checksumType);
+
+  const sb: Superblock = {
+    label: fields.volumeName,
+    uuidBytes: fields.uuid,
+    uuid: uuidText(fields.uuid),
+    state: fields.state,
+    compat,
+    incompat,
+    roCompat,
+    journalUuid: fields.journalUuid,
+    journalInode: fields.journalInode,
+    journalDevice: fields.journalDevice,
+    lastOrphan: fields.lastOrphan,
+    usrQuotaInode: fields.usrQuotaInode,
+    grpQuotaInode: fields.grpQuotaInode,
+    prjQuotaInode: fields.prjQuotaInode,
+    orphanFileInode: fields.orphanFileInode,
+    mmpBlock: fields.mmpBlockLow + fields.mmpBlockHigh * 2 ** 32,
+    ...geometry(fields, incompat, roCompat),
+    reservedGdtBlocks: fields.reservedGdtBlocks,
+    firstMetaGroup: fields.firstMetaGroup,
+    backupGroups: fields.backupGroups,
+    seed:
+      (incompat & INCOMPAT.metadata_csum_seed) !== 0 ? fields.checksumSeed : crc32c(0xffffffff, fields.uuid),
+    groupChecksum: checksums ? "crc32c" : (roCompat & RO_COMPAT.uninit_bg) !== 0 ? "crc16" : "none",
+    checksums,
+  };
+  checkFeatures(sb);
+  return sb;
+}
+
+function verifyChecksum(bytes: Uint8Array, found: number, type: number): void {
+  if (type !== 1) throw damaged(`superblock: checksum type ${type} found, 1 (crc32c) expected`);
+  const expected = crc32c(0xffffffff, bytes, 0, SuperblockLayout.at.checksum);
+  if (found !== expected) throw badChecksum("superblock", found, expected);
+}
+
+type Fields = ReturnType<typeof SuperblockLayout.decode>;
+
+/** Sizes and counts, each checked against all others: nothing later divides by zero or overflows (H23). */
+function geometry(fields: Fields, incompat: number, roCompat: number) {
+  const require = (holds: boolean, message: string) => {
+    if (!holds) throw damaged(`superblock: ${message}`);
+  };
+  require(fields.logBlockSize <= 6, `log_block_size ${fields.logBlockSize} found, 0 to 6 expected`);
+  const blockBytes = 1024 << fields.logBlockSize;
+  const bigalloc = (roCompat & RO_COMPAT.bigalloc) !== 0;
+  const logRatio = bigalloc ? fields.logClusterSize - fields.logBlockSize : 0;
+  require(logRatio >= 0 &&
+    fields.logClusterSize <= 20, `log_cluster_size ${fields.logClusterSize} is impossible`);
+  const clusterBlocks = 1 << logRatio;
+
+  const firstBlock = blockBytes === 1024 && !bigalloc ? 1 : 0;
+  require(fields.firstDataBlock ===
+    firstBlock, `first_data_block ${fields.firstDataBlock} found, ${firstBlock} expected`);
+  const is64bit = (incompat & INCOMPAT["64bit"]) !== 0;
+  const blocks = fields.blocksCountLow + (is64bit ? fields.blocksCountHigh * 2 ** 32 : 0);
+  require(blocks > firstBlock &&
+    blocks * blockBytes <= Number.MAX_SAFE_INTEGER, `blocks_count ${blocks} is impossible`);
+
+  const { blocksPerGroup, inodesPerGroup } = fields;
+  const clustersPerGroup = bigalloc ? fields.clustersPerGroup : blocksPerGroup;
+  require(clustersPerGroup > 0 &&
+    clustersPerGroup <= blockBytes * 8 &&
+    clustersPerGroup % 8 ===
+      0, `${clustersPerGroup} clusters per group found, a multiple of 8 up to ${blockBytes * 8} expected`);
+  require(blocksPerGroup ===
+    clustersPerGroup *
+      clusterBlocks, `blocks_per_group ${blocksPerGroup} found, ${clustersPerGroup * clusterBlocks} expected`);
+  const groups = Math.ceil((blocks - firstBlock) / blocksPerGroup);
+  require(groups <= GROUPS_MAX, `${groups} groups found, at most ${GROUPS_MAX} are supported`);
+
+  const inodeBytes = fields.revision === 0 ? 128 : fields.inodeSize;
+  require(inodeBytes >= 128 &&
+    inodeBytes <= blockBytes &&
+    Number.isInteger(Math.log2(inodeBytes)), `inode_size ${inodeBytes} is impossible`);
+  const inodesPerBlock = blockBytes / inodeBytes;
+  require(inodesPerGroup >= inodesPerBlock &&
+    inodesPerGroup <= blockBytes * 8 &&
+    inodesPerGroup % 8 === 0, `inodes_per_group ${inodesPerGroup} is impossible`);
+  require(fields.inodesCount ===
+    inodesPerGroup * groups, `inodes_count ${fields.inodesCount} found, ${inodesPerGroup * groups} expected`);
+  const firstInode = fields.revision === 0 ? 11 : fields.firstInode;
+  require(firstInode >= 11 && firstInode <= fields.inodesCount, `first_ino ${firstInode} is impossible`);
+
+  const descriptorBytes = is64bit ? fields.descriptorSize : 32;
+  require(descriptorBytes === 32 ||
+    [64, 128, 256, 512, 1024].includes(
+      descriptorBytes,
+    ), `desc_size ${descriptorBytes} found, a power of two from 64 to 1024 expected`);
+  require(!is64bit || descriptorBytes >= 64, `desc_size ${descriptorBytes} found, at least 64 expected`);
+  const descriptorsPerBlock = blockBytes / descriptorBytes;
+  const descriptorBlocks = Math.ceil(groups / descriptorsPerBlock);
+  const metaBg = (incompat & INCOMPAT.meta_bg) !== 0;
+  require(!metaBg ||
+    fields.firstMetaGroup <=
+      descriptorBlocks, `first_meta_bg ${fields.firstMetaGroup} found, at most ${descriptorBlocks} expected`);
+  if (![OS_LINUX, OS_FREEBSD, OS_LITES].includes(fields.creatorOs)) {
+    throw new Refused(
+      "creator-os",
+      `superblock: creator ${fields.creatorOs} keeps other fields in its inodes than Linux`,
+      "all of this filesystem counts as used",
+    );
+  }
+  return {
+    blockBytes,
+    clusterBlocks,
+    clusterBytes: blockBytes * clusterBlocks,
+    firstBlock,
+    blocks,
+    bytes: blocks * blockBytes,
+    groups,
+    blocksPerGroup,
+    clustersPerGroup,
+    inodes: fields.inodesCount,
+    inodesPerGroup,
+    inodeBytes,
+    firstInode,
+    inodeTableBlocks: Math.ceil(inodesPerGroup / inodesPerBlock),
+    descriptorBytes,
+    descriptorsPerBlock,
+    descriptorBlocks,
+  };
+}
