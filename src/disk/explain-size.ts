@@ -1,0 +1,72 @@
+/**
+ * Why is it so big: the largest owners, what is returnable, whether the guest's TRIM seems to arrive, and what would
+ * keep the image small.
+ */
+import { allocationOf } from "./allocation.ts";
+import { type Region, regionsOf } from "./layout.ts";
+import type { Disk } from "./open.ts";
+import type { Owner, Survey } from "./results.ts";
+
+const OWNERS_SHOWN = 10;
+
+/** The owners of most bytes over all filesystems, descending. */
+export async function largestOwners(root: Region): Promise<Owner[]> {
+  const largest: Owner[] = [];
+  for (const region of regionsOf(root)) {
+    if (region.content.kind !== "filesystem") continue;
+    const { filesystem } = region.content;
+    if (filesystem.refusal) continue;
+    const bytesOf = new Map<number, number>();
+    await filesystem.walk((member, start, end, owner) => {
+      if (member === 0) bytesOf.set(owner, (bytesOf.get(owner) ?? 0) + end - start);
+    });
+    const top = [...bytesOf].sort((a, b) => b[1] - a[1]).slice(0, OWNERS_SHOWN);
+    for (const [owner, bytes] of top) {
+      const { name, path } = await filesystem.describe(owner);
+      largest.push({ volume: region.name, path: path ?? null, name, bytes });
+    }
+  }
+  return largest.sort((a, b) => b.bytes - a.bytes).slice(0, OWNERS_SHOWN);
+}
+
+/** Sentences, the most telling first. */
+export async function reasonsFor(disk: Disk, survey: Survey): Promise<string[]> {
+  const reasons: string[] = [];
+  const owned = survey.hostBytes ?? survey.fileBytes;
+  const share = (bytes: number) => `${Math.round((100 * bytes) / Math.max(1, owned))} %`;
+  if (survey.reclaimableBytes > 0) {
+    reasons.push(
+      `${share(survey.reclaimableBytes)} of the image is space that the guest freed and the host was never told about: ` +
+        `ullage reclaim returns it`,
+    );
+  }
+  const holes = survey.regions.get("hole")!.bytes;
+  const returnable = survey.regions.get("returnable")!.bytes;
+  if (returnable + holes > 0 && survey.volumes.some(({ state }) => state === "clean")) {
+    const trimmed = survey.witnesses.find(({ witness }) => witness === "filesystem")!.bytes - returnable;
+    const arrives = trimmed > returnable * 4;
+    reasons.push(
+      arrives
+        ? "little freed space is still stored: the guest's TRIM seems to arrive, or little was ever deleted"
+        : "most of the freed space is still stored: the guest's TRIM does not arrive; attach the disk with " +
+            "discard=unmap and run fstrim in the guest (systemctl enable fstrim.timer) to keep it small",
+    );
+  }
+  const allocation = await allocationOf(disk.image);
+  if (allocation.shared.count > 0) {
+    reasons.push(
+      `${share(allocation.shared.bytes)} is shared with snapshots or reflinks and stays until they go`,
+    );
+  }
+  if (survey.unknownBytes > 0) {
+    reasons.push(
+      `${share(Math.min(survey.unknownBytes, owned))} lies in volumes that are not understood or refused and counts as used`,
+    );
+  }
+  if (allocation.unwritten.bytes > 0) {
+    reasons.push(`${share(allocation.unwritten.bytes)} was preallocated on the host and never written`);
+  }
+  if (survey.tableBytes * 20 > owned)
+    reasons.push(`${share(survey.tableBytes)} is the image format's own tables`);
+  return reasons;
+}

@@ -1,0 +1,112 @@
+/**
+ * What concerns the image alone, without the guest: check, create, info.
+ */
+import { DiskError } from "../error.ts";
+import type { Finding } from "../formats/format.ts";
+import { execute } from "../reclaim/execute.ts";
+import { regionsOf } from "./layout.ts";
+import { type Disk, formatNamed, open, openWritable, sourceOf } from "./open.ts";
+import type { Checked, CheckOptions, CreateRequest, Info, OpenOptions } from "./results.ts";
+import { requireTestedHost, sizesOf } from "./survey.ts";
+
+const FINDINGS_MAX = 100;
+
+/**
+ * The image's own structures: errors and leaks, as `qemu-img check` counts them.
+ * @throws DiskError `corrupt` when the image cannot even be opened, `busy` with `repair`
+ */
+export async function check(file: string, options: CheckOptions = {}): Promise<Checked> {
+  if (options.repair) return await repair(file, options);
+  await using disk = await open(file, options);
+  return { path: file, ...(await findingsOf(disk)), repairedLeaks: 0 };
+}
+
+async function repair(file: string, options: CheckOptions): Promise<Checked> {
+  requireTestedHost(options);
+  const before = await repairLocked(file, options);
+  if (before.repaired === 0) return { path: file, ...before.found, repairedLeaks: 0 };
+  await using disk = await open(file, options);
+  return { path: file, ...(await findingsOf(disk)), repairedLeaks: before.repaired };
+}
+
+async function repairLocked(file: string, options: CheckOptions) {
+  await using disk = await openWritable(file, options);
+  const found = await findingsOf(disk);
+  if (found.errors > 0) {
+    throw new DiskError("corrupt", `the image has ${found.errors} errors; only leaks are repaired here`, {
+      hint: "qemu-img check -r all may repair a copy",
+    });
+  }
+  if (found.leaks === 0 || !disk.image.repairLeaks) return { found, repaired: 0 };
+  if (options.confirm && !(await options.confirm(found.findings))) return { found, repaired: 0 };
+  await execute(await disk.image.repairLeaks(), disk.image.files, {});
+  return { found, repaired: found.leaks };
+}
+
+async function findingsOf(disk: Disk) {
+  let errors = 0;
+  let leaks = 0;
+  const findings: Finding[] = [];
+  for await (const finding of disk.image.check()) {
+    if (finding.kind === "error") errors += finding.count;
+    else leaks += finding.count;
+    if (findings.length < FINDINGS_MAX) findings.push(finding);
+  }
+  findings.sort((a, b) => a.kind.localeCompare(b.kind));
+  return { errors, leaks, findings };
+}
+
+/**
+ * Makes a new image; never overwrites.
+ * @throws DiskError `usage` when the file exists or an option does not, `io`
+ */
+export async function create(request: CreateRequest): Promise<Info> {
+  const format = formatNamed(request.format);
+  if (!format.create) throw new DiskError("unsupported", `${format.name} images are not made`);
+  const openOptions: OpenOptions = { format: request.format, ...(request.allow && { allow: request.allow }) };
+  const made = await format.create(sourceOf(request.path, openOptions), {
+    virtualBytes: request.virtualBytes,
+    options: request.options ?? {},
+  });
+  await made[Symbol.asyncDispose]();
+  return await info(request.path, openOptions);
+}
+
+/** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
+export async function info(file: string, options: OpenOptions = {}): Promise<Info> {
+  await using disk = await open(file, options);
+  const { image } = disk;
+  const { fileBytes, hostBytes } = await sizesOf(image);
+  const volumes = [];
+  for (const region of regionsOf(await disk.layout())) {
+    const { content } = region;
+    if (content.kind === "table") continue;
+    const [first] = region.places({ start: 0, end: Math.min(1, region.device.bytes) });
+    volumes.push({
+      name: region.name,
+      label: region.label || (content.kind === "filesystem" ? content.filesystem.label : ""),
+      start: first?.at ?? 0,
+      bytes: region.device.bytes,
+      filesystem: content.kind === "filesystem" ? content.filesystem.name : content.name,
+    });
+  }
+  return {
+    path: file,
+    format: image.format,
+    virtualBytes: image.bytes,
+    fileBytes,
+    hostBytes,
+    grainBytes: image.grainBytes,
+    inUse: disk.inUse,
+    encrypted: image.encrypted,
+    references: image.references.map(({ role, name, format }) => ({ role, name, format: format ?? null })),
+    snapshots: (await image.snapshots()).map(({ id, name, bytes, stateBytes }) => ({
+      id,
+      name,
+      bytes,
+      stateBytes,
+    })),
+    details: image.details,
+    volumes,
+  };
+}

@@ -1,0 +1,121 @@
+/**
+ * Opening: which format, whose parent, in use or not.
+ *
+ * The format comes from the content and never from a name; `--format` beats it (H21). A backing file needs the format
+ * that its child states, consent for its place (H22), and an end to the chain (H24).
+ */
+import path from "node:path";
+import { DiskError } from "../error.ts";
+import { FORMATS } from "../formats/all.ts";
+import type { Image, ImageFormat, OpenParent, WritableImage } from "../formats/format.ts";
+import type { Source } from "../device/source.ts";
+import { inUse } from "../host/lock.ts";
+import { hostSource } from "../host/source.ts";
+import { layOut, type Region } from "./layout.ts";
+import { foreignImage } from "./recognise.ts";
+import type { OpenOptions } from "./results.ts";
+
+/** QEMU has no limit; nobody has been seen with more than a few dozen. */
+const CHAIN_MAX = 200;
+
+/** An open image and what lies on it. */
+export class Disk<I extends Image = Image> implements AsyncDisposable {
+  readonly path: string;
+  readonly image: I;
+  readonly source: Source;
+  /** Another process holds it for writing: what is read may be torn, and figures are not exact. */
+  readonly inUse: boolean;
+  readonly options: OpenOptions;
+  #layout: Promise<Region> | undefined;
+
+  constructor(path: string, image: I, source: Source, inUse: boolean, options: OpenOptions) {
+    this.path = path;
+    this.image = image;
+    this.source = source;
+    this.inUse = inUse;
+    this.options = options;
+  }
+
+  /** Partition tables, volumes and filesystems; read once. A running guest's journal is always dirty: it is replayed
+   * in memory for the estimate, which is not exact anyway. */
+  layout(): Promise<Region> {
+    this.#layout ??= layOut(this.image, { replay: this.inUse || (this.options.allow?.replay ?? false) });
+    return this.#layout;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.image[Symbol.asyncDispose]();
+  }
+}
+
+/**
+ * Opens an image for reading: no lock is taken, and none is in the way.
+ * @throws DiskError `corrupt`, `unsupported`, `refused`, `io`
+ */
+export async function open(file: string, options: OpenOptions = {}): Promise<Disk> {
+  const source = sourceOf(file, options);
+  const held = await inUse(file);
+  const format = await formatOf(source, options.format);
+  try {
+    return new Disk(file, await format.open(source, parentOpener(source, CHAIN_MAX)), source, held, options);
+  } catch (error) {
+    if (!held || !(error instanceof DiskError) || error.kind !== "corrupt") throw error;
+    throw new DiskError("io", `the image changed while it was being read: ${error.message}`, {
+      hint: "another process is writing to it; try again, or stop the guest first",
+      cause: error,
+    });
+  }
+}
+
+/**
+ * Opens an image for writing, locked.
+ * @throws DiskError `busy` when it is held by another process, and as `open`
+ */
+export async function openWritable(file: string, options: OpenOptions = {}): Promise<Disk<WritableImage>> {
+  const source = sourceOf(file, options);
+  const format = await formatOf(source, options.format);
+  if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
+  const image = await format.openWritable(source, parentOpener(source, CHAIN_MAX));
+  return new Disk(file, image, source, false, options);
+}
+
+export function sourceOf(file: string, options: OpenOptions): Source {
+  return hostSource(path.resolve(file), { outside: options.allow?.outside ?? [] });
+}
+
+/** @throws DiskError `usage` for a format that does not exist */
+export function formatNamed(name: string): ImageFormat {
+  const format = FORMATS.find((candidate) => candidate.name === name);
+  if (format) return format;
+  const known = FORMATS.map((candidate) => candidate.name).join(", ");
+  throw new DiskError("usage", `there is no format "${name}"`, { hint: `known formats: ${known}` });
+}
+
+/** @throws DiskError `unsupported` for a format that is known but not read, which must not pass as raw */
+async function formatOf(source: Source, stated: string | undefined): Promise<ImageFormat> {
+  if (stated !== undefined) return formatNamed(stated);
+  for (const format of FORMATS) {
+    if (format.name !== "raw" && (await format.probe(source))) return format;
+  }
+  await using file = await source.open();
+  const foreign = await foreignImage(file);
+  if (foreign === undefined) return formatNamed("raw");
+  throw new DiskError("unsupported", `this is a ${foreign} image, which is not supported yet`, {
+    hint: "if it is a raw disk whose guest wrote that signature, say --format raw",
+  });
+}
+
+function parentOpener(child: Source, depthLeft: number): OpenParent {
+  return async (name, stated): Promise<Image> => {
+    if (depthLeft === 0)
+      throw new DiskError("refused", `backing chain is longer than ${CHAIN_MAX}, or a loop`);
+    if (stated === undefined) {
+      throw new DiskError("refused", `backing file "${name}" has no stated format`, {
+        code: "backing-format",
+        hint: "state it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE",
+      });
+    }
+    const source = await child.refer(name);
+    return formatNamed(stated).open(source, parentOpener(source, depthLeft - 1));
+  };
+}

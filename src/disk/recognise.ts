@@ -1,0 +1,76 @@
+/**
+ * Names for what we do not read yet: recognised by its magic, counted as used entirely, and told to the user by name
+ * instead of as "unknown".
+ */
+import type { BlockDevice } from "../device/device.ts";
+
+interface Signature {
+  readonly name: string;
+  /** In bytes from the start, or from the end when negative. */
+  readonly at: number;
+  readonly magic: string;
+}
+
+/** Image formats that must not be taken for raw. */
+const IMAGES: readonly Signature[] = [
+  { name: "VMDK", at: 0, magic: "KDMV" },
+  { name: "VMDK", at: 0, magic: "COWD" },
+  { name: "VMDK", at: 0, magic: "# Disk DescriptorFile" },
+  { name: "VHDX", at: 0, magic: "vhdxfile" },
+  { name: "VHD", at: 0, magic: "conectix" },
+  { name: "VDI", at: 0x40, magic: "\x7f\x10\xda\xbe" },
+  { name: "QED", at: 0, magic: "QED\0" },
+  { name: "qcow version 1", at: 0, magic: "QFI\xfb\0\0\0\x01" },
+  { name: "Parallels", at: 0, magic: "WithoutFreeSpace" },
+  { name: "Parallels", at: 0, magic: "WithouFreSpacExt" },
+  { name: "Apple sparse image", at: 0, magic: "sprs" },
+  { name: "Apple disk image", at: -512, magic: "koly" },
+  { name: "VHD", at: -512, magic: "conectix" },
+  { name: "EWF", at: 0, magic: "EVF\x09\x0d\x0a\xff\0" },
+];
+
+/** Filesystems, volume managers and encryption that are only named. */
+const CONTENTS: readonly Signature[] = [
+  { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
+  { name: "BitLocker", at: 3, magic: "-FVE-FS-" },
+  { name: "NTFS", at: 3, magic: "NTFS    " },
+  { name: "exFAT", at: 3, magic: "EXFAT   " },
+  { name: "FAT32", at: 82, magic: "FAT32   " },
+  { name: "FAT16", at: 54, magic: "FAT16   " },
+  { name: "FAT12", at: 54, magic: "FAT12   " },
+  { name: "XFS", at: 0, magic: "XFSB" },
+  { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
+  { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
+  { name: "Linux swap", at: 4086, magic: "SWAPSPACE2" },
+  { name: "hibernated Linux swap", at: 4086, magic: "S1SUSPEND" },
+  { name: "HFS+", at: 0x400, magic: "H+" },
+  { name: "HFSX", at: 0x400, magic: "HX" },
+  { name: "APFS", at: 32, magic: "NXSB" },
+  { name: "ReFS", at: 3, magic: "ReFS\0" },
+  { name: "squashfs", at: 0, magic: "hsqs" },
+  { name: "ISO 9660", at: 0x8001, magic: "CD001" },
+  { name: "Linux RAID", at: 4096, magic: "\xfc\x4e\x2b\xa9" },
+  { name: "Linux RAID", at: 0, magic: "\xfc\x4e\x2b\xa9" },
+  { name: "LVM2", at: 512, magic: "LABELONE" },
+];
+
+async function firstMatch(
+  device: BlockDevice,
+  signatures: readonly Signature[],
+): Promise<string | undefined> {
+  for (const { name, at, magic } of signatures) {
+    const start = at < 0 ? device.bytes + at : at;
+    if (start < 0 || start + magic.length > device.bytes) continue;
+    const found = Buffer.alloc(magic.length);
+    await device.read(start, found);
+    if (found.toString("latin1") === magic) return name;
+  }
+  return undefined;
+}
+
+/** The name of an image format that is known but not supported. */
+export const foreignImage = (file: BlockDevice): Promise<string | undefined> => firstMatch(file, IMAGES);
+
+/** The name of a filesystem or other content that is known but not understood. */
+export const foreignContent = (device: BlockDevice): Promise<string | undefined> =>
+  firstMatch(device, CONTENTS);

@@ -1,0 +1,6 @@
+/** Every image format, in the order in which their contents are probed; raw comes last, because anything is raw. */
+import type { ImageFormat } from "./format.ts";
+import { qcow2 } from "./qcow2.ts";
+import { raw } from "./raw.ts";
+
+export const FORMATS: readonly ImageFormat[] = [qcow2, raw];
