@@ -1,0 +1,143 @@
+/**
+ * The words and numbers of the command line, checked: what nobody knows is a usage error (exit 2), never ignored.
+ */
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { Allow, Also, Method, Proof } from "../disk.ts";
+import { parseBytes } from "./sizes.ts";
+
+export interface ReadFlags {
+  readonly json?: boolean;
+  readonly format?: string;
+  readonly allow?: Allow;
+}
+
+export interface JudgeFlags extends ReadFlags {
+  readonly proof?: Proof;
+  readonly also?: readonly Also[];
+  readonly method?: Method;
+  readonly pack?: boolean;
+  readonly minHole?: number;
+}
+
+export interface WriteFlags {
+  readonly dryRun?: boolean;
+  readonly yes?: boolean;
+}
+
+/** `zeros` and `gaps`; the others of the contract need filesystems that are not read yet. */
+const ALSO: readonly Also[] = ["zeros", "gaps"];
+
+const ALLOW: Readonly<Record<string, keyof Omit<Allow, "outside">>> = {
+  replay: "replay",
+  children: "children",
+  preallocated: "preallocated",
+  "shadow-loss": "shadowLoss",
+  "untested-host": "untestedHost",
+};
+const ALLOW_WORDS = [...Object.keys(ALLOW), "outside=DIR"];
+
+export function parseAlso(value: string, before: readonly Also[] = []): readonly Also[] {
+  const words = value.split(",").map((word) => {
+    const known = ALSO.find((also) => also === word);
+    if (known === undefined) throw new InvalidArgumentError(`"${word}" is not one of ${ALSO.join(", ")}.`);
+    return known;
+  });
+  return [...new Set([...before, ...words])];
+}
+
+export function parseAllow(value: string, before: Allow = {}): Allow {
+  return value.split(",").reduce<Allow>((allow, word) => {
+    const directory = /^outside=(.+)$/s.exec(word)?.[1];
+    if (directory !== undefined) return { ...allow, outside: [...(allow.outside ?? []), directory] };
+    if (!Object.hasOwn(ALLOW, word)) {
+      throw new InvalidArgumentError(`"${word}" is not one of ${ALLOW_WORDS.join(", ")}.`);
+    }
+    return { ...allow, [ALLOW[word]!]: true };
+  }, before);
+}
+
+export function parseSize(value: string): number {
+  const bytes = parseBytes(value);
+  if (bytes === undefined) throw new InvalidArgumentError("Write bytes like 4096, 0x1000, 64K, 1M or 1.5G.");
+  return bytes;
+}
+
+export function parseOffset(value: string, before: readonly number[] = []): readonly number[] {
+  return [...before, parseSize(value)];
+}
+
+const SECTOR_BYTES = 512;
+
+export function parseSector(value: string, before: readonly number[] = []): readonly number[] {
+  const sector = /^\d+$/.test(value) ? Number(value) * SECTOR_BYTES : NaN;
+  if (!Number.isSafeInteger(sector)) throw new InvalidArgumentError("Write the number of a 512-byte sector.");
+  return [...before, sector];
+}
+
+/** `-o cluster_size=64K,compat=1.1`, repeated. */
+export function parseKeyValues(
+  value: string,
+  before: Readonly<Record<string, string>> = {},
+): Readonly<Record<string, string>> {
+  const pairs = value.split(",").map((pair) => {
+    const equals = pair.indexOf("=");
+    if (equals < 1) throw new InvalidArgumentError(`"${pair}" is not KEY=VALUE.`);
+    return [pair.slice(0, equals), pair.slice(equals + 1)] as const;
+  });
+  return { ...before, ...Object.fromEntries(pairs) };
+}
+
+export function addReadOptions(command: Command): Command {
+  return command
+    .option("--format <format>", "take the image for this format instead of looking at its content")
+    .option("--allow <words>", `lift a named refusal: ${ALLOW_WORDS.join(", ")}`, parseAllow)
+    .option("--json", "one JSON document on stdout, and nothing else there");
+}
+
+export function addProofOption(command: Command): Command {
+  return command.addOption(
+    new Option(
+      "--proof <proof>",
+      "what must say that a block is free: full = bitmaps and inode walk",
+    ).choices(["full", "bitmap"]),
+  );
+}
+
+export function addJudgeOptions(command: Command): Command {
+  return addProofOption(command)
+    .option("--also <words>", `count as free as well: ${ALSO.join(", ")}`, parseAlso)
+    .addOption(new Option("--method <method>", "how space comes back").choices(["auto", "punch", "pack"]))
+    .addOption(new Option("--pack", "short for --method pack").conflicts("method"))
+    .option("--min-hole <bytes>", "leave holes smaller than this", parseSize);
+}
+
+export function addWriteOptions(command: Command): Command {
+  return command
+    .option("--dry-run", "show what would be done, and change nothing")
+    .option("-y, --yes", "do not ask");
+}
+
+/** Options of the library from the flags that read. */
+export function openOptions(flags: ReadFlags): { format?: string; allow?: Allow } {
+  return {
+    ...(flags.format === undefined ? {} : { format: flags.format }),
+    ...(flags.allow === undefined ? {} : { allow: flags.allow }),
+  };
+}
+
+/** Options of the library from the flags that judge. */
+export function surveyOptions(flags: JudgeFlags): ReturnType<typeof openOptions> & {
+  proof?: Proof;
+  also?: readonly Also[];
+  method?: Method;
+  minHoleBytes?: number;
+} {
+  const method = flags.pack === true ? "pack" : flags.method;
+  return {
+    ...openOptions(flags),
+    ...(flags.proof === undefined ? {} : { proof: flags.proof }),
+    ...(flags.also === undefined ? {} : { also: flags.also }),
+    ...(method === undefined ? {} : { method }),
+    ...(flags.minHole === undefined ? {} : { minHoleBytes: flags.minHole }),
+  };
+}

@@ -1,0 +1,198 @@
+/**
+ * `ullage reclaim IMAGE...`: shows the plan, asks, acts, and compares what was promised with what came back.
+ */
+import type { HostSpace, Reclaimed, Survey } from "../disk.ts";
+import { DiskError } from "../error.ts";
+import { batch } from "./batch.ts";
+import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
+import { amounts, ProgressView } from "./progress.ts";
+import { coloured, map } from "./picture.ts";
+import { ask, mayWrite } from "./prompt.ts";
+import { figure, size, unitOf } from "./sizes.ts";
+import { labelled, notes, surveyJson } from "./survey.ts";
+import { type Face, interruptible } from "./terminal.ts";
+import { columnsOf, padEnd, printable, type Screen, wrap } from "./text.ts";
+
+export interface ReclaimFlags extends JudgeFlags, WriteFlags {
+  readonly verify?: boolean;
+}
+
+export async function run(paths: readonly string[], flags: ReclaimFlags, face: Face): Promise<number> {
+  mayWrite(flags, face);
+  const { reclaim } = await import("../disk.ts");
+  using interruption = interruptible(face);
+  return batch(paths, face, {
+    async run(path) {
+      const progress = new ProgressView(face);
+      try {
+        return await reclaim(path, {
+          ...surveyOptions(flags),
+          dryRun: flags.dryRun === true,
+          verify: flags.verify === true,
+          signal: interruption.signal,
+          onProgress: progress.update,
+          confirm: (prospect, host) => {
+            progress.stop();
+            return confirmed(prospect, host, flags, face);
+          },
+        });
+      } catch (error) {
+        progress.stop();
+        throw interruption.signal.aborted ? howFar(progress) : error;
+      } finally {
+        progress.stop();
+      }
+    },
+    render: (result) =>
+      flags.dryRun === true ? renderDryRun(result, face.screen) : renderResult(result, face.screen),
+    json: reclaimedJson,
+  });
+}
+
+/** The result; of the survey behind it only what a dry run is asked for. */
+function reclaimedJson({ survey, ...contract }: Reclaimed): object {
+  return contract.applied ? contract : { ...contract, survey: surveyJson(survey) };
+}
+
+function howFar({ last }: ProgressView): DiskError {
+  const far = last?.phase === "returning" ? `${amounts(last)} returned` : "nothing was changed yet";
+  return new DiskError("interrupted", `stopped at a safe point: ${far}`, {
+    hint: "nothing is lost; the same command once more does the rest",
+  });
+}
+
+async function confirmed(
+  prospect: Survey,
+  host: HostSpace,
+  flags: ReclaimFlags,
+  face: Face,
+): Promise<boolean> {
+  if (face.json) return true;
+  face.out(`${renderPlan(prospect, face.screen)}\n`);
+  if (flags.yes === true) return true;
+  const promise = size(prospect.method === "pack" ? prospect.packableBytes : prospect.reclaimableBytes);
+  const question = `Return ${promise} to ${printable(host.mountPoint, face.screen)}?`;
+  return ask(question, {
+    m: { word: "map", show: () => face.out(`\n${map(prospect, face.screen)}\n`) },
+    "?": { word: "why safe", show: () => face.out(`\n${whySafe(prospect, face.screen)}\n`) },
+  });
+}
+
+export function renderPlan(survey: Survey, screen: Screen): string {
+  const systems = [...new Set(survey.volumes.flatMap(({ filesystem }) => filesystem ?? []))];
+  const stack = [survey.format, ...systems].map((word) => printable(word, screen)).join(" / ");
+  const path = printable(survey.path, screen);
+  const about = survey.exact ? "" : "~";
+  const packs = survey.method === "pack";
+  const promise = packs ? survey.packableBytes : survey.reclaimableBytes;
+  const unit = unitOf(promise);
+  const parts = packs
+    ? "the end moves into the gaps, then the file is cut"
+    : [
+        survey.unmapBytes > 0 ? `${figure(survey.unmapBytes, unit)} clusters unmapped` : "",
+        survey.punchBytes > 0
+          ? `${figure(survey.punchBytes, unit)} holes ${survey.format === "raw" ? "punched" : "inside clusters"}`
+          : "",
+      ]
+        .filter((part) => part !== "")
+        .join(", ");
+  const refused = survey.volumes.filter((volume) => volume.state !== "clean").length;
+  const final = "files already deleted in the guest can no longer be undeleted";
+  return [
+    ...wrap(`${path}   `, `${stack}, not in use, locked by this process`, screen.columns),
+    "",
+    ...labelled("returns", `${about}${size(promise)}${parts === "" ? "" : `   (${parts})`}`, screen),
+    ...labelled("keeps", keeps(packs, refused), screen),
+    ...labelled("proof", proofOf(survey), screen),
+    ...labelled("needs", "no spare space; safe to interrupt at any instant", screen),
+    ...labelled("FINAL", final, screen).map((line) => coloured(line, "bold", screen)),
+    ...notes("note", [...survey.notes, "your next incremental backup may grow"], screen),
+  ].join("\n");
+}
+
+function keeps(packs: boolean, refused: number): string {
+  const volumes = refused === 1 ? "1 volume that is not trusted" : `${refused} volumes that are not trusted`;
+  const all = refused === 0 ? "" : `, and all of ${volumes}`;
+  return `every block that the guest uses${all}${packs ? "; used clusters move" : "; nothing is moved"}`;
+}
+
+function proofOf(survey: Survey): string {
+  const says = new Set(survey.witnesses.filter(({ bytes }) => bytes > 0).map(({ witness }) => witness));
+  const filesystem =
+    survey.proof === "full"
+      ? "bitmap says free AND no inode reaches it; 0 disagreements"
+      : "bitmap says free, its checksum is right; inodes were not walked (--proof bitmap)";
+  const sentences = [
+    says.has("filesystem") ? filesystem : "",
+    says.has("zeros") ? "read as zeros, byte by byte, under the lock" : "",
+    says.has("gaps") ? "no volume, table or boot loader lies there" : "",
+  ].filter((sentence) => sentence !== "");
+  return sentences.length === 0 ? "the image's own table maps nothing there" : sentences.join("; or ");
+}
+
+function whySafe(survey: Survey, screen: Screen): string {
+  const sentences = [
+    survey.proof === "full"
+      ? "A block is given away only if the allocation bitmap calls it free and a walk over every inode and all metadata does not reach it. If the two disagree anywhere, the whole volume stays as it is."
+      : "A block is given away only if the allocation bitmap calls it free, and only where the bitmap is intact. --proof full also walks every inode.",
+    "Whatever ullage does not understand completely counts as used: unknown filesystems, unknown features, a journal that was not replayed, encrypted volumes.",
+    "The image is locked: no other program can write to it meanwhile, and its own tables were checked.",
+    "The order of the writes alone keeps it whole: the entry is dropped and flushed before the hole is punched, and the cluster can be used again only after that. A power cut at any instant leaves an image that every tool opens; at worst some space is not returned yet.",
+    "Returned blocks read as zeros or as before, never as anything else.",
+  ];
+  return sentences.flatMap((sentence) => wrap("  ", printable(sentence, screen), screen.columns)).join("\n");
+}
+
+export function renderDryRun(result: Reclaimed, screen: Screen): string {
+  return [renderPlan(result.survey, screen), "", " Nothing was changed: this was a dry run."].join("\n");
+}
+
+export function renderResult(result: Reclaimed, screen: Screen): string {
+  if (!result.applied) {
+    return result.predictedBytes === 0
+      ? wrap(
+          " ",
+          `${printable(result.path, screen)}: nothing to return; nothing was changed.`,
+          screen.columns,
+        ).join("\n")
+      : " Nothing was changed.";
+  }
+  const rows: (readonly [string, string])[] = [
+    [printable(result.path, screen), outcome(result)],
+    ["checked", checked(result)],
+  ];
+  const { hostFreeBefore: before, hostFreeAfter: after } = result;
+  const unit = unitOf(after.freeBytes);
+  const free = `${figure(before.freeBytes, unit)} -> ${figure(after.freeBytes, unit)} ${unit.name}`;
+  rows.push([`${printable(after.mountPoint, screen)} free`, free]);
+  const width = Math.min(
+    Math.max(...rows.map(([label]) => columnsOf(label))),
+    Math.floor(screen.columns / 2),
+  );
+  return [
+    ...rows.flatMap(([label, text]) => wrap(` ${padEnd(label, width)}  `, text, screen.columns)),
+    ...notes("note", result.notes, screen),
+  ].join("\n");
+}
+
+/** `31.5 -> 12.4 GiB    promised 19.1, returned 19.1` */
+function outcome(result: Reclaimed): string {
+  const packs = result.method === "pack";
+  const before = packs ? result.beforeFileBytes : result.beforeHostBytes;
+  const after = packs ? result.afterFileBytes : result.afterHostBytes;
+  const larger = Math.max(before ?? 0, result.predictedBytes);
+  const unit = unitOf(larger);
+  const promise = `promised ${figure(result.predictedBytes, unit)}, returned ${figure(result.reclaimedBytes, unit)}`;
+  if (before === null || after === null) return `${promise} ${unit.name}`;
+  return `${figure(before, unit)} -> ${figure(after, unit)} ${unit.name}    ${promise}`;
+}
+
+function checked({ check, verified }: Reclaimed): string {
+  const image =
+    check === null
+      ? "the image has no tables of its own"
+      : check.errors + check.leaks === 0
+        ? "image clean"
+        : `image has ${check.errors} errors and ${check.leaks} leaks`;
+  return verified === true ? `${image}; every used byte hashed before and after: equal` : image;
+}

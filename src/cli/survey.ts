@@ -1,0 +1,175 @@
+/**
+ * `ullage survey IMAGE...`: what is used, free and returnable, and who says so. Changes nothing.
+ */
+import type { Survey, VolumeReport, Witness } from "../disk.ts";
+import { batch } from "./batch.ts";
+import { type JudgeFlags, surveyOptions } from "./options.ts";
+import { coloured, legend, map, strip } from "./picture.ts";
+import { figure, size, unitOf } from "./sizes.ts";
+import type { Face } from "./terminal.ts";
+import { cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
+
+export interface SurveyFlags extends JudgeFlags {
+  readonly map?: boolean;
+}
+
+export async function run(paths: readonly string[], flags: SurveyFlags, face: Face): Promise<number> {
+  const { survey } = await import("../disk.ts");
+  return batch(paths, face, {
+    run: (path) => survey(path, surveyOptions(flags)),
+    render: (result) => render(result, face.screen, { map: flags.map === true }),
+    json: surveyJson,
+  });
+}
+
+/** The survey without what is meant for pictures. */
+export function surveyJson(survey: Survey): Omit<Survey, "regions"> {
+  const { regions: _, ...contract } = survey;
+  return contract;
+}
+
+export function render(survey: Survey, screen: Screen, { map: whole }: { map: boolean }): string {
+  const picture = whole
+    ? [map(survey, screen)]
+    : survey.virtualBytes === 0
+      ? []
+      : [strip(survey, screen), ...legend(survey, screen)];
+  return [
+    ...heading(survey, screen),
+    "",
+    ...picture,
+    "",
+    ...amounts(survey, screen),
+    "",
+    ...volumes(survey, screen),
+    ...notes("note", survey.notes, screen),
+    ...next(survey, screen),
+  ].join("\n");
+}
+
+/** `disk.qcow2   qcow2, 64 KiB clusters, no snapshots, not in use` */
+function heading(survey: Survey, screen: Screen): string[] {
+  const use = survey.inUse ? "in use: figures are approximate" : "not in use";
+  const words = [survey.format, printable(survey.summary, screen), use]
+    .filter((word) => word !== "")
+    .join(", ");
+  const path = printable(survey.path, screen);
+  const first = `${path}   `;
+  return first.length > screen.columns / 2
+    ? [path, ...wrap("  ", words, screen.columns)]
+    : wrap(first, words, screen.columns);
+}
+
+const LABEL_COLUMNS = 12;
+
+const WITNESSES: Readonly<Record<Witness, string>> = {
+  filesystem: "said by the filesystems",
+  zeros: "read as zeros",
+  gaps: "between partitions",
+  "mapping-table": "never written",
+};
+
+function amounts(survey: Survey, screen: Screen): string[] {
+  const about = survey.exact ? "" : "~";
+  const unit = unitOf(survey.virtualBytes);
+  const amount = (bytes: number): string => about + figure(bytes, unit);
+  const label = (text: string): string => ` ${padEnd(text, LABEL_COLUMNS - 1)}`;
+  const sum = (total: string, parts: readonly { bytes: number; words: string }[]): string => {
+    const shown = parts.filter((part) => part.bytes > 0).map((part) => `${amount(part.bytes)} ${part.words}`);
+    return shown.length === 0 ? total : `${total}  = ${shown.join(" + ")}`;
+  };
+  const lines: string[] = [];
+  if (survey.hostBytes !== null) {
+    const kept = Math.max(0, survey.hostBytes - survey.reclaimableBytes - survey.tableBytes);
+    const parts = [
+      { bytes: kept, words: survey.unknownBytes === 0 ? "used" : "kept" },
+      { bytes: survey.reclaimableBytes, words: "returnable" },
+      { bytes: survey.tableBytes, words: "image tables" },
+    ];
+    lines.push(...wrap(label("on disk"), sum(about + size(survey.hostBytes), parts), screen.columns));
+  }
+  const free = survey.witnesses.map(({ witness, bytes }) => ({ bytes, words: WITNESSES[witness] }));
+  lines.push(...wrap(label("free"), sum(about + size(survey.freeBytes), free), screen.columns));
+  const shorter =
+    survey.packableBytes > 0 ? `    --pack makes it ${about}${size(survey.packableBytes)} shorter` : "";
+  lines.push(
+    `${label("file size")}${size(survey.fileBytes)}    guest sees ${size(survey.virtualBytes)}${shorter}`,
+  );
+  return lines;
+}
+
+const NAME_COLUMNS_MAX = 28;
+
+function volumes(survey: Survey, screen: Screen): string[] {
+  if (survey.volumes.length === 0) return [];
+  const about = survey.exact ? "" : "~";
+  const rows = survey.volumes.map((volume) => [
+    cut(nameOf(volume, screen), NAME_COLUMNS_MAX),
+    volume.filesystem === null ? "-" : printable(volume.filesystem, screen),
+    about + size(volume.usedBytes),
+    about + size(volume.freeBytes),
+    volume.state,
+    volume.witness === null ? "" : printable(volume.witness, screen),
+  ]);
+  const lines = table(
+    [
+      { title: "VOLUME" },
+      { title: "FILESYSTEM" },
+      { title: "USED", align: "right" },
+      { title: "FREE", align: "right" },
+      { title: "STATE" },
+      { title: "WITNESS" },
+    ],
+    rows,
+  );
+  for (const volume of survey.volumes) lines.push(...remarks(volume, screen));
+  return [...lines, ""];
+}
+
+/** `2 root`; a disk without a partition table has no number to show. */
+function nameOf(volume: Pick<VolumeReport, "name" | "label">, screen: Screen): string {
+  const name = volume.name === "" ? "whole disk" : volume.name;
+  return printable(volume.label === "" ? name : `${name} ${volume.label}`, screen);
+}
+
+function remarks(volume: VolumeReport, screen: Screen): string[] {
+  const name = volume.name === "" ? "" : `${printable(volume.name, screen)}: `;
+  const lines: string[] = [];
+  if (volume.reason !== null) {
+    const { code, message, hint } = volume.reason;
+    const text = `${name}${printable(message, screen)} (${printable(code, screen)})`;
+    const colour = volume.state === "refused" ? "yellow" : "gray";
+    lines.push(...labelled(volume.state, text, screen).map((line) => coloured(line, colour, screen)));
+    if (hint !== "") lines.push(...labelled("hint", `${name}${printable(hint, screen)}`, screen));
+  }
+  if (volume.leakedBytes > 0) {
+    const text = `${name}${size(volume.leakedBytes)} are marked used, but nothing reaches them: kept`;
+    lines.push(...labelled("leaked", text, screen));
+  }
+  return [
+    ...lines,
+    ...volume.notes.flatMap((note) => labelled("note", `${name}${printable(note, screen)}`, screen)),
+  ];
+}
+
+/** ` note        text, wrapped and indented` */
+export function labelled(label: string, text: string, screen: Screen): string[] {
+  return wrap(` ${padEnd(label, LABEL_COLUMNS - 2)} `, text, screen.columns);
+}
+
+export function notes(label: string, texts: readonly string[], screen: Screen): string[] {
+  return texts.flatMap((text) => labelled(label, printable(text, screen), screen));
+}
+
+function next(survey: Survey, screen: Screen): string[] {
+  const path = shellWord(survey.path);
+  if (survey.reclaimableBytes > 0) {
+    return wrap(" ", `Nothing was changed.  Next: ullage reclaim ${printable(path, screen)}`, screen.columns);
+  }
+  const better = survey.unknownBytes > 0 ? "  What is unknown counts as used; see --also zeros." : "";
+  return wrap(" ", `Nothing was changed, and nothing can be returned.${better}`, screen.columns);
+}
+
+function shellWord(path: string): string {
+  return /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", `'\\''`)}'`;
+}
