@@ -37,7 +37,8 @@ export function crc32c(seed: number, bytes: Uint8Array, start = 0, end = bytes.l
   const t = CASTAGNOLI;
   let crc = seed | 0;
   let at = start;
-  for (; at < end && ((bytes.byteOffset + at) & 3) !== 0; at++) crc = (crc >>> 8) ^ t[(crc ^ bytes[at]!) & 0xff]!;
+  for (; at < end && ((bytes.byteOffset + at) & 3) !== 0; at++)
+    crc = (crc >>> 8) ^ t[(crc ^ bytes[at]!) & 0xff]!;
   const pairs = (end - at) >>> 3;
   if (pairs > 0) {
     const words = new Int32Array(bytes.buffer, bytes.byteOffset + at, pairs * 2);
