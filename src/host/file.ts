@@ -1,0 +1,260 @@
+/**
+ * Files and block devices of the host.
+ *
+ *   HostReader            reads, maps; no lock, no writing
+ *     └── LockedFile      writes, zeros, punches, truncates, flushes; locked as long as it is open (`lock.ts`)
+ *
+ * Access is positional and synchronous, in slices, with a turn for the event loop now and then. Nothing is short:
+ * every call does all of it or throws.
+ */
+import { close, fdatasync, ftruncateSync, readSync, writeSync } from "node:fs";
+import { promisify } from "node:util";
+import type { Extent } from "../bytes/extents.ts";
+import type { FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
+import { DiskError } from "../error.ts";
+import { codeOf, hostError } from "./failure.ts";
+import { runsOf } from "./map.ts";
+import { type Medium, mediumOf, sizesOf } from "./medium.ts";
+import { type Platform, platform } from "./platform.ts";
+import { turn } from "./turns.ts";
+
+/** One system call moves at most this much, so that a large one cannot hold up the event loop for long. */
+const SLICE_BYTES = 4 * 1024 * 1024;
+/** Punching is metadata only, and still takes its time on a fragmented file. */
+const PUNCH_SLICE_BYTES = 1024 * 1024 * 1024;
+
+const closeAsync = promisify(close);
+const fdatasyncAsync = promisify(fdatasync);
+
+export class HostReader implements ReadableFile {
+  /** For messages. */
+  readonly path: string;
+  readonly medium: Medium;
+  protected readonly fd: number;
+  protected length: number;
+  #open = true;
+
+  /** Takes over the descriptor. */
+  constructor(fd: number, path: string, medium: Medium = mediumOf(fd, path)) {
+    this.fd = fd;
+    this.path = path;
+    this.medium = medium;
+    this.length = medium.bytes;
+  }
+
+  get bytes(): number {
+    return this.length;
+  }
+
+  async read(at: number, into: Uint8Array): Promise<void> {
+    for (let done = 0; done < into.length;) {
+      const want = Math.min(into.length - done, SLICE_BYTES);
+      const got = this.attempt("read", want, at + done, () => readSync(this.fd, into, done, want, at + done));
+      if (got === 0) {
+        const message = `${this.path}: read of ${into.length} bytes at ${at}: the file ends at ${at + done}`;
+        throw new DiskError("io", message, { code: "short" });
+      }
+      done += got;
+      await turn();
+    }
+  }
+
+  /** Device files are all data: nothing tells what is allocated behind them. */
+  async *map(range: Extent): AsyncIterable<readonly Run[]> {
+    const ask = this.medium.kind === "file" ? platform() : undefined;
+    for (let at = range.start; at < range.end;) {
+      const rest = { start: at, end: range.end };
+      const batch = this.attempt("map", rest.end - at, at, () => ask?.extents(this.fd, rest));
+      yield runsOf(this, rest, batch);
+      at = batch?.end ?? range.end;
+      await turn();
+    }
+  }
+
+  async stat(): Promise<FileStatus> {
+    const { blockBytes, identity, kind } = this.medium;
+    if (kind === "device") return { fileBytes: this.length, hostBytes: null, blockBytes, identity };
+    return { ...sizesOf(this.fd, this.path), blockBytes, identity };
+  }
+
+  /** Runs a system call, and gives its failure a name and a place. */
+  protected attempt<T>(doing: string, bytes: number, at: number, call: () => T): T {
+    try {
+      return call();
+    } catch (error) {
+      throw hostError(error, `${this.path}: ${doing} of ${bytes} bytes at ${at}`);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    await closeAsync(this.fd);
+  }
+}
+
+const ZEROS = new Uint8Array(1024 * 1024);
+
+/** Means to make a range read as zeros, from the cheapest on. */
+type ZeroMeans = "zeroRange" | "punch" | "write";
+
+export class LockedFile extends HostReader implements HostFile {
+  readonly #platform: Platform;
+  #zeroMeans: ZeroMeans = "zeroRange";
+  /** The length was compared since the last punch. */
+  #lengthProven = true;
+  #punched = false;
+  #broken: DiskError | undefined;
+
+  /** The descriptor is open for writing and locked. */
+  constructor(fd: number, path: string, host: Platform, medium?: Medium) {
+    super(fd, path, medium);
+    this.#platform = host;
+  }
+
+  async write(at: number, from: Uint8Array): Promise<void> {
+    this.#assertWhole();
+    for (let done = 0; done < from.length;) {
+      const want = Math.min(from.length - done, SLICE_BYTES);
+      const put = this.attempt("write", want, at + done, () =>
+        writeSync(this.fd, from, done, want, at + done),
+      );
+      if (put === 0)
+        throw new DiskError("io", `${this.path}: write of ${want} bytes at ${at + done}: none written`);
+      done += put;
+      if (this.medium.kind === "file") this.length = Math.max(this.length, at + done);
+      await turn();
+    }
+  }
+
+  async punch(range: Extent): Promise<void> {
+    this.#assertWhole();
+    const inner = this.#inward(range);
+    for (let at = inner.start; at < inner.end;) {
+      const end = Math.min(at + PUNCH_SLICE_BYTES, inner.end);
+      const slice = { start: at, end };
+      this.attempt("punch", end - at, at, () => this.#platform.punch(this.fd, slice));
+      this.#lengthProven = false;
+      // The first punch tells whether this host keeps the length; the others are compared before the next flush.
+      if (!this.#punched) this.#proveLength();
+      this.#punched = true;
+      at = end;
+      await turn();
+    }
+    await this.#writeEdges(range, inner);
+  }
+
+  /** Ranges past the end lengthen the file. */
+  async zero(range: Extent): Promise<void> {
+    this.#assertWhole();
+    const within = { start: Math.min(range.start, this.length), end: Math.min(range.end, this.length) };
+    if (range.end > this.length) await this.truncate(range.end);
+    const inner = this.#inward(within);
+    await this.#writeEdges(within, inner);
+    if (inner.start < inner.end) await this.#zeroInner(inner);
+  }
+
+  async #zeroInner(range: Extent): Promise<void> {
+    if (this.#zeroMeans === "zeroRange") {
+      try {
+        return this.#platform.zeroRange(this.fd, range);
+      } catch (error) {
+        if (!STEP_DOWN.has(codeOf(error) ?? "")) throw hostError(error, this.#zeroing(range));
+        if (codeOf(error) === "ENOTSUP") this.#zeroMeans = "punch";
+      }
+    }
+    if (this.#zeroMeans !== "write") {
+      try {
+        return await this.punch(range);
+      } catch (error) {
+        if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
+        this.#zeroMeans = "write";
+      }
+    }
+    await this.#writeZeros(range);
+  }
+
+  #zeroing({ start, end }: Extent): string {
+    return `${this.path}: zeroing of ${end - start} bytes at ${start}`;
+  }
+
+  async #writeZeros({ start, end }: Extent): Promise<void> {
+    for (let at = start; at < end; at += ZEROS.length) {
+      await this.write(at, ZEROS.subarray(0, Math.min(ZEROS.length, end - at)));
+    }
+  }
+
+  /** What of `range` the host's calls can take. */
+  #inward({ start, end }: Extent): Extent {
+    const { alignBytes } = this.medium;
+    const first = Math.ceil(start / alignBytes) * alignBytes;
+    return { start: first, end: Math.max(first, Math.floor(end / alignBytes) * alignBytes) };
+  }
+
+  /** Writes zeros where the host's calls could not reach. */
+  async #writeEdges(range: Extent, inner: Extent): Promise<void> {
+    if (inner.start >= inner.end) return this.#writeZeros(range);
+    await this.#writeZeros({ start: range.start, end: inner.start });
+    await this.#writeZeros({ start: inner.end, end: range.end });
+  }
+
+  async discard(range: Extent): Promise<void> {
+    try {
+      await this.punch(this.#inward(range));
+    } catch (error) {
+      if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
+    }
+  }
+
+  async truncate(bytes: number): Promise<void> {
+    this.#assertWhole();
+    if (this.medium.kind === "device") {
+      throw new DiskError("unsupported", `${this.path}: a block device keeps its length`);
+    }
+    this.attempt("truncate", bytes, 0, () => ftruncateSync(this.fd, bytes));
+    this.length = bytes;
+  }
+
+  /** After a failure the kernel may have dropped the dirty pages: nothing more is written through this file (H13). */
+  async flush(): Promise<void> {
+    this.#assertWhole();
+    this.#proveLength();
+    try {
+      await fdatasyncAsync(this.fd);
+    } catch (error) {
+      throw this.#breakDown(hostError(error, `${this.path}: flush`));
+    }
+  }
+
+  /** Some hosts have moved the end of a file in spite of KEEP_SIZE (facebook/rocksdb#2038). */
+  #proveLength(): void {
+    if (this.#lengthProven || this.medium.kind === "device") return;
+    const { fileBytes } = sizesOf(this.fd, this.path);
+    if (fileBytes !== this.length) {
+      const message = `${this.path}: the file has ${fileBytes} bytes after a punch; expected ${this.length}`;
+      throw this.#breakDown(new DiskError("io", message, { code: "host-lies" }));
+    }
+    this.#lengthProven = true;
+  }
+
+  #breakDown(error: DiskError): DiskError {
+    this.#broken = error;
+    return error;
+  }
+
+  #assertWhole(): void {
+    if (this.#broken !== undefined) {
+      throw new DiskError("io", `${this.path}: not written any more, since: ${this.#broken.message}`, {
+        cause: this.#broken,
+      });
+    }
+  }
+
+  /** Returns when the host has settled its accounts: some report freed space late (H35). */
+  async settle(): Promise<void> {
+    await this.#platform.settle(this.fd);
+  }
+}
+
+/** ZERO_RANGE may need room for its metadata where a hole needs none. */
+const STEP_DOWN = new Set(["ENOTSUP", "ENOSPC", "EDQUOT"]);

@@ -1,0 +1,167 @@
+/**
+ * Images on the host: the file that the user named, and those that it names in turn.
+ *
+ * The user's own path is followed wherever it leads, also to a block device. A name out of an image goes through
+ * `policy.ts` and is opened without following links; what was opened must be what was looked at (H22).
+ */
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  openSync,
+  readlinkSync,
+  realpathSync,
+  statSync,
+  unlinkSync,
+} from "node:fs";
+import { dirname, resolve } from "node:path";
+import type { HostFile, ReadableFile } from "../device/device.ts";
+import type { Source } from "../device/source.ts";
+import { DiskError } from "../error.ts";
+import { hostError } from "./failure.ts";
+import { HostReader, LockedFile } from "./file.ts";
+import { lockForWriting, needLocks } from "./lock.ts";
+import { identityOf, notAnImage } from "./medium.ts";
+import { platform } from "./platform.ts";
+import { type Policy, refusal, resolveName } from "./policy.ts";
+import { loopDevicesOf } from "./users.ts";
+
+/** A source that lies on the host. */
+export interface HostSource extends Source {
+  /** Absolute; of a file that an image named, the real path. */
+  readonly path: string;
+  openWritable(): Promise<HostFile>;
+  create(): Promise<HostFile>;
+  refer(name: string): Promise<HostSource>;
+}
+
+/** The image at `path`, as the user gave it. Nothing is opened yet. */
+export function hostSource(path: string, policy: Policy = { outside: [] }): HostSource {
+  return new PathSource({ name: path, path: resolve(path), policy });
+}
+
+interface Origin {
+  readonly name: string;
+  readonly path: string;
+  readonly policy: Policy;
+  /** Set for a file that an image named: what it was when the policy allowed it, and the directory that began it. */
+  readonly referred?: { readonly identity: string; readonly home: string };
+}
+
+// Windows has neither: there a path cannot be a FIFO.
+const { O_NONBLOCK = 0, O_NOFOLLOW = 0, O_NOCTTY = 0 } = constants as Partial<typeof constants>;
+/** A FIFO must not make us wait, a terminal must not become ours. */
+const CALM = O_NONBLOCK | O_NOCTTY;
+
+class PathSource implements HostSource {
+  readonly name: string;
+  readonly path: string;
+  readonly #origin: Origin;
+
+  constructor(origin: Origin) {
+    this.#origin = origin;
+    this.name = origin.name;
+    this.path = origin.path;
+  }
+
+  async open(): Promise<ReadableFile> {
+    const fd = this.#openSame((flags) => openSync(this.path, constants.O_RDONLY | flags));
+    return orClose(fd, () => new HostReader(fd, this.name));
+  }
+
+  async openWritable(): Promise<HostFile> {
+    const host = needLocks(platform(), this.name);
+    // O_EXCL without O_CREAT: a mounted block device is busy (blkdiscard destroyed some before it asked, H16).
+    const exclusive = this.#stat().isBlockDevice() ? constants.O_EXCL : 0;
+    const fd = this.#openSame((flags) =>
+      host.openForWriting(this.path, constants.O_RDWR | exclusive | flags),
+    );
+    return orClose(fd, () => {
+      lockForWriting(fd, this.name, host.locks);
+      const file = new LockedFile(fd, this.name, host);
+      refuseLoops(file);
+      return file;
+    });
+  }
+
+  async create(): Promise<HostFile> {
+    const host = needLocks(platform(), this.name);
+    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | O_NOFOLLOW;
+    const fd = attempt(`${this.name}: create`, () => host.openForWriting(this.path, flags));
+    return orClose(fd, () => {
+      try {
+        lockForWriting(fd, this.name, host.locks);
+        return new LockedFile(fd, this.name, host);
+      } catch (error) {
+        unlinkSync(this.path);
+        throw error;
+      }
+    });
+  }
+
+  async refer(name: string): Promise<HostSource> {
+    const { path, policy, referred } = this.#origin;
+    const folder = dirname(path);
+    const home = referred?.home ?? attempt(`${this.name}: directory`, () => realpathSync.native(folder));
+    const found = resolveName(name, folder, home, policy);
+    const identity = identityOf(found.stats);
+    return new PathSource({ name, path: found.path, policy, referred: { identity, home } });
+  }
+
+  /** Looks, opens, and looks again: a device is never opened by mistake, and nothing is swapped in between. */
+  #openSame(open: (flags: number) => number): number {
+    const { referred } = this.#origin;
+    const before = this.#stat();
+    if (!before.isFile() && !before.isBlockDevice()) throw notAnImage(this.name, before);
+    if (referred !== undefined && identityOf(before) !== referred.identity) throw this.#swapped();
+    const flags = referred === undefined ? CALM : CALM | O_NOFOLLOW;
+    const fd = attempt(`${this.name}: open`, () => open(flags));
+    return orClose(fd, () => {
+      const identity = identityOf(fstatSync(fd, { bigint: true }));
+      if (identity !== (referred?.identity ?? identityOf(before))) throw this.#swapped();
+      if (referred !== undefined && pathOf(fd, this.path) !== this.path) throw this.#swapped();
+      return fd;
+    });
+  }
+
+  #stat() {
+    return attempt(`${this.name}: open`, () => statSync(this.path, { bigint: true }));
+  }
+
+  #swapped(): DiskError {
+    return refusal(this.name, "it was exchanged while it was being opened", undefined);
+  }
+}
+
+/** The kernel's own word for where an open file lies; elsewhere, where its path leads now. */
+function pathOf(fd: number, path: string): string {
+  return process.platform === "linux" ? readlinkSync(`/proc/self/fd/${fd}`) : realpathSync.native(path);
+}
+
+/** A loop device writes to its file without any lock. */
+function refuseLoops(file: LockedFile): void {
+  const loops = file.medium.kind === "file" ? loopDevicesOf(file.medium.identity) : [];
+  if (loops.length === 0) return;
+  throw new DiskError("busy", `${file.path}: it is attached to ${loops.join(", ")}`, {
+    code: "loop",
+    hint: `unmount it, then losetup --detach ${loops[0]}`,
+  });
+}
+
+function attempt<T>(doing: string, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw hostError(error, doing);
+  }
+}
+
+/** The result of `call`; where it fails, the descriptor is closed, and with it its locks. */
+function orClose<T>(fd: number, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
