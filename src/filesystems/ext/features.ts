@@ -83,7 +83,7 @@ export function checkFeatures(sb: Superblock): void {
     ["ro_compat", sb.roCompat, RO_COMPAT],
   ] as const;
   for (const [word, value, known] of words) {
-    const names = new Map(Object.entries(known).map(([name, bit]) => [bit, name]));
+    const names = new Map<number, string>(Object.entries(known).map(([name, bit]) => [bit, name]));
     for (let shift = 0; shift < 32; shift++) {
       const bit = (1 << shift) >>> 0;
       if ((value & bit) === 0) continue;

@@ -8,7 +8,7 @@
 import { crc32c } from "../../bytes/checksum.ts";
 import { raw, skip, struct, u16le, u32le, u32leArray, u8, uuidText } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
-import { checkFeatures, COMPAT, INCOMPAT, RO_COMPAT } from "./features.ts";
+import { COMPAT, INCOMPAT, RO_COMPAT } from "./features.ts";
 import { badChecksum, damaged, Refused } from "./refused.ts";
 
 export const SUPERBLOCK_AT = 1024;
@@ -170,7 +170,7 @@ export function hasRoCompat(sb: Superblock, feature: keyof typeof RO_COMPAT): bo
 
 /**
  * Reads the primary superblock. Backups are not tried: a filesystem whose primary is damaged needs e2fsck first.
- * @throws Refused for damage, and for everything that is not understood
+ * @throws Refused for damage; whether the features are understood and the state is clean is not judged here
  */
 export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
   const bytes = await readBytes(device, SUPERBLOCK_AT, SuperblockLayout.bytes);
@@ -185,7 +185,7 @@ export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
   const checksums = (roCompat & RO_COMPAT.metadata_csum) !== 0;
   if (checksums) verifyChecksum(bytes, fields.checksum, fields.checksumType);
 
-  const sb: Superblock = {
+  return {
     label: fields.volumeName,
     uuidBytes: fields.uuid,
     uuid: uuidText(fields.uuid),
@@ -211,8 +211,6 @@ export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
     groupChecksum: checksums ? "crc32c" : (roCompat & RO_COMPAT.uninit_bg) !== 0 ? "crc16" : "none",
     checksums,
   };
-  checkFeatures(sb);
-  return sb;
 }
 
 function verifyChecksum(bytes: Uint8Array, found: number, type: number): void {
