@@ -90,6 +90,12 @@ class Run {
   }
 
   async #carryOut(name: string, work: Work, file: HostFile): Promise<void> {
+    if (work.end > file.bytes) {
+      throw new DiskError(
+        "busy",
+        `${name || "image"} ends at ${file.bytes}, expected ${work.end}: someone cut it`,
+      );
+    }
     for (const { from, to } of work.copies) {
       await copyRange(file, from, to, () => this.#pause());
       this.#done.movedBytes += from.end - from.start;
@@ -130,7 +136,10 @@ interface Work {
   readonly patches: Patch[];
   readonly zeros: ExtentBuilder;
   readonly punches: ExtentBuilder;
+  /** The new length. */
   bytes: number | undefined;
+  /** Where the last byte that the steps touch must lie. */
+  end: number;
 }
 
 function sorted(steps: readonly Step[]): Map<string, Work> {
@@ -144,21 +153,26 @@ function sorted(steps: readonly Step[]): Map<string, Work> {
         zeros: new ExtentBuilder(),
         punches: new ExtentBuilder(),
         bytes: undefined,
+        end: 0,
       };
       byFile.set(step.file, work);
     }
     switch (step.op) {
       case "copy":
         work.copies.push(step);
+        work.end = Math.max(work.end, step.from.end, step.to + step.from.end - step.from.start);
         break;
       case "patch":
         work.patches.push(step);
+        work.end = Math.max(work.end, step.at + step.before.length);
         break;
       case "zero":
         work.zeros.add(step.range.start, step.range.end);
+        work.end = Math.max(work.end, step.range.end);
         break;
       case "punch":
         work.punches.add(step.range.start, step.range.end);
+        work.end = Math.max(work.end, step.range.end);
         break;
       case "truncate":
         assert(work.bytes === undefined, "one truncation a batch");
@@ -167,13 +181,4 @@ function sorted(steps: readonly Step[]): Map<string, Work> {
     }
   }
   return byFile;
-}
-
-/** Whether a step still fits a file whose length may not be what it was. */
-export function mustFit(name: string, file: HostFile, { start, end }: Extent): void {
-  if (end <= file.bytes) return;
-  throw new DiskError(
-    "busy",
-    `${name || "image"}: ${start}-${end} is past the end at ${file.bytes}: the file was cut`,
-  );
 }
