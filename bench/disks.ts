@@ -1,0 +1,140 @@
+/**
+ * The disks of the benchmark, made by the kernel's own ext4 through a loop device, and kept between runs.
+ *
+ * - aged: 20 GiB, about 4 GiB written by files of 4 KiB to 16 MiB over many rounds of writing and deleting, 60 %
+ *   deleted at the end.
+ * - sparse: 16 TiB less a little, nearly empty.
+ * - holed: two million free extents.
+ *
+ * Needs root for the loop mounts.
+ */
+import {
+  existsSync,
+  mkdirSync,
+  openSync,
+  closeSync,
+  renameSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import path from "node:path";
+import { Random } from "../src/testing/seeds.ts";
+import { must } from "./measure.ts";
+
+const GIB = 2 ** 30;
+const KIB = 2 ** 10;
+const AGED_BYTES = 20 * GIB;
+const LIVE_BYTES = 4 * GIB;
+const ROUNDS = 12;
+const DELETED_AT_THE_END = 0.6;
+
+/** Makes `name` once: `make` writes to a temporary name that is renamed when it is whole. */
+function kept(directory: string, name: string, make: (file: string) => void): string {
+  mkdirSync(directory, { recursive: true });
+  const file = path.join(directory, name);
+  if (existsSync(file)) return file;
+  const partial = `${file}.partial`;
+  rmSync(partial, { force: true });
+  process.stderr.write(`making ${name} …\n`);
+  make(partial);
+  renameSync(partial, file);
+  return file;
+}
+
+function mounted(image: string, action: (mountPoint: string) => void): void {
+  const mountPoint = `${image}.mnt`;
+  mkdirSync(mountPoint, { recursive: true });
+  must("mount", ["-o", "loop,nodiscard", image, mountPoint]);
+  try {
+    action(mountPoint);
+  } finally {
+    must("umount", [mountPoint]);
+    rmSync(mountPoint, { recursive: true });
+  }
+}
+
+function sparseFile(file: string, bytes: number): void {
+  writeFileSync(file, "");
+  truncateSync(file, bytes);
+}
+
+export function agedRaw(directory: string): string {
+  return kept(directory, "aged.raw", (file) => {
+    sparseFile(file, AGED_BYTES);
+    must("mke2fs", ["-q", "-t", "ext4", "-F", file]);
+    mounted(file, age);
+  });
+}
+
+export function agedQcow2(directory: string): string {
+  const rawDisk = agedRaw(directory);
+  return kept(directory, "aged.qcow2", (file) => {
+    must("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", rawDisk, file]);
+  });
+}
+
+/** Writes and deletes until the free space is as scattered as on a disk that was lived on. */
+function age(root: string): void {
+  const source = new Random(20261123);
+  const random = () => source.below(2 ** 32) / 2 ** 32;
+  const noise = new Uint8Array(16 * 2 ** 20);
+  for (let i = 0; i < noise.length; i++) noise[i] = random() * 256;
+  let files: { name: string; bytes: number }[] = [];
+  let live = 0;
+  let serial = 0;
+  const remove = (share: number) => {
+    files = files.filter(({ name, bytes }) => {
+      if (random() >= share) return true;
+      rmSync(name);
+      live -= bytes;
+      return false;
+    });
+  };
+  for (let round = 0; round < ROUNDS; round++) {
+    while (live < LIVE_BYTES) {
+      const bytes = Math.round(4 * KIB * 4096 ** random());
+      const directory = path.join(root, `d${serial % 64}`);
+      if (serial < 64) mkdirSync(directory);
+      const name = path.join(directory, `f${serial++}`);
+      const handle = openSync(name, "w");
+      const from = Math.floor(random() * (noise.length - bytes));
+      writeSync(handle, noise, Math.max(0, from), Math.min(bytes, noise.length));
+      closeSync(handle);
+      files.push({ name, bytes });
+      live += bytes;
+    }
+    must("sync", ["-f", root]);
+    remove(round === ROUNDS - 1 ? DELETED_AT_THE_END : 0.4);
+  }
+}
+
+export function sparseRaw(directory: string): string {
+  return kept(directory, "sparse-16T.raw", (file) => {
+    sparseFile(file, 16 * 2 ** 40 - 2 ** 20);
+    must("mke2fs", ["-q", "-t", "ext4", "-F", file]);
+  });
+}
+
+/** One file of four million blocks with every other block punched out. */
+export function holedRaw(directory: string): string {
+  return kept(directory, "holed.raw", (file) => {
+    sparseFile(file, 18 * GIB);
+    must("mke2fs", ["-q", "-t", "ext4", "-F", "-N", "65536", file]);
+    mounted(file, (root) => {
+      const big = path.join(root, "big");
+      must("fallocate", ["-l", String(16 * GIB), big]);
+      must("python3", ["-c", PUNCH_EVERY_OTHER_BLOCK, big]);
+    });
+  });
+}
+
+const PUNCH_EVERY_OTHER_BLOCK = `
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+fd = os.open(sys.argv[1], os.O_RDWR)
+for block in range(0, os.fstat(fd).st_size // 4096, 2):
+    if libc.fallocate(fd, 3, block * 4096, 4096): raise OSError(ctypes.get_errno())
+`;
