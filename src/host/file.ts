@@ -249,11 +249,6 @@ export class LockedFile extends HostReader implements HostFile {
       });
     }
   }
-
-  /** Returns when the host has settled its accounts: some report freed space late (H35). */
-  async settle(): Promise<void> {
-    await this.#platform.settle(this.fd);
-  }
 }
 
 /** ZERO_RANGE may need room for its metadata where a hole needs none. */

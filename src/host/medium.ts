@@ -4,9 +4,9 @@
  *   block device   /sys/dev/block/MAJOR:MINOR/size                          in 512-byte sectors
  *                  …/queue/logical_block_size, …/queue/discard_granularity   a partition's queue is its parent's
  */
-import { type BigIntStats, fstatSync, readFileSync, statfsSync } from "node:fs";
+import { type BigIntStats, fstatSync, readFileSync, statfsSync, statSync } from "node:fs";
 import { DiskError } from "../error.ts";
-import { hostError } from "./failure.ts";
+import { codeOf, hostError } from "./failure.ts";
 
 export interface Medium {
   readonly kind: "file" | "device";
@@ -22,6 +22,16 @@ export interface Medium {
 /** Device and inode, or the number of a block device. */
 export function identityOf(stats: BigIntStats): string {
   return stats.isBlockDevice() ? `block ${deviceNumber(stats.rdev)}` : `file ${stats.dev}:${stats.ino}`;
+}
+
+/** The identity of what a path leads to, links followed; undefined where there is nothing to see. */
+export function identityAt(path: string): string | undefined {
+  try {
+    return identityOf(statSync(path, { bigint: true }));
+  } catch (error) {
+    if (codeOf(error) === undefined) throw error;
+    return undefined;
+  }
 }
 
 /** @throws DiskError `unsupported` for what is neither a regular file nor a block device */
@@ -43,7 +53,7 @@ export function mediumOf(fd: number, path: string): Medium {
   return { kind: "device", bytes: sectors * 512, identity, blockBytes, alignBytes };
 }
 
-/** @throws DiskError always */
+/** Why a path cannot be an image. */
 export function notAnImage(path: string, stats: BigIntStats): DiskError {
   const what = stats.isDirectory()
     ? "a directory"

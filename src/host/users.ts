@@ -8,7 +8,7 @@
  *   /proc/PID/fdinfo/FD                  `lock: 1: OFDLCK ADVISORY READ -1 fe:00:1234 101 101`
  */
 import { fstatSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { deviceNumber, identityOf } from "./medium.ts";
+import { deviceNumber, identityAt } from "./medium.ts";
 
 /** The loop devices that a file stands behind: `/dev/loop3`. They lock nothing. */
 export function loopDevicesOf(identity: string): string[] {
@@ -68,14 +68,6 @@ function holdsLock(pid: string, inode: string): boolean {
   return entries(`/proc/${pid}/fdinfo`).some((fd) =>
     lines(`/proc/${pid}/fdinfo/${fd}`).some((line) => line.startsWith("lock:") && line.includes(inode)),
   );
-}
-
-function identityAt(path: string): string | undefined {
-  try {
-    return identityOf(statSync(path, { bigint: true }));
-  } catch {
-    return undefined;
-  }
 }
 
 function numberAt(path: string): string | undefined {
