@@ -203,12 +203,24 @@ export async function* segments(
     const table = context.l2.peek(at) ?? (await context.l2.get(at));
     const end = Math.min(range.end, (index + 1) * l2SpanBytes);
     while (start < end) {
-      const scan = new Scan(context, l1Copied(l1, index), start, end);
-      scan.run(table, index * l2SpanBytes);
-      start = scan.reached;
-      yield scan.found;
+      const found = segmentsInTable(context, table, l1Copied(l1, index), index, { start, end });
+      start = found[found.length - 1]!.end;
+      yield found;
     }
   }
+}
+
+/** The segments of a part of one L2 table: the first of them where there are very many. */
+export function segmentsInTable(
+  context: Qcow2Context,
+  table: CachedTable,
+  copied: boolean,
+  l1Index: number,
+  range: Extent,
+): readonly Segment[] {
+  const scan = new Scan(context, copied, range);
+  scan.run(table, l1Index * context.header.l2SpanBytes);
+  return scan.found;
 }
 
 /** Number of the first L1 entry from `index` on that is not 0; infinite when there is none. */
@@ -224,19 +236,16 @@ type Draft = { -readonly [K in keyof Segment]: Segment[K] };
 /** One pass over a part of one L2 table. */
 class Scan {
   readonly found: Draft[] = [];
-  /** The guest offset up to which `found` reaches. */
-  reached: number;
   readonly #context: Qcow2Context;
   readonly #l1Copied: boolean;
   readonly #start: number;
   readonly #end: number;
 
-  constructor(context: Qcow2Context, copied: boolean, start: number, end: number) {
+  constructor(context: Qcow2Context, copied: boolean, range: Extent) {
     this.#context = context;
     this.#l1Copied = copied;
-    this.#start = start;
-    this.#end = end;
-    this.reached = start;
+    this.#start = range.start;
+    this.#end = range.end;
   }
 
   /** @param base the guest offset of the table's first entry */
@@ -272,7 +281,6 @@ class Scan {
     const last = this.found[this.found.length - 1]!;
     last.end = Math.min(end, this.#end);
     last.hostBytes = last.host < 0 ? 0 : last.end - last.start;
-    this.reached = last.end;
   }
 
   #add(entry: Entry, at: number): void {
@@ -309,7 +317,6 @@ class Scan {
     }
     const hostBytes = whole ? entry.hostBytes : host < 0 ? 0 : end - start;
     this.found.push({ start, end, kind, host, hostBytes, copied });
-    this.reached = end;
   }
 
   /** Guest clusters lie inside the file and not on its tables. */

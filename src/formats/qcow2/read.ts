@@ -1,0 +1,184 @@
+/**
+ * One disk of an image, read-only: the active one, or an internal snapshot's. A guest offset goes through the mapping
+ * to a host offset; what the mapping does not know is the parent's, or zeros.
+ *
+ *   read ─→ segments ─→ data: the file, in one piece while clusters follow each other
+ *                       zero: fill          compressed: inflate
+ *                       unallocated: the parent as far as it reaches, then zeros
+ */
+import type { Extent } from "../../bytes/extents.ts";
+import type { BlockDevice, Place, Run } from "../../device/device.ts";
+import { DiskError } from "../../error.ts";
+import type { CompressedClusters } from "./compressed.ts";
+import { readPadded, type Qcow2Context } from "./context.ts";
+import { l1Copied, l2TableAt, segments, segmentsInTable, type L1Table, type Segment } from "./tables.ts";
+
+export class Qcow2Disk implements BlockDevice {
+  readonly bytes: number;
+  readonly #context: Qcow2Context;
+  readonly #l1: L1Table;
+  readonly #parent: BlockDevice | undefined;
+  readonly #compressed: CompressedClusters;
+
+  constructor(
+    context: Qcow2Context,
+    l1: L1Table,
+    bytes: number,
+    parent: BlockDevice | undefined,
+    compressed: CompressedClusters,
+  ) {
+    this.#context = context;
+    this.#l1 = l1;
+    this.bytes = bytes;
+    this.#parent = parent;
+    this.#compressed = compressed;
+  }
+
+  async read(at: number, into: Uint8Array): Promise<void> {
+    refuseEncrypted(this.#context);
+    for await (const batch of segments(this.#context, this.#l1, { start: at, end: at + into.length })) {
+      for (const segment of batch) {
+        await this.#readSegment(segment, into.subarray(segment.start - at, segment.end - at));
+      }
+    }
+  }
+
+  async #readSegment(segment: Segment, into: Uint8Array): Promise<void> {
+    switch (segment.kind) {
+      case "data":
+        return readPadded(this.#context.data, segment.host, into);
+      case "zero":
+        into.fill(0);
+        return;
+      case "compressed": {
+        const cluster = await this.#compressed.read(segment.host, segment.hostBytes);
+        const offset = segment.start % cluster.length;
+        into.set(cluster.subarray(offset, offset + into.length));
+        return;
+      }
+      case "unallocated":
+        return this.#readParent(segment.start, into);
+    }
+  }
+
+  async #readParent(at: number, into: Uint8Array): Promise<void> {
+    const inside = this.#parent ? Math.max(0, Math.min(into.length, this.#parent.bytes - at)) : 0;
+    if (inside > 0) await this.#parent!.read(at, into.subarray(0, inside));
+    into.fill(0, inside);
+  }
+
+  async *map(range: Extent): AsyncGenerator<readonly Run[]> {
+    let last: Run | undefined;
+    for await (const batch of this.#runs(range)) {
+      const merged: Run[] = [];
+      for (const run of batch) {
+        const joined = last && joinedRun(last, run);
+        if (last !== undefined && joined === undefined) merged.push(last);
+        last = joined ?? run;
+      }
+      if (merged.length > 0) yield merged;
+    }
+    if (last !== undefined) yield [last];
+  }
+
+  async *#runs(range: Extent): AsyncGenerator<readonly Run[]> {
+    for await (const batch of segments(this.#context, this.#l1, range)) {
+      const runs: Run[] = [];
+      for (const segment of batch) {
+        if (segment.kind === "unallocated" && this.#parent !== undefined) {
+          if (runs.length > 0) yield runs.splice(0);
+          yield* parentRuns(this.#parent, segment);
+        } else if (segment.host < 0) {
+          const kind = segment.kind === "zero" ? "zero" : "hole";
+          runs.push({ start: segment.start, end: segment.end, kind, shared: false, depth: 0 });
+        } else {
+          await this.#mappedRuns(segment, runs);
+        }
+      }
+      if (runs.length > 0) yield runs;
+    }
+  }
+
+  /** Splits a segment with a place at the borders between shared and unshared clusters. */
+  async #mappedRuns(segment: Segment, into: Run[]): Promise<void> {
+    const { data, header, refcounts } = this.#context;
+    const { clusterBytes } = header;
+    const kind = segment.kind === "unallocated" ? "hole" : segment.kind;
+    const add = (start: number, end: number, shared: boolean) => {
+      if (kind === "compressed") {
+        into.push({ start, end, kind, shared, depth: 0 });
+        return;
+      }
+      // The last cluster of a file may be cut short; the rest of it reads as zeros and lies nowhere.
+      const at = segment.host + start - segment.start;
+      const inside = Math.min(end, start + Math.max(0, data.bytes - at));
+      const place = { file: data, at, bytes: inside - start };
+      if (inside > start) into.push({ start, end: inside, kind, place, shared, depth: 0 });
+      if (inside < end) into.push({ start: inside, end, kind: "zero", shared, depth: 0 });
+    };
+    // "copied" vouches for a refcount of 1, but only as long as the active table says so.
+    const isAlone = (segment.copied && this.#l1 === this.#context.l1) || header.externalData;
+    if (isAlone || kind === "compressed") {
+      const isShared = !isAlone && (await refcounts.get(Math.floor(segment.host / clusterBytes))) > 1;
+      return add(segment.start, segment.end, isShared);
+    }
+    for (let start = segment.start; start < segment.end;) {
+      const host = segment.host + start - segment.start;
+      const cluster = Math.floor(host / clusterBytes);
+      const end = Math.min(segment.end, start + clusterBytes - (host % clusterBytes));
+      add(start, end, (await refcounts.get(cluster)) > 1);
+      start = end;
+    }
+  }
+
+  locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    const { data, header, l2 } = this.#context;
+    const index = Math.floor(at / header.l2SpanBytes);
+    if (bytes === 0 || header.encryption !== "none") return undefined;
+    if (Math.floor((at + bytes - 1) / header.l2SpanBytes) !== index) return undefined;
+    const tableAt = l2TableAt(this.#context, this.#l1, index);
+    const table = tableAt === 0 ? undefined : l2.peek(tableAt);
+    if (table === undefined) return undefined;
+    const range = { start: at, end: at + bytes };
+    const [segment] = segmentsInTable(this.#context, table, l1Copied(this.#l1, index), index, range);
+    if (segment?.kind !== "data" || segment.end < range.end) return undefined;
+    if (segment.host + bytes > data.bytes || (access === "write" && !segment.copied)) return undefined;
+    return { file: data, at: segment.host, bytes };
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/** Nothing of the guest can be read without the key; the place of its bytes can. */
+export function refuseEncrypted(context: Qcow2Context): void {
+  const { encryption } = context.header;
+  if (encryption === "none") return;
+  throw new DiskError("unsupported", `the image is encrypted (${encryption})`, {
+    code: "encrypted",
+    hint: "convert it to an image without encryption to have its content judged",
+  });
+}
+
+async function* parentRuns(parent: BlockDevice, range: Extent): AsyncGenerator<readonly Run[]> {
+  const end = Math.min(range.end, parent.bytes);
+  if (range.start < end) {
+    for await (const batch of parent.map({ start: range.start, end })) {
+      yield batch.map((run) => ({ ...run, depth: run.depth + 1 }));
+    }
+  }
+  const start = Math.max(range.start, end);
+  if (start < range.end) yield [{ start, end: range.end, kind: "hole", shared: false, depth: 0 }];
+}
+
+/** The two runs as one, where they are alike and follow each other in the file too. */
+function joinedRun(first: Run, second: Run): Run | undefined {
+  if (first.kind !== second.kind || first.shared !== second.shared || first.depth !== second.depth)
+    return undefined;
+  if (first.kind === "compressed") return undefined;
+  const { place } = first;
+  if (place === undefined) return second.place === undefined ? { ...first, end: second.end } : undefined;
+  if (second.place?.file !== place.file || second.place.at !== place.at + place.bytes) return undefined;
+  return { ...first, end: second.end, place: { ...place, bytes: place.bytes + second.place.bytes } };
+}

@@ -1,0 +1,55 @@
+/**
+ * Where the image's own tables lie in its file: everything that is neither guest data nor free.
+ */
+import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
+import { bitmapStretches } from "./bitmaps.ts";
+import type { Qcow2Context, Top } from "./context.ts";
+import { quoted } from "./header.ts";
+import { checkedSnapshot, readSnapshots } from "./snapshots.ts";
+import { l2TableAt, readL1, type L1Table } from "./tables.ts";
+
+/** Every table with its name, some of them twice: snapshots share L2 tables. @throws DiskError `corrupt` */
+export async function* structures(context: Qcow2Context): AsyncGenerator<Top> {
+  const { file, header, l1, refcounts } = context;
+  const { clusterBytes } = header;
+  yield* context.tops;
+  yield* l2Tables(context, l1, "");
+  const snapshots = await readSnapshots(file, header);
+  if (snapshots.bytes > 0) yield { name: "snapshot table", at: header.snapshotsAt, bytes: snapshots.bytes };
+  for (const entry of snapshots.entries) {
+    checkedSnapshot(file, header, entry);
+    const of = ` of snapshot ${quoted(entry.name)}`;
+    yield { name: `L1 table${of}`, at: entry.l1At, bytes: entry.l1Entries * 8 };
+    yield* l2Tables(context, await readL1(context, `L1 table${of}`, entry.l1At, entry.l1Entries), of);
+  }
+  for (let block = 0; block < refcounts.tableEntries; block++) {
+    const at = await refcounts.blockAt(block);
+    if (at !== 0) yield { name: `refcount block ${block}`, at, bytes: clusterBytes };
+  }
+  if (header.cryptoHeader) yield { name: "LUKS header", ...header.cryptoHeader };
+  for await (const { what, at, bytes } of bitmapStretches(file, header)) yield { name: what, at, bytes };
+}
+
+function* l2Tables(context: Qcow2Context, l1: L1Table, of: string): Generator<Top> {
+  for (let index = 0; index < l1.entries; index++) {
+    const at = l2TableAt(context, l1, index);
+    if (at !== 0) yield { name: `L2 table ${index}${of}`, at, bytes: context.header.clusterBytes };
+  }
+}
+
+/** The clusters that hold tables. */
+export async function tableClusters(context: Qcow2Context): Promise<ExtentSet> {
+  const builder = new ExtentBuilder();
+  for await (const { at, bytes } of structures(context)) builder.add(at, at + bytes);
+  return builder.build().alignOutward(context.header.clusterBytes);
+}
+
+/** The table that owns byte `fileOffset` of the file, if one does. */
+export async function describe(context: Qcow2Context, fileOffset: number): Promise<string | undefined> {
+  const { clusterBytes } = context.header;
+  const cluster = Math.floor(fileOffset / clusterBytes) * clusterBytes;
+  for await (const { name, at, bytes } of structures(context)) {
+    if (at < cluster + clusterBytes && at + bytes > cluster && at <= fileOffset) return name;
+  }
+  return undefined;
+}
