@@ -4,38 +4,26 @@
  */
 import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
-import type { Source } from "../device/source.ts";
-import { siblings } from "../host/siblings.ts";
+import { leadsTo, siblings } from "../host/neighbours.ts";
 
-/** @throws DiskError `refused` when a file beside the image names it as its backing or data file */
-export async function refuseParents(file: string, source: Source): Promise<void> {
-  const child = await childOf(file, source);
-  if (child === undefined) return;
-  throw new DiskError("refused", `"${child}" is built on this image and may read its free blocks`, {
-    code: "has-children",
-    hint: "reclaim the child instead, or swear that no child needs them: --allow children",
-  });
-}
-
-async function childOf(file: string, source: Source): Promise<string | undefined> {
-  const identity = await identityOf(source);
-  for await (const sibling of siblings(file)) {
+/**
+ * @param identity of the image's file, as `stat` gives it
+ * @throws DiskError `refused` when a file beside the image names it as its backing or data file
+ */
+export async function refuseParents(path: string, identity: string): Promise<void> {
+  for await (const sibling of siblings(path)) {
     for (const format of FORMATS) {
       if (!(await format.probe(sibling).catch(() => false))) continue;
-      for (const { name } of await format.references(sibling).catch(() => [])) {
-        const named = await sibling
-          .refer(name)
-          .then(identityOf)
-          .catch(() => undefined);
-        if (named === identity) return sibling.name;
-      }
+      const references = await format.references(sibling).catch(() => []);
+      if (references.some(({ name }) => leadsTo(sibling, name, identity))) throw hasChild(sibling.name);
       break;
     }
   }
-  return undefined;
 }
 
-async function identityOf(source: Source): Promise<string> {
-  await using file = await source.open();
-  return (await file.stat()).identity;
+function hasChild(child: string): DiskError {
+  return new DiskError("refused", `"${child}" is built on this image and may read its free blocks`, {
+    code: "has-children",
+    hint: "reclaim the child instead, or swear that no child needs them: --allow children",
+  });
 }

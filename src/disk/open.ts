@@ -9,7 +9,7 @@ import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "../formats/format.ts";
 import type { Source } from "../device/source.ts";
-import { inUse } from "../host/lock.ts";
+import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
 import { layOut, type Region } from "./layout.ts";
 import { foreignImage } from "./recognise.ts";

@@ -8,7 +8,7 @@
  */
 import { DiskError } from "../error.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
-import { hostSpace } from "../host/space.ts";
+import { hostFree, settle } from "../host/space.ts";
 import { execute } from "../reclaim/execute.ts";
 import { refuseParents } from "./children.ts";
 import { contentHash, mapHash } from "./digest.ts";
@@ -23,7 +23,7 @@ import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.
  */
 export async function reclaim(file: string, options: ReclaimOptions = {}): Promise<Reclaimed> {
   requireTestedHost(options);
-  const host = await hostSpace(file);
+  const host = await spaceOf(file);
   if (options.dryRun) {
     await using disk = await open(file, options);
     await requireSafe(disk, options);
@@ -39,6 +39,11 @@ export async function reclaim(file: string, options: ReclaimOptions = {}): Promi
       notes: done.prospect.survey.notes,
     });
   return await compare(file, host, options, done);
+}
+
+async function spaceOf(file: string): Promise<HostSpace> {
+  const { mount, freeBytes } = await hostFree(file);
+  return { mountPoint: mount, freeBytes };
 }
 
 /** What must be the same afterwards. */
@@ -67,21 +72,29 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
       ? await contentHash(disk.image, usage.kept, { ...options, phase: "hashing" })
       : null,
   };
-  await execute(plan, disk.image.files, {
+  const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
+  const { interrupted, punchedBytes, cutBytes } = await execute(plan, disk.image.files, {
     ...(options.signal && { signal: options.signal }),
-    onProgress: (doneBytes) =>
-      options.onProgress?.({
-        phase: "returning",
-        doneBytes,
-        totalBytes: plan.unmapBytes + plan.punchBytes + plan.packBytes,
-      }),
+    onProgress: (doneBytes) => options.onProgress?.({ phase: "returning", doneBytes, totalBytes }),
   });
+  if (interrupted) {
+    throw new DiskError(
+      "interrupted",
+      `interrupted at a safe point; ${punchedBytes + cutBytes} bytes are returned`,
+      {
+        hint: "the image is whole; run the same command again to return the rest",
+      },
+    );
+  }
   return { applied: true, prospect, before };
 }
 
 /** The image's own structures are whole, and no other image leans on it (H17, H33). */
 async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOptions): Promise<void> {
-  if (!options.allow?.children) await refuseParents(disk.path, disk.source);
+  if (!options.allow?.children) {
+    const { identity } = await disk.image.files.get("")!.stat();
+    await refuseParents(disk.path, identity);
+  }
   const { errors, first } = await findings(disk.image);
   if (errors > 0) {
     throw new DiskError("corrupt", `the image has ${errors} errors; the first: ${first}`, {
@@ -112,6 +125,7 @@ async function compare(
   done: Done,
 ): Promise<Reclaimed> {
   const { survey, usage } = done.prospect;
+  await settle(file);
   await using disk = await open(file, options);
   const { errors, leaks, first } = await findings(disk.image);
   if (errors > 0) throw new Error(`the image has ${errors} errors after the reclaim; the first: ${first}`);
@@ -130,7 +144,7 @@ async function compare(
   return report(survey, {
     applied: true,
     host,
-    hostAfter: await hostSpace(file),
+    hostAfter: await spaceOf(file),
     after: await sizesOf(disk.image),
     verified,
     check: { errors, leaks },

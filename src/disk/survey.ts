@@ -4,10 +4,9 @@
  * The figure `reclaimableBytes` is not guessed: the very plan that `reclaim` would execute is made and measured
  * against the host's own allocation.
  */
-import path from "node:path";
 import type { Image } from "../formats/format.ts";
 import { hostTested } from "../host/platform.ts";
-import { assumeHoles, probeHoles } from "../host/probe.ts";
+import { assumeHoles, probeImage } from "../host/probe.ts";
 import { EMPTY_PLAN, type Plan } from "../reclaim/plan.ts";
 import { DiskError } from "../error.ts";
 import { ExtentSet } from "../bytes/extents.ts";
@@ -116,8 +115,7 @@ async function methodFor(
   notes: string[],
 ): Promise<"punch" | "pack"> {
   if (options.method === "pack") return "pack";
-  const directory = path.dirname(path.resolve(disk.path));
-  const { holes, reason } = earnest === "strict" ? await probeHoles(directory) : await assumeHoles(directory);
+  const { holes, reason } = await (earnest === "strict" ? probeImage(disk.path) : assumeHoles(disk.path));
   if (holes) return "punch";
   if (options.method === "punch") {
     throw new DiskError("unsupported", `the host cannot punch holes here: ${reason}`, { hint: "use --pack" });

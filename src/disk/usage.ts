@@ -121,6 +121,7 @@ function watchingMetadata(filesystem: FileSystem, metadata: ExtentBuilder) {
       return filesystem.refusal;
     },
     free: () => filesystem.free(),
+    describe: (owner: number) => filesystem.describe(owner),
     walk: (visit: (member: number, start: number, end: number, owner: number) => void) =>
       filesystem.walk((member, start, end, owner) => {
         if (owner < 0 && member === 0) metadata.add(start, end);

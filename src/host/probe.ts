@@ -46,6 +46,13 @@ export async function probeImage(path: string): Promise<HoleVerdict> {
   return byReputation(path, "its directory is on another filesystem");
 }
 
+/** The same for who must not write anything: what is known of this kind of device or filesystem. */
+export async function assumeHoles(path: string): Promise<HoleVerdict> {
+  const stats = statSync(path, { bigint: true });
+  if (stats.isBlockDevice()) return probeDevice(path, stats.rdev);
+  return platform() === undefined ? NO_CALLS : byReputation(path, "not tried");
+}
+
 function probeDevice(path: string, rdev: bigint): HoleVerdict {
   if (platform() === undefined) return NO_CALLS;
   if ((blockAttribute(rdev, "queue/write_zeroes_max_bytes") ?? 0) > 0) return { holes: true, proven: false };
