@@ -202,6 +202,16 @@ export class ExtentSet implements Iterable<Extent> {
     return out.build();
   }
 
+  /** Numbers of the spans, each `spanBytes` long and counted from 0, that the set touches: ascending, each once. */
+  *spans(spanBytes: number): Generator<number> {
+    let next = 0;
+    for (let i = 0; i < this.count; i++) {
+      const end = Math.ceil(this.end(i) / spanBytes);
+      for (let span = Math.max(next, Math.floor(this.start(i) / spanBytes)); span < end; span++) yield span;
+      next = end;
+    }
+  }
+
   equals(other: ExtentSet): boolean {
     return this.count === other.count && this.#packed.every((value, i) => value === other.#packed[i]);
   }
@@ -224,7 +234,7 @@ export class ExtentBuilder {
 
   /** Adds `[start, end)`; an empty range adds nothing. */
   add(start: number, end: number): void {
-    assert(start >= 0 && end >= start && end <= Number.MAX_SAFE_INTEGER, `extent ${start}-${end}`);
+    if (!(start >= 0 && end >= start && end <= Number.MAX_SAFE_INTEGER)) assert(false, `extent ${start}-${end}`);
     if (start === end) return;
     if (this.#length > 0 && this.#sorted) {
       const last = this.#length - 1;
