@@ -6,7 +6,7 @@ if (version[0] < 22 || (version[0] === 22 && version[1] < 18)) {
   process.stderr.write("ullage needs Node 22.18 or newer; this is Node " + process.versions.node + ".\n");
   process.exitCode = 2;
 } else {
-  Promise.all([import("node:module"), import("node:fs")]).then(function (modules) {
+  void Promise.all([import("node:module"), import("node:fs")]).then(function (modules) {
     if (modules[0].enableCompileCache) modules[0].enableCompileCache();
     // A clone runs its sources as they are; what is published holds only what was compiled from them.
     var sources = new URL("../src/cli/main.ts", import.meta.url);

@@ -3,7 +3,7 @@
  */
 
 /** Controls, what reorders or hides text (bidirectional marks, zero-width and tag characters), lone surrogates. */
-const UNSHOWABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+export const UNSHOWABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
 /** `text` with everything that a terminal or a page might obey written as `\u{…}`. */
 export function printable(text: string): string {

@@ -84,13 +84,13 @@ function verdict(found: ExplainedOffset, screen: Screen): string {
   const path = found.ownerPath === null ? "" : ` ${printable(found.ownerPath, screen)}`;
   switch (found.class) {
     case "returnable":
-      return `nothing owns it; its space can be returned.  Says: ${witness}`;
+      return `nothing owns it: so say ${witness}`;
     case "hole":
-      return `nothing is stored for it.  Says: ${witness}`;
+      return `nothing is stored for it: so says the ${witness}`;
     case "unknown":
-      return `nobody can vouch for it, so it counts as used.  Says: ${witness}`;
+      return "nobody can vouch for it, so it counts as used";
     default:
-      return owner === "" && path === "" ? `Says: ${witness}` : `by ${owner}${path}.  Says: ${witness}`;
+      return owner === "" && path === "" ? `so say ${witness}` : `by ${owner}${path}`;
   }
 }
 

@@ -33,7 +33,7 @@ type Pictured = Pick<Survey, "regions" | "virtualBytes" | "exact">;
 /** The class of each of `count` cells of `cellBytes`: the one that holds most of it. */
 export function cells(survey: Pictured, count: number, cellBytes: number): ByteClass[] {
   const most = new Float64Array(count);
-  const winners = new Array<ByteClass>(count).fill("unknown");
+  const winners = Array.from({ length: count }, (): ByteClass => "unknown");
   for (const name of CLASSES_BY_WEIGHT) {
     const held = new Float64Array(count);
     const set = survey.regions.get(name);

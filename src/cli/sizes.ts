@@ -15,10 +15,19 @@ export function unitOf(bytes: number): Unit {
   return UNITS.find((unit) => bytes >= unit.bytes) ?? UNITS[3];
 }
 
-/** The figure alone: `12.3`. One that would round to nothing keeps a unit of its own: `12.0 KiB`. */
+/** The figure alone: `12.3`. One that would round to nothing keeps a unit of its own: `12.4 KiB`. */
 export function figure(bytes: number, unit: Unit): string {
-  if (bytes > 0 && unit.bytes > 1 && bytes < unit.bytes / 20) return size(bytes);
+  if (roundsToNothing(bytes, unit)) return size(bytes);
   return grouped(bytes / unit.bytes, unit.bytes === 1 ? 0 : 1);
+}
+
+/** `12.3 GiB`, in this unit even where another would be shorter: for columns of a table. */
+export function sizeIn(bytes: number, unit: Unit): string {
+  return roundsToNothing(bytes, unit) ? size(bytes) : `${figure(bytes, unit)} ${unit.name}`;
+}
+
+function roundsToNothing(bytes: number, unit: Unit): boolean {
+  return bytes > 0 && unit.bytes > 1 && bytes < unit.bytes / 20;
 }
 
 /** `12.3 GiB`; whole numbers of a unit lose their `.0`. */

@@ -5,7 +5,7 @@ import type { Survey, VolumeReport, Witness } from "../disk.ts";
 import { batch } from "./batch.ts";
 import { type JudgeFlags, surveyOptions } from "./options.ts";
 import { coloured, legend, map, strip } from "./picture.ts";
-import { figure, size, unitOf } from "./sizes.ts";
+import { figure, size, sizeIn, unitOf } from "./sizes.ts";
 import type { Face } from "./terminal.ts";
 import { cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
 
@@ -49,7 +49,7 @@ export function render(survey: Survey, screen: Screen, { map: whole }: { map: bo
 
 /** `disk.qcow2   qcow2, 64 KiB clusters, no snapshots, not in use` */
 function heading(survey: Survey, screen: Screen): string[] {
-  const use = survey.inUse ? "in use: figures are approximate" : "not in use";
+  const use = survey.inUse ? "in use: figures approximate" : "not in use";
   const words = [survey.format, printable(survey.summary, screen), use]
     .filter((word) => word !== "")
     .join(", ");
@@ -60,7 +60,8 @@ function heading(survey: Survey, screen: Screen): string[] {
     : wrap(first, words, screen.columns);
 }
 
-const LABEL_COLUMNS = 12;
+/** Of what stands before a remark. */
+const LABEL_COLUMNS = 10;
 
 const WITNESSES: Readonly<Record<Witness, string>> = {
   filesystem: "said by the filesystems",
@@ -73,7 +74,7 @@ function amounts(survey: Survey, screen: Screen): string[] {
   const about = survey.exact ? "" : "~";
   const unit = unitOf(survey.virtualBytes);
   const amount = (bytes: number): string => about + figure(bytes, unit);
-  const label = (text: string): string => ` ${padEnd(text, LABEL_COLUMNS - 1)}`;
+  const label = (text: string): string => ` ${padEnd(text, LABEL_COLUMNS + 2)}`;
   const sum = (total: string, parts: readonly { bytes: number; words: string }[]): string => {
     const shown = parts.filter((part) => part.bytes > 0).map((part) => `${amount(part.bytes)} ${part.words}`);
     return shown.length === 0 ? total : `${total}  = ${shown.join(" + ")}`;
@@ -92,9 +93,8 @@ function amounts(survey: Survey, screen: Screen): string[] {
   lines.push(...wrap(label("free"), sum(about + size(survey.freeBytes), free), screen.columns));
   const shorter =
     survey.packableBytes > 0 ? `    --pack makes it ${about}${size(survey.packableBytes)} shorter` : "";
-  lines.push(
-    `${label("file size")}${size(survey.fileBytes)}    guest sees ${size(survey.virtualBytes)}${shorter}`,
-  );
+  const sizes = `${size(survey.fileBytes)}    guest sees ${size(survey.virtualBytes)}${shorter}`;
+  lines.push(...wrap(label("file size"), sizes, screen.columns));
   return lines;
 }
 
@@ -103,11 +103,12 @@ const NAME_COLUMNS_MAX = 28;
 function volumes(survey: Survey, screen: Screen): string[] {
   if (survey.volumes.length === 0) return [];
   const about = survey.exact ? "" : "~";
+  const unit = unitOf(Math.max(...survey.volumes.map((volume) => volume.bytes)));
   const rows = survey.volumes.map((volume) => [
     cut(nameOf(volume, screen), NAME_COLUMNS_MAX),
     volume.filesystem === null ? "-" : printable(volume.filesystem, screen),
-    about + size(volume.usedBytes),
-    about + size(volume.freeBytes),
+    about + sizeIn(volume.usedBytes, unit),
+    about + sizeIn(volume.freeBytes, unit),
     volume.state,
     volume.witness === null ? "" : printable(volume.witness, screen),
   ]);
@@ -121,7 +122,7 @@ function volumes(survey: Survey, screen: Screen): string[] {
       { title: "WITNESS" },
     ],
     rows,
-  );
+  ).map((line) => cut(line, screen.columns));
   for (const volume of survey.volumes) lines.push(...remarks(volume, screen));
   return [...lines, ""];
 }
@@ -154,7 +155,7 @@ function remarks(volume: VolumeReport, screen: Screen): string[] {
 
 /** ` note        text, wrapped and indented` */
 export function labelled(label: string, text: string, screen: Screen): string[] {
-  return wrap(` ${padEnd(label, LABEL_COLUMNS - 2)} `, text, screen.columns);
+  return wrap(` ${padEnd(label, LABEL_COLUMNS)}`, text, screen.columns);
 }
 
 export function notes(label: string, texts: readonly string[], screen: Screen): string[] {

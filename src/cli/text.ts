@@ -6,6 +6,8 @@
  * `printable` before it is shown, and JSON through `printableJson`.
  */
 
+import { printable as harmless, UNSHOWABLE } from "../bytes/text.ts";
+
 /** What the output can show. */
 export interface Screen {
   readonly columns: number;
@@ -14,35 +16,28 @@ export interface Screen {
   readonly unicode: boolean;
 }
 
-/** Controls, bidi and other format characters, surrogates, private use, line separators. */
-const HARMFUL = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
 const NOT_ASCII = /[^\x20-\x7e]/gu;
 const WIDE =
   /[\p{Emoji_Presentation}\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\uff01-\uff60]/u;
 
-/** The text with everything that could act on a terminal written as an escape: `\x1b`, `\u{202e}`. */
+/** The text with everything that could act on a terminal written as an escape: `\u{1b}`, `\u{202e}`. */
 export function printable(text: string, screen: Pick<Screen, "unicode">): string {
-  const shown = text.replace(HARMFUL, escaped);
-  return screen.unicode ? shown : shown.replace(NOT_ASCII, escaped);
+  const shown = harmless(text);
+  return screen.unicode
+    ? shown
+    : shown.replace(NOT_ASCII, (letter) => `\\u{${letter.codePointAt(0)!.toString(16)}}`);
 }
 
 /** A JSON document with the same characters escaped; it stays the same document. */
 export function printableJson(value: unknown): string {
-  return JSON.stringify(value, undefined, 2).replace(HARMFUL, (character) =>
+  return JSON.stringify(value, undefined, 2).replace(UNSHOWABLE, (character) =>
     character === "\n" ? character : jsonEscaped(character),
   );
 }
 
-function escaped(character: string): string {
-  const code = character.codePointAt(0)!;
-  return code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u{${code.toString(16)}}`;
-}
-
 function jsonEscaped(character: string): string {
-  return Array.from(
-    { length: character.length },
-    (_, i) => `\\u${character.charCodeAt(i).toString(16).padStart(4, "0")}`,
-  ).join("");
+  const units = Array.from({ length: character.length }, (_, i) => character.charCodeAt(i));
+  return units.map((unit) => `\\u${unit.toString(16).padStart(4, "0")}`).join("");
 }
 
 /** Terminal columns that `text` takes. */
