@@ -164,11 +164,16 @@ export class SimulatedFile implements HostFile {
     this.#content.read(at, into);
   }
 
-  async *map(range: Extent): AsyncIterable<readonly Run[]> {
+  map(range: Extent): AsyncIterable<readonly Run[]> {
+    return this.#mapAs(this, range);
+  }
+
+  async *#mapAs(owner: ReadableFile, range: Extent): AsyncIterable<readonly Run[]> {
     this.#mustLieInside(range);
     let batch: Run[] = [];
     for (const run of this.#runs(range)) {
-      batch.push(run);
+      const place = { file: owner, at: run.start, bytes: run.end - run.start };
+      batch.push(run.kind === "hole" ? run : { ...run, place });
       if (batch.length === MAP_BATCH_RUNS) {
         yield batch;
         batch = [];
@@ -227,15 +232,16 @@ export class SimulatedFile implements HostFile {
   /** A view that can only read. */
   readable(): ReadableFile {
     const bytes = () => this.#bytes;
-    return {
+    const view: ReadableFile = {
       get bytes() {
         return bytes();
       },
       read: (at, into) => this.read(at, into),
-      map: (range) => this.map(range),
+      map: (range) => this.#mapAs(view, range),
       stat: () => this.stat(),
       [Symbol.asyncDispose]: () => Promise.resolve(),
     };
+    return view;
   }
 
   #unshare(range: Extent): void {
@@ -309,7 +315,6 @@ export class SimulatedFile implements HostFile {
       start,
       end,
       kind: run.kind,
-      place: { file: this, at: start, bytes: end - start },
       shared,
       depth: 0,
     });
