@@ -1,0 +1,271 @@
+/**
+ * The command as scripts and people meet it: exit codes, the JSON contract, refusals to ask where nobody sits, the
+ * question on a real terminal. Each test runs the binary.
+ */
+import assert from "node:assert/strict";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import {
+  copyFileSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { after, before, test } from "node:test";
+import { requires } from "../src/testing/tools.ts";
+
+const BINARY = path.resolve(import.meta.dirname, "../bin/ullage.js");
+const MiB = 2 ** 20;
+
+let directory = "";
+before(() => void (directory = mkdtempSync(path.join(tmpdir(), "ullage-cli-"))));
+after(() => rmSync(directory, { recursive: true, force: true }));
+
+interface Ran {
+  readonly exit: number | null;
+  readonly out: string;
+  readonly err: string;
+}
+
+function ullage(...words: string[]): Ran {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [BINARY, ...words], {
+    cwd: directory,
+    encoding: "utf8",
+    env: { PATH: process.env["PATH"], LANG: "C.UTF-8" },
+  });
+  return { exit: status, out: stdout, err: stderr };
+}
+
+function json(...words: string[]): { exit: number | null; images: Record<string, unknown>[] } {
+  const { exit, out } = ullage(...words, "--json");
+  const { schema, images } = JSON.parse(out) as { schema: number; images: Record<string, unknown>[] };
+  assert.equal(schema, 1);
+  return { exit, images };
+}
+
+/** A disk of one ext4 with a used and a deleted file, as qcow2. Real tools make it. */
+function makeDisk(name: string): void {
+  const raw = path.join(directory, `${name}.raw`);
+  const content = path.join(directory, "content");
+  mkdirSync(content, { recursive: true });
+  writeFileSync(path.join(content, "kept.bin"), Buffer.alloc(3 * MiB, "kept"));
+  writeFileSync(path.join(content, "gone.bin"), Buffer.alloc(20 * MiB, "gone"));
+  run("mke2fs", ["-q", "-t", "ext4", "-L", "root", "-d", content, raw, "64M"]);
+  run("debugfs", ["-w", "-R", "rm /gone.bin", raw]);
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, path.join(directory, name)]);
+  rmSync(raw);
+}
+
+const DISK_TOOLS = ["mke2fs", "debugfs", "qemu-img"];
+
+test("usage errors exit 2 with a hint, whatever is wrong", () => {
+  writeFileSync(path.join(directory, "some.raw"), "");
+  const wrong = [
+    [],
+    ["frobnicate"],
+    ["survey"],
+    ["survey", "--frobnicate", "some.raw"],
+    ["survey", "--also", "swap", "some.raw"],
+    ["survey", "--allow", "everything", "some.raw"],
+    ["survey", "--min-hole", "big", "some.raw"],
+    ["survey", "--proof", "faith", "some.raw"],
+    ["reclaim", "--pack", "--method", "punch", "some.raw"],
+    ["check", "--repair", "all", "some.raw"],
+    ["create", "new.qcow2"],
+    ["create", "new.qcow2", "-5"],
+    ["explain", "some.raw", "--sector", "x"],
+    ["serve", "some.raw"],
+  ];
+  for (const words of wrong) {
+    const { exit, out, err } = ullage(...words);
+    assert.equal(exit, 2, `${words.join(" ")}: ${err}`);
+    assert.equal(out, "", words.join(" "));
+    assert.match(err, /hint: |Usage: /, words.join(" "));
+  }
+});
+
+test("help and version are no errors", () => {
+  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
+  assert.deepEqual(ullage("--version"), { exit: 0, out: `${version}\n`, err: "" });
+  const { exit, out } = ullage("--help");
+  assert.equal(exit, 0);
+  for (const command of ["survey", "reclaim", "explain", "check", "create", "info"])
+    assert.match(out, RegExp(command));
+  for (const later of ["serve", "convert", "erase"]) assert.doesNotMatch(out, RegExp(`^ +${later}`, "m"));
+});
+
+test("a command that writes never asks where nobody sits", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("unasked.qcow2");
+  const untouched = readFileSync(path.join(directory, "unasked.qcow2"));
+  for (const words of [
+    ["reclaim", "unasked.qcow2"],
+    ["reclaim", "--json", "unasked.qcow2"],
+    ["check", "--repair", "leaks", "unasked.qcow2"],
+  ]) {
+    const { exit, out, err } = ullage(...words);
+    assert.equal(exit, 2, err);
+    assert.equal(out, "");
+    assert.match(err, /--yes.*--dry-run/s);
+  }
+  assert.equal(ullage("reclaim", "--dry-run", "unasked.qcow2").exit, 0);
+  assert.deepEqual(readFileSync(path.join(directory, "unasked.qcow2")), untouched);
+});
+
+const SURVEY_KEYS =
+  "path format inUse exact virtualBytes fileBytes hostBytes usedBytes freeBytes unknownBytes reclaimableBytes packableBytes method witnesses volumes".split(
+    " ",
+  );
+const VOLUME_KEYS = "name start bytes filesystem usedBytes freeBytes state reason".split(" ");
+const RECLAIM_KEYS =
+  "path applied method beforeHostBytes afterHostBytes beforeFileBytes afterFileBytes predictedBytes reclaimedBytes unmappedBytes punchedBytes".split(
+    " ",
+  );
+
+function has(object: unknown, keys: readonly string[]): void {
+  for (const key of keys) assert.ok(key in (object as object), `"${key}" is part of the contract`);
+}
+
+test("the JSON contract, from survey to reclaim", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("contract.qcow2");
+  const surveyed = json("survey", "contract.qcow2");
+  assert.equal(surveyed.exit, 0);
+  const survey = surveyed.images[0] as Record<string, number> & { volumes: object[] };
+  has(survey, SURVEY_KEYS);
+  has(survey.volumes[0], VOLUME_KEYS);
+  assert.equal(survey["usedBytes"]! + survey["freeBytes"]! + survey["unknownBytes"]!, survey["virtualBytes"]);
+  assert.equal(survey["virtualBytes"], 64 * MiB);
+  assert.ok(survey["reclaimableBytes"]! > 18 * MiB, `${survey["reclaimableBytes"]} of 20 MiB`);
+
+  const explained = json("explain", "contract.qcow2", "1024").images[0]!;
+  has((explained["offsets"] as object[])[0], "offset class witness owner ownerPath fileOffset".split(" "));
+
+  const reclaimed = json("reclaim", "--yes", "contract.qcow2");
+  assert.equal(reclaimed.exit, 0);
+  const result = reclaimed.images[0] as Record<string, number>;
+  has(result, RECLAIM_KEYS);
+  assert.equal(result["applied"] as unknown, true);
+  const hostBytes = statSync(path.join(directory, "contract.qcow2")).blocks * 512;
+  assert.equal(result["afterHostBytes"], hostBytes);
+  assert.equal(result["beforeHostBytes"]! - result["afterHostBytes"]!, result["reclaimedBytes"]);
+
+  has(json("check", "contract.qcow2").images[0], ["path", "errors", "leaks"]);
+  const again = json("reclaim", "--yes", "contract.qcow2");
+  assert.equal(again.exit, 0, "nothing to do is no failure");
+  assert.equal(again.images[0]!["applied"], false);
+});
+
+test("a batch goes on after a failure; the exit code is the first failure's", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("good.qcow2");
+  copyFileSync(path.join(directory, "good.qcow2"), path.join(directory, "cut.qcow2"));
+  truncateSync(path.join(directory, "cut.qcow2"), 300);
+  const { exit, images } = json("survey", "cut.qcow2", "good.qcow2", "absent.qcow2");
+  assert.equal(images.length, 3);
+  assert.equal((images[0]!["error"] as { kind: string }).kind, "corrupt");
+  has(images[0]!["error"], ["kind", "message", "hint"]);
+  assert.equal(images[1]!["format"], "qcow2");
+  assert.equal(images[2]!["path"], "absent.qcow2");
+  has(images[2]!["error"], ["kind", "message", "hint"]);
+  assert.equal(exit, 3);
+  const text = ullage("survey", "cut.qcow2", "good.qcow2");
+  assert.equal(text.exit, 3);
+  assert.match(text.err, /cut\.qcow2: corrupt: /);
+  assert.match(text.out, /^good\.qcow2 {3}qcow2/);
+});
+
+test("an image that is busy, unsafe or unknown has its own exit code", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("parent.qcow2");
+  execFileSync(
+    "qemu-img",
+    ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "parent.qcow2", "child.qcow2"],
+    {
+      cwd: directory,
+    },
+  );
+  const parent = ullage("reclaim", "--yes", "parent.qcow2");
+  assert.equal(parent.exit, 5, parent.err);
+  assert.match(parent.err, /hint: /);
+
+  const unknown = readFileSync(path.join(directory, "parent.qcow2"));
+  unknown[72] = 0x80;
+  writeFileSync(path.join(directory, "unknown.qcow2"), unknown);
+  assert.equal(ullage("survey", "unknown.qcow2").exit, 4);
+});
+
+test("colour only on a terminal, and nothing but text elsewhere", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("plain.qcow2");
+  const { out, exit } = ullage("plain.qcow2");
+  assert.equal(exit, 0);
+  assert.ok(!out.includes("\x1b"));
+  assert.match(out, /Nothing was changed\. {2}Next: ullage reclaim plain\.qcow2/);
+  const [first] = out.split("\n");
+  assert.match(first!, /^plain\.qcow2 {3}qcow2, .*not in use$/);
+});
+
+/** Runs the command on a pseudo-terminal and types `keys` when `prompt` appears. */
+async function onTerminal(words: string[], prompt: RegExp, keys: string[], env = {}): Promise<Ran> {
+  const command = [process.execPath, BINARY, ...words].map((word) => `'${word}'`).join(" ");
+  const child = spawn("script", ["-qec", command, "/dev/null"], {
+    cwd: directory,
+    env: { PATH: process.env["PATH"], LANG: "C.UTF-8", TERM: "xterm", ...env },
+  });
+  let out = "";
+  let seen = 0;
+  child.stdout.on("data", (chunk: Buffer) => {
+    out += chunk.toString();
+    const fresh = out.slice(seen);
+    if (keys.length > 0 && prompt.test(fresh)) {
+      seen = out.length;
+      child.stdin.write(keys.shift()!);
+    }
+  });
+  const exit = await new Promise<number | null>((resolve) => child.on("close", resolve));
+  return { exit, out, err: "" };
+}
+
+test("on a terminal it asks: m shows the map, ? says why it is safe, and only y acts", async (t) => {
+  if (!requires(t, ...DISK_TOOLS, "script")) return;
+  makeDisk("asked.qcow2");
+  const before = readFileSync(path.join(directory, "asked.qcow2"));
+  const prompt = /why safe\]/;
+  const no = await onTerminal(["reclaim", "asked.qcow2"], prompt, ["m\r", "?\r", "\r"]);
+  assert.match(no.out, /one character is/);
+  assert.match(no.out, /power cut/);
+  assert.match(no.out, /Nothing was changed/);
+  assert.equal(no.exit, 0);
+  assert.deepEqual(readFileSync(path.join(directory, "asked.qcow2")), before);
+
+  const interrupted = await onTerminal(["reclaim", "asked.qcow2"], prompt, ["\x03"]);
+  assert.equal(interrupted.exit, 130, interrupted.out);
+  assert.deepEqual(readFileSync(path.join(directory, "asked.qcow2")), before);
+
+  const yes = await onTerminal(["reclaim", "asked.qcow2"], prompt, ["y\r"]);
+  assert.equal(yes.exit, 0, yes.out);
+  assert.match(yes.out, /promised .* returned/);
+});
+
+test("a terminal gets colour, unless NO_COLOR says otherwise", async (t) => {
+  if (!requires(t, ...DISK_TOOLS, "script")) return;
+  makeDisk("colour.qcow2");
+  const coloured = await onTerminal(["survey", "colour.qcow2"], /$^/, []);
+  assert.ok(coloured.out.includes("\x1b["), coloured.out);
+  const plain = await onTerminal(["survey", "colour.qcow2"], /$^/, [], { NO_COLOR: "1" });
+  assert.ok(!plain.out.includes("\x1b["), plain.out);
+});
+
+test("a reader that goes away is no failure", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  makeDisk("piped.qcow2");
+  const line = `'${process.execPath}' '${BINARY}' survey --map piped.qcow2 piped.qcow2 | true; echo "\${PIPESTATUS[0]}"`;
+  const { stdout, stderr } = spawnSync("bash", ["-c", line], { cwd: directory, encoding: "utf8" });
+  assert.equal(stdout, "0\n");
+  assert.equal(stderr, "");
+});
