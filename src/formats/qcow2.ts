@@ -9,12 +9,13 @@
  * `structures` (where tables lie), `check`, `create`. Specification: QEMU's docs/interop/qcow2.txt.
  */
 import type { ReadableFile } from "../device/device.ts";
-import { DiskError } from "../error.ts";
 import type { Plan, Wish } from "../reclaim/plan.ts";
 import type { Finding, Image, ImageFormat, OpenParent, Reference, Snapshot } from "./format.ts";
+import { inspect } from "./qcow2/check.ts";
 import { CompressedClusters } from "./qcow2/compressed.ts";
 import { openContext, type Qcow2Context } from "./qcow2/context.ts";
 import { Compatible, hasMagic, readHeader, type Header } from "./qcow2/header.ts";
+import { planReclaim } from "./qcow2/plan.ts";
 import { Qcow2Disk } from "./qcow2/read.ts";
 import { checkedSnapshot, readSnapshots } from "./qcow2/snapshots.ts";
 import { describe, tableClusters } from "./qcow2/structures.ts";
@@ -129,13 +130,12 @@ class Qcow2Image extends Qcow2Disk implements Image {
     }));
   }
 
-  // oxlint-disable-next-line require-yield
   async *check(): AsyncGenerator<Finding> {
-    throw new DiskError("unsupported", "check of qcow2");
+    yield* (await inspect(this.#context)).findings;
   }
 
-  plan(_wish: Wish): Promise<Plan> {
-    throw new DiskError("unsupported", "plan of qcow2");
+  plan(wish: Wish): Promise<Plan> {
+    return planReclaim(this.#context, wish, this);
   }
 
   describe(fileOffset: number): Promise<string | undefined> {

@@ -75,10 +75,3 @@ function topsOf(header: Header): Top[] {
   if (header.snapshotCount > 0) tops.push({ name: "snapshot table", at: header.snapshotsAt, bytes: 1 });
   return tops;
 }
-
-/** Reads `bytes` bytes at `at`; what lies past the end of the file reads as zeros, as it does in QEMU. */
-export async function readPadded(file: ReadableFile, at: number, into: Uint8Array): Promise<void> {
-  const inside = Math.max(0, Math.min(into.length, file.bytes - at));
-  if (inside > 0) await file.read(at, into.subarray(0, inside));
-  into.fill(0, inside);
-}

@@ -10,7 +10,8 @@ import type { Extent } from "../../bytes/extents.ts";
 import type { BlockDevice, Place, Run } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { CompressedClusters } from "./compressed.ts";
-import { readPadded, type Qcow2Context } from "./context.ts";
+import type { Qcow2Context } from "./context.ts";
+import { readPadded } from "./padded.ts";
 import { l1Copied, l2TableAt, segments, segmentsInTable, type L1Table, type Segment } from "./tables.ts";
 
 export class Qcow2Disk implements BlockDevice {

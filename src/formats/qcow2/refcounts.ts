@@ -11,6 +11,7 @@ import { viewOf } from "../../bytes/struct.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { TableCache, type CachedTable } from "./cache.ts";
 import { corrupt, hex, tableAt, type Header } from "./header.ts";
+import { readPadded } from "./padded.ts";
 
 const CACHE_BYTES = 8 * 2 ** 20;
 /** Of an entry of the refcount table. */
@@ -64,6 +65,8 @@ export class Refcounts {
   readonly order: number;
   /** Counts in one block, which is one cluster. */
   readonly blockEntries: number;
+  /** Length of a block: a cluster. */
+  readonly blockBytes: number;
   /** Entries of the refcount table. */
   readonly tableEntries: number;
   readonly #file: ReadableFile;
@@ -75,6 +78,7 @@ export class Refcounts {
     this.#file = file;
     this.#header = header;
     this.order = header.refcountOrder;
+    this.blockBytes = header.clusterBytes;
     this.blockEntries = (header.clusterBytes * 8) / 2 ** header.refcountOrder;
     this.tableEntries = (header.refcountTableClusters * header.clusterBytes) / 8;
     this.#blocks = new TableCache(file, header.clusterBytes, CACHE_BYTES);
@@ -115,5 +119,68 @@ export class Refcounts {
   async get(cluster: number): Promise<number> {
     const block = await this.block(Math.floor(cluster / this.blockEntries));
     return block === undefined ? 0 : readRefcount(block.view, this.order, cluster % this.blockEntries);
+  }
+}
+
+/**
+ * The counts as `check` reads them: an entry of the table that cannot be true makes its counts unknown and nothing
+ * else, and a block past the end of the file reads as zeros.
+ */
+export class StatedRefcounts {
+  readonly #refcounts: Refcounts;
+  readonly #file: ReadableFile;
+  readonly #blocks = new Map<number, DataView | "none" | "unknown">();
+  readonly #countMax: number;
+  #last = -1;
+  #lastBlock: DataView | "none" | "unknown" = "none";
+
+  constructor(refcounts: Refcounts, file: ReadableFile) {
+    this.#refcounts = refcounts;
+    this.#file = file;
+    this.#countMax = Math.max(4, CACHE_BYTES / refcounts.blockBytes);
+  }
+
+  /** Whether `peek` answers for `cluster` as far as can be. */
+  isLoaded(cluster: number): boolean {
+    return Math.floor(cluster / this.#refcounts.blockEntries) === this.#last;
+  }
+
+  /** The count of `cluster`; undefined where its block is not the one loaded last, or unknown. */
+  peek(cluster: number): number | undefined {
+    const { blockEntries, order } = this.#refcounts;
+    const block = Math.floor(cluster / blockEntries);
+    if (block !== this.#last || this.#lastBlock === "unknown") return undefined;
+    return this.#lastBlock === "none" ? 0 : readRefcount(this.#lastBlock, order, cluster % blockEntries);
+  }
+
+  async loadFor(cluster: number): Promise<void> {
+    await this.load(Math.floor(cluster / this.#refcounts.blockEntries));
+  }
+
+  /** Makes `peek` answer for the clusters of block number `block`. Returns whether it exists. */
+  async load(block: number): Promise<boolean> {
+    const known = this.#blocks.get(block);
+    const loaded = known ?? (await this.#read(block));
+    if (known === undefined) {
+      this.#blocks.set(block, loaded);
+      if (this.#blocks.size > this.#countMax) this.#blocks.delete(this.#blocks.keys().next().value!);
+    }
+    this.#last = block;
+    this.#lastBlock = loaded;
+    return loaded !== "none";
+  }
+
+  async #read(block: number): Promise<DataView | "none" | "unknown"> {
+    const { tableEntries, blockBytes } = this.#refcounts;
+    if (block >= tableEntries) return "none";
+    const table = await this.#refcounts.table();
+    const high = table.getUint32(block * 8);
+    const low = table.getUint32(block * 8 + 4);
+    const at = high * 2 ** 32 + ((low & ~RESERVED_LOW) >>> 0);
+    if (at === 0) return "none";
+    if (at % blockBytes !== 0) return "unknown";
+    const bytes = new Uint8Array(blockBytes);
+    await readPadded(this.#file, at, bytes);
+    return viewOf(bytes);
   }
 }
