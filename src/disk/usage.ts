@@ -188,7 +188,7 @@ async function classify(
   const preallocated = allocation.unwritten.intersect(given);
   if (preallocated.count > 0 && !options.allow?.preallocated) {
     notes.push(
-      `${preallocated.bytes} free bytes were preallocated on the host and are kept (--allow preallocated returns them)`,
+      `${Math.ceil(preallocated.bytes / 1024)} KiB of free space were preallocated on the host and stay (--allow preallocated returns them)`,
     );
   }
   const usedByFilesystem = tally.understood.build().subtract(given);

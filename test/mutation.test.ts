@@ -1,0 +1,42 @@
+/**
+ * The guards are guarded: each of the mutations below takes one guard of SAFETY out of a copy of the sources, and the
+ * named tests must then fail. A guard that can go without a test noticing is no guard.
+ */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import test from "node:test";
+import { MUTATIONS } from "./mutations.ts";
+
+const ROOT = path.join(import.meta.dirname, "..");
+
+for (const { hazard, guard, file, from, to, tests } of MUTATIONS) {
+  test(`${hazard}: without "${guard}" a test fails`, () => {
+    const scratch = mkdtempSync(path.join(tmpdir(), "ullage-mutation-"));
+    try {
+      for (const part of ["src", "test", "bin", "samples", "package.json"]) {
+        cpSync(path.join(ROOT, part), path.join(scratch, part), { recursive: true });
+      }
+      symlinkSync(path.join(ROOT, "node_modules"), path.join(scratch, "node_modules"));
+      const mutated = path.join(scratch, file);
+      const source = readFileSync(mutated, "utf8");
+      assert.equal(source.split(from).length, 2, `${file} must hold the guard exactly once: ${from}`);
+      writeFileSync(mutated, source.replace(from, () => to));
+      const run = spawnSync(process.execPath, ["--test", "--test-reporter=dot", ...tests], {
+        cwd: scratch,
+        encoding: "utf8",
+        env: {
+          ...process.env,
+          NODE_TEST_CONTEXT: "",
+          ULLAGE_CORPUS: process.env["ULLAGE_CORPUS"] ?? path.join(ROOT, "..", "shared", "corpus"),
+        },
+      });
+      assert.notEqual(run.status, 0, `nothing noticed; ${tests.join(", ")} passed without the guard`);
+      assert.ok(!run.stdout.includes("Could not find"), run.stdout);
+    } finally {
+      rmSync(scratch, { recursive: true });
+    }
+  });
+}
