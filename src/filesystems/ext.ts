@@ -20,6 +20,7 @@ import { readGroups, type Volume } from "./ext/groups.ts";
 import { Refused } from "./ext/refused.ts";
 import { checkState, needsReplay } from "./ext/state.ts";
 import { MAGIC, readSuperblock, SUPERBLOCK_AT, SuperblockLayout, type Superblock } from "./ext/superblock.ts";
+import { walk } from "./ext/walk.ts";
 import type {
   FileSystem,
   FileSystemReader,
@@ -103,7 +104,10 @@ class ExtFileSystem implements FileSystem {
     return [free ?? ExtentSet.EMPTY];
   }
 
-  async walk(_visit: Visit): Promise<void> {}
+  async walk(visit: Visit): Promise<void> {
+    const volume = this.#volume;
+    if (volume !== undefined) await this.#guarded(() => walk(volume, visit));
+  }
 
   async describe(_owner: number): Promise<OwnerDescription> {
     return { kind: "unknown", name: "unknown" };

@@ -9,12 +9,9 @@
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import { bitmapDamage, BLOCK_UNINIT, type Damage, type GroupTable, type Volume } from "./groups.ts";
 import { fixedStructures, groupEnd, groupStart } from "./layout.ts";
+import { readScattered } from "./reading.ts";
 import { contradiction, type Refused } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
-
-const READ_BYTES_MAX = 1 << 20;
-/** Reading on is cheaper than a second read across a gap as small as this. */
-const GAP_BYTES_MAX = 1 << 16;
 
 /** The free blocks in bytes. With `damage: "refuse"` @throws Refused for the first damaged bitmap. */
 export async function freeExtents(volume: Volume, damage: Damage): Promise<ExtentSet> {
@@ -24,8 +21,13 @@ export async function freeExtents(volume: Volume, damage: Damage): Promise<Exten
     if (finding !== undefined && damage === "refuse") throw finding;
     return finding === undefined;
   };
-  const hasBitmap = (group: number) => (groups.flags[group]! & BLOCK_UNINIT) === 0;
-  await readBitmaps(volume, groups.blockBitmap, hasBitmap, (group, bitmap) => {
+  const mapped: number[] = [];
+  for (let group = 0; group < sb.groups; group++) {
+    if ((groups.flags[group]! & BLOCK_UNINIT) === 0) mapped.push(group);
+  }
+  const positions = mapped.map((group) => groups.blockBitmap[group]!);
+  await readScattered(volume.device, sb.blockBytes, positions, (index, bitmap) => {
+    const group = mapped[index]!;
     if (!judge(bitmapDamage(volume, group, "block", bitmap))) return;
     const runs: number[] = [];
     let count = 0;
@@ -75,41 +77,6 @@ function countDamage(groups: GroupTable, group: number, count: number): Refused 
   const expected = groups.freeClusters[group]!;
   if (count === expected) return undefined;
   return contradiction(`block bitmap of group ${group}: ${count} free clusters found, ${expected} expected`);
-}
-
-/**
- * Reads one bitmap block for each wanted group, in ascending order of groups; neighbours in one read. The bytes given
- * to `visit` are valid until it returns.
- */
-export async function readBitmaps(
-  { device, sb }: Volume,
-  positions: Float64Array,
-  wanted: (group: number) => boolean,
-  visit: (group: number, bitmap: Uint8Array) => void,
-): Promise<void> {
-  const buffer = new Uint8Array(Math.max(READ_BYTES_MAX, sb.blockBytes));
-  let batch: number[] = [];
-  const flush = async () => {
-    if (batch.length === 0) return;
-    const first = positions[batch[0]!]!;
-    const bytes = buffer.subarray(0, (positions[batch.at(-1)!]! - first + 1) * sb.blockBytes);
-    await device.read(first * sb.blockBytes, bytes);
-    for (const group of batch) {
-      const at = (positions[group]! - first) * sb.blockBytes;
-      visit(group, bytes.subarray(at, at + sb.blockBytes));
-    }
-    batch = [];
-  };
-  for (let group = 0; group < sb.groups; group++) {
-    if (!wanted(group)) continue;
-    if (batch.length > 0) {
-      const gap = (positions[group]! - positions[batch.at(-1)!]!) * sb.blockBytes;
-      const length = (positions[group]! - positions[batch[0]!]! + 1) * sb.blockBytes;
-      if (gap < 0 || gap > GAP_BYTES_MAX || length > buffer.length) await flush();
-    }
-    batch.push(group);
-  }
-  await flush();
 }
 
 /** Calls `found` for every maximal run of clear bits among the first `bits`, a word at a time. */

@@ -1,0 +1,163 @@
+/**
+ * Inodes: 128 bytes in the first revision, a power of two from then on.
+ *
+ *   0    mode u16 | uid | size low u32 | times … | 26 links u16 | blocks low u32 | flags u32 | …
+ *   40   60 bytes: block map, extent root, the text of a short symlink, a device number, or inline data
+ *   100  generation u32 | xattr block low u32 | size high u32 | … | 118 xattr block high u16 | 124 checksum low u16
+ *   128  length of what follows u16 | checksum high u16 | … | extended attributes
+ *
+ * Documentation/filesystems/ext4/inodes.rst of Linux.
+ */
+import { crc32c } from "../../bytes/checksum.ts";
+import { viewOf } from "../../bytes/struct.ts";
+import { readBytes } from "../../device/device.ts";
+import type { Volume } from "./groups.ts";
+import { badChecksum, damaged } from "./refused.ts";
+import { hasIncompat, type Superblock } from "./superblock.ts";
+
+export const LINKS_AT = 0x1a;
+const MAP_AT = 0x28;
+const MAP_BYTES = 60;
+const CHECKSUM_LOW_AT = 0x7c;
+const EXTRA_AT = 0x80;
+const CHECKSUM_HIGH_AT = 0x82;
+
+export const FLAG = {
+  encrypted: 0x800,
+  hugeFile: 0x40000,
+  extents: 0x80000,
+  eaInode: 0x200000,
+  inlineData: 0x10000000,
+  casefold: 0x40000000,
+} as const;
+
+export const TYPE = {
+  fifo: 0x1000,
+  characterDevice: 0x2000,
+  directory: 0x4000,
+  blockDevice: 0x6000,
+  file: 0x8000,
+  symlink: 0xa000,
+  socket: 0xc000,
+} as const;
+
+/** Inodes with a number of their own. */
+export const INODE = { badBlocks: 1, root: 2, bootLoader: 5, resize: 7 } as const;
+
+export interface Inode {
+  readonly number: number;
+  /** One of `TYPE`, or 0 in a reserved inode that was never used. */
+  readonly type: number;
+  readonly flags: number;
+  readonly links: number;
+  readonly size: number;
+  /** What the inode counts, in units of 512 bytes (of blocks with the flag hugeFile). */
+  readonly sectors: number;
+  /** Block of extended attributes; 0: none. */
+  readonly xattrBlock: number;
+  /** The 60 bytes of the block map. */
+  readonly map: Uint8Array;
+  /** The whole inode: inline data goes on in its attributes. */
+  readonly bytes: Uint8Array;
+  /** Where the checksums of its extent and directory blocks start from. */
+  readonly seed: number;
+}
+
+/** Decodes the inode at `at`. @throws Refused when its checksum does not match */
+export function decodeInode(sb: Superblock, number: number, table: Uint8Array, at: number): Inode {
+  const view = viewOf(table);
+  const u16 = (field: number) => view.getUint16(at + field, true);
+  const u32 = (field: number) => view.getUint32(at + field, true);
+  const bytes = table.subarray(at, at + sb.inodeBytes);
+  const seed = sb.checksums ? inodeSeed(sb, number, u32(0x64)) : 0;
+  if (sb.checksums) verify(number, bytes, seed);
+  return {
+    number,
+    type: u16(0) & 0xf000,
+    flags: u32(0x20),
+    links: u16(LINKS_AT),
+    size: u32(4) + u32(0x6c) * 2 ** 32,
+    sectors: u32(0x1c) + u16(0x74) * 2 ** 32,
+    xattrBlock: u32(0x68) + (hasIncompat(sb, "64bit") ? u16(0x76) * 2 ** 32 : 0),
+    map: bytes.slice(MAP_AT, MAP_AT + MAP_BYTES),
+    bytes,
+    seed,
+  };
+}
+
+function inodeSeed(sb: Superblock, number: number, generation: number): number {
+  const salt = new Uint8Array(8);
+  viewOf(salt).setUint32(0, number, true);
+  viewOf(salt).setUint32(4, generation, true);
+  return crc32c(sb.seed, salt);
+}
+
+const ZEROS = new Uint8Array(2);
+
+function verify(number: number, bytes: Uint8Array, seed: number): void {
+  const view = viewOf(bytes);
+  let found = view.getUint16(CHECKSUM_LOW_AT, true);
+  let crc = crc32c(seed, bytes, 0, CHECKSUM_LOW_AT);
+  crc = crc32c(crc, ZEROS);
+  crc = crc32c(crc, bytes, CHECKSUM_LOW_AT + 2, EXTRA_AT);
+  const hasHigh = bytes.length > EXTRA_AT && view.getUint16(EXTRA_AT, true) >= 4;
+  if (hasHigh) {
+    found += view.getUint16(CHECKSUM_HIGH_AT, true) * 2 ** 16;
+    crc = crc32c(crc, bytes, EXTRA_AT, CHECKSUM_HIGH_AT);
+    crc = crc32c(crc, ZEROS);
+    crc = crc32c(crc, bytes, CHECKSUM_HIGH_AT + 2);
+  } else {
+    crc = crc32c(crc, bytes, EXTRA_AT);
+    crc &= 0xffff;
+  }
+  if (found === crc) return;
+  // A reserved inode that was never written has no checksum either.
+  if (bytes.every((byte) => byte === 0)) return;
+  throw badChecksum(`inode ${number}`, found, crc);
+}
+
+/** Reads one inode. @throws Refused when there is no such inode, or it is damaged */
+export async function readInode({ device, sb, groups }: Volume, number: number): Promise<Inode> {
+  if (number < 1 || number > sb.inodes) {
+    throw damaged(`inode ${number} does not exist: there are ${sb.inodes}`);
+  }
+  const group = Math.floor((number - 1) / sb.inodesPerGroup);
+  const index = (number - 1) % sb.inodesPerGroup;
+  const at = groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes;
+  return decodeInode(sb, number, await readBytes(device, at, sb.inodeBytes), 0);
+}
+
+/**
+ * How an inode's blocks are found. A symlink is short when nothing but its attribute block is counted, as the kernel
+ * judges it; then its text lies where the block map would.
+ */
+export function mapKind(sb: Superblock, inode: Inode): "none" | "extents" | "blocks" {
+  const { type, flags } = inode;
+  const inline = (flags & FLAG.inlineData) !== 0;
+  const extents = (flags & FLAG.extents) !== 0;
+  if (inline && extents) throw damaged(`inode ${inode.number}: both inline data and extents`);
+  if (inline) {
+    if (!hasIncompat(sb, "inline_data"))
+      throw damaged(`inode ${inode.number}: inline data without the feature`);
+    return "none";
+  }
+  if (type === TYPE.file || type === TYPE.directory || type === TYPE.symlink) {
+    if (extents) {
+      if (!hasIncompat(sb, "extent")) throw damaged(`inode ${inode.number}: extents without the feature`);
+      return "extents";
+    }
+    const attributeSectors = inode.xattrBlock === 0 ? 0 : sb.clusterBytes / 512;
+    return type === TYPE.symlink && inode.sectors === attributeSectors ? "none" : "blocks";
+  }
+  if (type === 0) {
+    // The bad blocks and the boot loader inode have no mode. Others without one are leftovers: looked at, to be sure.
+    if (inode.links > 0 && inode.number >= sb.firstInode) {
+      throw damaged(`inode ${inode.number}: in use, but it has no file type`);
+    }
+    return extents ? "extents" : "blocks";
+  }
+  if (!(Object.values(TYPE) as number[]).includes(type)) {
+    throw damaged(`inode ${inode.number}: file type 0x${type.toString(16)} is unknown`);
+  }
+  return "none";
+}
