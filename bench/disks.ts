@@ -27,7 +27,8 @@ const GIB = 2 ** 30;
 const KIB = 2 ** 10;
 const AGED_BYTES = 20 * GIB;
 const LIVE_BYTES = 4 * GIB;
-const ROUNDS = 12;
+const ROUNDS = 10;
+const DELETED_A_ROUND = 0.15;
 const DELETED_AT_THE_END = 0.6;
 
 /** Makes `name` once: `make` writes to a temporary name that is renamed when it is whole. */
@@ -106,7 +107,7 @@ function age(root: string): void {
       live += bytes;
     }
     must("sync", ["-f", root]);
-    remove(round === ROUNDS - 1 ? DELETED_AT_THE_END : 0.4);
+    remove(round === ROUNDS - 1 ? DELETED_AT_THE_END : DELETED_A_ROUND);
   }
 }
 
