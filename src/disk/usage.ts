@@ -30,6 +30,9 @@ export interface Usage {
   readonly notes: readonly string[];
 }
 
+/** One part in so many of the disk must be unwritten for it to count as preallocated on purpose. */
+const PREALLOCATED_SHARE = 20;
+
 interface Tally {
   readonly volumes: VolumeReport[];
   readonly notes: string[];
@@ -185,7 +188,7 @@ async function classify(
     witnesses.set("zeros", zeros);
     given = given.union(zeros);
   }
-  const preallocated = allocation.unwritten.intersect(given);
+  const preallocated = preallocatedOnPurpose(allocation, whole.end).intersect(given);
   if (preallocated.count > 0 && !options.allow?.preallocated) {
     notes.push(
       `${Math.ceil(preallocated.bytes / 1024)} KiB of free space were preallocated on the host and stay (--allow preallocated returns them)`,
@@ -216,6 +219,14 @@ async function classify(
       ["unknown", unknown],
     ]),
   };
+}
+
+/**
+ * Unwritten extents, when they are many enough to be somebody's purpose. A few are only what zeroing left behind:
+ * QEMU and the kernel turn written zeros into them.
+ */
+function preallocatedOnPurpose({ unwritten }: Allocation, virtualBytes: number): ExtentSet {
+  return unwritten.bytes * PREALLOCATED_SHARE > virtualBytes ? unwritten : ExtentSet.EMPTY;
 }
 
 async function granule(disk: Disk): Promise<number> {
