@@ -201,7 +201,7 @@ test("the map names the offset of every row", () => {
 
 test("a plan and its result", () => {
   draws(
-    renderPlan(survey, plain),
+    renderPlan(survey, plain, { locked: true }),
     `
 disk.qcow2   qcow2 / ext4, not in use, locked by this process
 
@@ -246,7 +246,7 @@ test("an explanation", () => {
     `
  offset 1512779776 (0x5a2b3000), sector 2954648
  partition 2, ext4 "root", group 7, block 238003
- FREE      nothing owns it: so say bitmaps + inode walk
+ FREE      bitmaps: free.  inode walk: no owner.  Both agree.
  in image  at file offset 0x4C4F3000, still on the host's disk
 `,
   );
@@ -286,7 +286,7 @@ test("nothing that a guest wrote reaches the terminal as a command (H25)", () =>
   };
   const shown = [
     renderSurvey(hostile, { ...plain, unicode: true }, { map: true }),
-    renderPlan(hostile, { ...plain, unicode: true }),
+    renderPlan(hostile, { ...plain, unicode: true }, { locked: true }),
     renderResult({ ...reclaimed, path: evil, notes: [evil] }, { ...plain, unicode: true }),
     renderCheck(
       {

@@ -3,9 +3,10 @@
  * question on a real terminal. Each test runs the binary.
  */
 import assert from "node:assert/strict";
-import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   copyFileSync,
+  mkdirSync,
   mkdtempSync,
   readFileSync,
   rmSync,
@@ -16,7 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
-import { requires } from "../src/testing/tools.ts";
+import { requires, run } from "../src/testing/tools.ts";
 
 const BINARY = path.resolve(import.meta.dirname, "../bin/ullage.js");
 const MiB = 2 ** 20;
@@ -182,13 +183,11 @@ test("a batch goes on after a failure; the exit code is the first failure's", (t
 test("an image that is busy, unsafe or unknown has its own exit code", (t) => {
   if (!requires(t, ...DISK_TOOLS)) return;
   makeDisk("parent.qcow2");
-  execFileSync(
-    "qemu-img",
-    ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "parent.qcow2", "child.qcow2"],
-    {
-      cwd: directory,
-    },
-  );
+  const [base, child] = ["parent.qcow2", "child.qcow2"].map((name) => path.join(directory, name)) as [
+    string,
+    string,
+  ];
+  run("qemu-img", ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, child]);
   const parent = ullage("reclaim", "--yes", "parent.qcow2");
   assert.equal(parent.exit, 5, parent.err);
   assert.match(parent.err, /hint: /);

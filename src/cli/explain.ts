@@ -68,29 +68,29 @@ function renderOffset(found: ExplainedOffset, screen: Screen): string[] {
   const sector = Math.floor(found.offset / SECTOR_BYTES);
   const place = `offset ${found.offset} (0x${found.offset.toString(16)}), sector ${sector}`;
   const free = found.class === "returnable" || found.class === "hole";
+  const said = labelled(VERDICTS[found.class], printable(verdict(found), screen), screen);
   return [
     coloured(` ${place}`, "bold", screen),
     ...wrap(" ", found.trail.map((step) => printable(step, screen)).join(", "), screen.columns),
-    ...labelled(VERDICTS[found.class], verdict(found, screen), screen).map((line) =>
-      coloured(line, free ? "green" : "reset", screen),
-    ),
+    ...said.map((line) => coloured(line, free ? "green" : "reset", screen)),
     ...labelled("in image", inImage(found), screen),
   ];
 }
 
-function verdict(found: ExplainedOffset, screen: Screen): string {
-  const witness = printable(found.witness, screen);
-  const owner = found.owner === null ? "" : printable(found.owner, screen);
-  const path = found.ownerPath === null ? "" : ` ${printable(found.ownerPath, screen)}`;
-  switch (found.class) {
+function verdict({ class: name, witness, owner, ownerPath }: ExplainedOffset): string {
+  const witnesses = witness.split(" + ");
+  const owned = [owner, ownerPath].filter((word) => word !== null).join(" ");
+  switch (name) {
     case "returnable":
-      return `nothing owns it: so say ${witness}`;
+      return witnesses.length === 2
+        ? `${witnesses[0]}: free.  ${witnesses[1]}: no owner.  Both agree.`
+        : `${witness}: free.`;
     case "hole":
-      return `nothing is stored for it: so says the ${witness}`;
+      return `${witness}: nothing is stored for it.`;
     case "unknown":
-      return "nobody can vouch for it, so it counts as used";
+      return "Nobody can vouch for it, so it counts as used.";
     default:
-      return owner === "" && path === "" ? `so say ${witness}` : `by ${owner}${path}`;
+      return owned === "" ? `${witness}.` : `${witness}: ${owned}.`;
   }
 }
 

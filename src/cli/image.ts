@@ -5,9 +5,8 @@ import type { Info } from "../disk.ts";
 import { batch, type Work } from "./batch.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
 import { size } from "./sizes.ts";
-import { labelled } from "./survey.ts";
 import type { Face } from "./terminal.ts";
-import { printable, type Screen, table } from "./text.ts";
+import { padEnd, printable, type Screen, table, wrap } from "./text.ts";
 
 export interface CreateFlags extends ReadFlags {
   readonly o?: Readonly<Record<string, string>>;
@@ -46,17 +45,21 @@ export function render(info: Info, screen: Screen): string {
   const safe = (text: string): string => printable(text, screen);
   const host = info.hostBytes === null ? "" : `, ${size(info.hostBytes)} on disk`;
   const state = [info.inUse ? "in use" : "not in use", info.encrypted ? "encrypted" : ""].filter(Boolean);
+  const facts: (readonly [string, string])[] = [
+    ["guest sees", `${size(info.virtualBytes)} (${info.virtualBytes} bytes)`],
+    ["file size", `${size(info.fileBytes)}${host}`],
+    ["grain", `${size(info.grainBytes)}: what the mapping table can drop at once`],
+    ...info.references.map(
+      ({ role, name, format }) =>
+        [role, `${safe(name)}${format === null ? "" : ` (${safe(format)})`}`] as const,
+    ),
+    ...Object.entries(info.details).map(([name, value]) => [safe(name), safe(String(value))] as const),
+  ];
+  const width = Math.max(...facts.map(([name]) => name.length));
   const lines = [
     `${safe(info.path)}   ${safe(info.format)}, ${state.join(", ")}`,
-    ...labelled("guest sees", `${size(info.virtualBytes)} (${info.virtualBytes} bytes)`, screen),
-    ...labelled("file size", `${size(info.fileBytes)}${host}`, screen),
-    ...labelled("grain", `${size(info.grainBytes)}: what the mapping table can drop at once`, screen),
-    ...info.references.flatMap(({ role, name, format }) =>
-      labelled(role, `${safe(name)}${format === null ? "" : ` (${safe(format)})`}`, screen),
-    ),
-    ...Object.entries(info.details).flatMap(([name, value]) =>
-      labelled(safe(name), safe(String(value)), screen),
-    ),
+    "",
+    ...facts.flatMap(([name, value]) => wrap(` ${padEnd(name, width)}  `, value, screen.columns)),
   ];
   if (info.snapshots.length > 0) {
     const rows = info.snapshots.map(({ id, name, bytes, stateBytes }) => [

@@ -68,7 +68,7 @@ async function confirmed(
   face: Face,
 ): Promise<boolean> {
   if (face.json) return true;
-  face.out(`${renderPlan(prospect, face.screen)}\n`);
+  face.out(`${renderPlan(prospect, face.screen, { locked: true })}\n`);
   if (flags.yes === true) return true;
   const promise = size(prospect.method === "pack" ? prospect.packableBytes : prospect.reclaimableBytes);
   const question = `Return ${promise} to ${printable(host.mountPoint, face.screen)}?`;
@@ -78,36 +78,42 @@ async function confirmed(
   });
 }
 
-export function renderPlan(survey: Survey, screen: Screen): string {
+export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked: boolean }): string {
   const systems = [...new Set(survey.volumes.flatMap(({ filesystem }) => filesystem ?? []))];
   const stack = [survey.format, ...systems].map((word) => printable(word, screen)).join(" / ");
   const path = printable(survey.path, screen);
   const about = survey.exact ? "" : "~";
   const packs = survey.method === "pack";
   const promise = packs ? survey.packableBytes : survey.reclaimableBytes;
-  const unit = unitOf(promise);
-  const parts = packs
-    ? "the end moves into the gaps, then the file is cut"
-    : [
-        survey.unmapBytes > 0 ? `${figure(survey.unmapBytes, unit)} clusters unmapped` : "",
-        survey.punchBytes > 0
-          ? `${figure(survey.punchBytes, unit)} holes ${survey.format === "raw" ? "punched" : "inside clusters"}`
-          : "",
-      ]
-        .filter((part) => part !== "")
-        .join(", ");
   const refused = survey.volumes.filter((volume) => volume.state !== "clean").length;
   const final = "files already deleted in the guest can no longer be undeleted";
   return [
-    ...wrap(`${path}   `, `${stack}, not in use, locked by this process`, screen.columns),
+    ...wrap(
+      `${path}   `,
+      `${stack}, ${survey.inUse ? "in use" : "not in use"}${locked ? ", locked by this process" : ""}`,
+      screen.columns,
+    ),
     "",
-    ...labelled("returns", `${about}${size(promise)}${parts === "" ? "" : `   (${parts})`}`, screen),
+    ...labelled("returns", `${about}${size(promise)}${means(survey)}`, screen),
     ...labelled("keeps", keeps(packs, refused), screen),
     ...labelled("proof", proofOf(survey), screen),
     ...labelled("needs", "no spare space; safe to interrupt at any instant", screen),
     ...labelled("FINAL", final, screen).map((line) => coloured(line, "bold", screen)),
     ...notes("note", [...survey.notes, "your next incremental backup may grow"], screen),
   ].join("\n");
+}
+
+/** `   (18.9 clusters unmapped, 0.2 holes inside clusters)` */
+function means({ method, format, unmapBytes, punchBytes }: Survey): string {
+  if (method === "pack") return "   (the end moves into the gaps, then the file is cut)";
+  const unit = unitOf(unmapBytes + punchBytes);
+  const ways = [
+    { bytes: unmapBytes, words: "clusters unmapped" },
+    { bytes: punchBytes, words: format === "raw" ? "holes punched" : "holes inside clusters" },
+  ].filter(({ bytes }) => bytes > 0);
+  if (ways.length === 0) return "";
+  if (ways.length === 1) return `   (${ways[0]!.words})`;
+  return `   (${ways.map(({ bytes, words }) => `${figure(bytes, unit)} ${words}`).join(", ")})`;
 }
 
 function keeps(packs: boolean, refused: number): string {
@@ -144,7 +150,11 @@ function whySafe(survey: Survey, screen: Screen): string {
 }
 
 export function renderDryRun(result: Reclaimed, screen: Screen): string {
-  return [renderPlan(result.survey, screen), "", " Nothing was changed: this was a dry run."].join("\n");
+  return [
+    renderPlan(result.survey, screen, { locked: false }),
+    "",
+    " Nothing was changed: this was a dry run.",
+  ].join("\n");
 }
 
 export function renderResult(result: Reclaimed, screen: Screen): string {

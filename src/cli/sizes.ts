@@ -37,9 +37,9 @@ export function size(bytes: number): string {
   return `${grouped(bytes / unit.bytes, decimals)} ${unit.name}`;
 }
 
-/** `1,234,567.8` */
+/** `1,234,567.8`. Not by `toLocaleString`: that loads 70 ms of locales. */
 export function grouped(value: number, decimals = 0): string {
-  return value.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+  return value.toFixed(decimals).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
 const FACTORS: Readonly<Record<string, number>> = { "": 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 };

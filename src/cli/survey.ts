@@ -7,7 +7,7 @@ import { type JudgeFlags, surveyOptions } from "./options.ts";
 import { coloured, legend, map, strip } from "./picture.ts";
 import { figure, size, sizeIn, unitOf } from "./sizes.ts";
 import type { Face } from "./terminal.ts";
-import { cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
+import { columnsOf, cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
 
 export interface SurveyFlags extends JudgeFlags {
   readonly map?: boolean;
@@ -42,7 +42,7 @@ export function render(survey: Survey, screen: Screen, { map: whole }: { map: bo
     ...amounts(survey, screen),
     "",
     ...volumes(survey, screen),
-    ...notes("note", survey.notes, screen),
+    ...spaced(notes("note", survey.notes, screen)),
     ...next(survey, screen),
   ].join("\n");
 }
@@ -72,12 +72,12 @@ const WITNESSES: Readonly<Record<Witness, string>> = {
 
 function amounts(survey: Survey, screen: Screen): string[] {
   const about = survey.exact ? "" : "~";
-  const unit = unitOf(survey.virtualBytes);
-  const amount = (bytes: number): string => about + figure(bytes, unit);
   const label = (text: string): string => ` ${padEnd(text, LABEL_COLUMNS + 2)}`;
-  const sum = (total: string, parts: readonly { bytes: number; words: string }[]): string => {
-    const shown = parts.filter((part) => part.bytes > 0).map((part) => `${amount(part.bytes)} ${part.words}`);
-    return shown.length === 0 ? total : `${total}  = ${shown.join(" + ")}`;
+  const sum = (total: number, parts: readonly { bytes: number; words: string }[]): string => {
+    const shown = parts
+      .filter((part) => part.bytes > 0)
+      .map((part) => `${about}${figure(part.bytes, unitOf(total))} ${part.words}`);
+    return `${about}${size(total)}${shown.length === 0 ? "" : `  = ${shown.join(" + ")}`}`;
   };
   const lines: string[] = [];
   if (survey.hostBytes !== null) {
@@ -87,10 +87,10 @@ function amounts(survey: Survey, screen: Screen): string[] {
       { bytes: survey.reclaimableBytes, words: "returnable" },
       { bytes: survey.tableBytes, words: "image tables" },
     ];
-    lines.push(...wrap(label("on disk"), sum(about + size(survey.hostBytes), parts), screen.columns));
+    lines.push(...wrap(label("on disk"), sum(survey.hostBytes, parts), screen.columns));
   }
   const free = survey.witnesses.map(({ witness, bytes }) => ({ bytes, words: WITNESSES[witness] }));
-  lines.push(...wrap(label("free"), sum(about + size(survey.freeBytes), free), screen.columns));
+  lines.push(...wrap(label("free"), sum(survey.freeBytes, free), screen.columns));
   const shorter =
     survey.packableBytes > 0 ? `    --pack makes it ${about}${size(survey.packableBytes)} shorter` : "";
   const sizes = `${size(survey.fileBytes)}    guest sees ${size(survey.virtualBytes)}${shorter}`;
@@ -98,39 +98,45 @@ function amounts(survey: Survey, screen: Screen): string[] {
   return lines;
 }
 
-const NAME_COLUMNS_MAX = 28;
+const NAME_COLUMNS_MIN = 12;
 
 function volumes(survey: Survey, screen: Screen): string[] {
   if (survey.volumes.length === 0) return [];
   const about = survey.exact ? "" : "~";
   const unit = unitOf(Math.max(...survey.volumes.map((volume) => volume.bytes)));
-  const rows = survey.volumes.map((volume) => [
-    cut(nameOf(volume, screen), NAME_COLUMNS_MAX),
-    volume.filesystem === null ? "-" : printable(volume.filesystem, screen),
-    about + sizeIn(volume.usedBytes, unit),
-    about + sizeIn(volume.freeBytes, unit),
-    volume.state,
-    volume.witness === null ? "" : printable(volume.witness, screen),
-  ]);
-  const lines = table(
-    [
-      { title: "VOLUME" },
-      { title: "FILESYSTEM" },
-      { title: "USED", align: "right" },
-      { title: "FREE", align: "right" },
-      { title: "STATE" },
-      { title: "WITNESS" },
-    ],
-    rows,
-  ).map((line) => cut(line, screen.columns));
-  for (const volume of survey.volumes) lines.push(...remarks(volume, screen));
-  return [...lines, ""];
+  const lines = (nameColumns: number): string[] =>
+    table(
+      [
+        { title: "VOLUME" },
+        { title: "FILESYSTEM" },
+        { title: "USED", align: "right" },
+        { title: "FREE", align: "right" },
+        { title: "STATE" },
+        { title: "WITNESS" },
+      ],
+      survey.volumes.map((volume) => [
+        cut(nameOf(volume, screen), nameColumns),
+        volume.filesystem === null ? "-" : printable(volume.filesystem, screen),
+        about + sizeIn(volume.usedBytes, unit),
+        about + sizeIn(volume.freeBytes, unit),
+        volume.state,
+        volume.witness === null ? "" : printable(volume.witness, screen),
+      ]),
+    );
+  // Long names give way, so that a line of the table stays a line.
+  const tooWide = Math.max(...lines(NAME_COLUMNS_MIN).map(columnsOf)) - NAME_COLUMNS_MIN;
+  const shown = lines(Math.max(NAME_COLUMNS_MIN, screen.columns - tooWide));
+  return [
+    ...shown.map((line) => cut(line, screen.columns)),
+    ...survey.volumes.flatMap((volume) => remarks(volume, screen)),
+    "",
+  ];
 }
 
 /** `2 root`; a disk without a partition table has no number to show. */
-function nameOf(volume: Pick<VolumeReport, "name" | "label">, screen: Screen): string {
-  const name = volume.name === "" ? "whole disk" : volume.name;
-  return printable(volume.label === "" ? name : `${name} ${volume.label}`, screen);
+function nameOf({ name, label }: Pick<VolumeReport, "name" | "label">, screen: Screen): string {
+  const words = [name, label].filter((word) => word !== "").join(" ");
+  return printable(words === "" ? "whole disk" : words, screen);
 }
 
 function remarks(volume: VolumeReport, screen: Screen): string[] {
@@ -155,11 +161,15 @@ function remarks(volume: VolumeReport, screen: Screen): string[] {
 
 /** ` note        text, wrapped and indented` */
 export function labelled(label: string, text: string, screen: Screen): string[] {
-  return wrap(` ${padEnd(label, LABEL_COLUMNS)}`, text, screen.columns);
+  return wrap(` ${padEnd(label, LABEL_COLUMNS - 1)} `, text, screen.columns);
 }
 
 export function notes(label: string, texts: readonly string[], screen: Screen): string[] {
   return texts.flatMap((text) => labelled(label, printable(text, screen), screen));
+}
+
+function spaced(lines: readonly string[]): readonly string[] {
+  return lines.length === 0 ? [] : [...lines, ""];
 }
 
 function next(survey: Survey, screen: Screen): string[] {
