@@ -37,7 +37,7 @@ export function createImage({ folder, name, virtualBytes, options = {}, backing 
 /** Runs `qemu-io` commands on an image. */
 export function qemuIo(path: string, commands: readonly string[]): void {
   if (commands.length === 0) return;
-  run("qemu-io", ["-f", "qcow2", ...commands.flatMap((command) => ["-c", command]), path]);
+  run("qemu-io", ["-t", "unsafe", "-f", "qcow2", ...commands.flatMap((command) => ["-c", command]), path]);
 }
 
 export function writeCommand({ start, end, pattern, compressed }: PatternWrite): string {
@@ -65,7 +65,7 @@ export function randomWrites(
 export function guestBytes(path: string, snapshot?: string): Buffer {
   const raw = `${path}.${snapshot ?? "active"}.raw`;
   const source = snapshot === undefined ? [] : ["-l", `snapshot.name=${snapshot}`];
-  run("qemu-img", ["convert", "-f", "qcow2", ...source, "-O", "raw", path, raw]);
+  run("qemu-img", ["convert", "-t", "unsafe", "-f", "qcow2", ...source, "-O", "raw", path, raw]);
   return readFileSync(raw);
 }
 

@@ -16,7 +16,7 @@ import { bits64be, struct, u16be, u32be, u8, viewOf } from "../../bytes/struct.t
 import type { ExtentSet } from "../../bytes/extents.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
-import { type Patch, patches } from "../../reclaim/patch.ts";
+import { differences, type PatchStep } from "../../reclaim/differences.ts";
 import { Autoclear, corrupt, type Header, hex, quoted, type Stretch, tableAt } from "./header.ts";
 
 const BITMAPS_MAX = 65535;
@@ -171,17 +171,13 @@ export async function* markChanged(
   header: Header,
   bitmap: Bitmap,
   changed: ExtentSet,
-): AsyncGenerator<Patch> {
+): AsyncGenerator<PatchStep> {
   const spanBytes = header.clusterBytes * 8 * bitmap.granularityBytes;
   const marked = changed.alignOutward(bitmap.granularityBytes);
   const before = await readBytes(file, bitmap.table.at, bitmap.table.bytes);
   const after = before.slice();
   const table = viewOf(after);
-  for (
-    let span = nextSpan(marked, 0, spanBytes);
-    span !== undefined;
-    span = nextSpan(marked, span + 1, spanBytes)
-  ) {
+  for (const span of marked.spans(spanBytes)) {
     const entryAt = span * 8;
     if (entryAt >= table.byteLength) {
       const what = `bitmap ${quoted(bitmap.name)} table`;
@@ -203,15 +199,9 @@ export async function* markChanged(
         (end - spanStart) / bitmap.granularityBytes,
       );
     }
-    yield* patches("", at, old, bits);
+    yield* differences("", at, old, bits);
   }
-  yield* patches("", bitmap.table.at, before, after);
-}
-
-/** Number of the first span, from `span` on, that a range touches. */
-function nextSpan(ranges: ExtentSet, span: number, spanBytes: number): number | undefined {
-  const index = ranges.seek(span * spanBytes);
-  return index < ranges.count ? Math.max(span, Math.floor(ranges.start(index) / spanBytes)) : undefined;
+  yield* differences("", bitmap.table.at, before, after);
 }
 
 function setBits(bits: Uint8Array, start: number, end: number): void {

@@ -1,0 +1,192 @@
+/**
+ * The plan that gives back what the guest no longer uses.
+ *
+ *   header, bitmaps │ holes of the data file │ entries unmapped │ clusters punched │ refcounts released │ packing
+ *                 flush                    flush              flush              flush                flush
+ *
+ * A cluster can be allocated again only when it was released, and is released only when it was punched and that is
+ * durable: a late punch cannot hit a new owner (H12). Where the run ends early, clusters have leaked or are free but
+ * not punched; the next plan finds both. Of an external data file nothing is ever reallocated: there the holes come
+ * first, or an early end would leave them unfound.
+ *
+ * Specification: QEMU's docs/interop/qcow2.txt.
+ */
+import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
+import type { BlockDevice } from "../../device/device.ts";
+import { DiskError } from "../../error.ts";
+import { differences } from "../../reclaim/differences.ts";
+import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
+import { type Bitmap, markChanged, trackingBitmaps } from "./bitmaps.ts";
+import { countedReferences } from "./check.ts";
+import type { Qcow2Context } from "./context.ts";
+import { AUTOCLEAR_AT, type Header, hex } from "./header.ts";
+import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
+import { AUTOCLEAR_KNOWN, Release } from "./release.ts";
+import { type Consequences, type RevisedTable, revisedTables, UNHEARD } from "./unmap.ts";
+
+/** Steps of one batch: each patch holds two sectors, so that a batch stays below 32 MiB. */
+const BATCH_STEPS_MAX = 16384;
+const CHUNK_BYTES = 1024 * 1024;
+
+/**
+ * Plans; reads only.
+ * @param guest the disk as the guest reads it, for ranges that must be zeros already
+ * @throws DiskError `refused`, `corrupt`, `unsupported`
+ */
+export async function planReclaim(
+  context: Qcow2Context,
+  wish: Wish,
+  guest: Pick<BlockDevice, "read">,
+): Promise<Plan> {
+  refuseUnwritable(context.header);
+  const asked = wish.free.count + wish.blank.count > 0;
+  if (asked && context.header.encryption !== "none") {
+    throw new DiskError("refused", "the image is encrypted: what its guest uses is not known", {
+      code: "encrypted",
+      hint: "unlock it in the guest and trim there",
+    });
+  }
+  const bitmaps = await trackingBitmaps(context.file, context.header);
+  const references = await countedReferences(context);
+  const draft = new Draft(context.header, new Release(context, references));
+  for await (const _ of revisedTables(context, references, wish, draft));
+  await requireZeros(draft.unreachable.build(), guest);
+  const inImage = await imageHoles(context, draft, wish);
+  const inData = await dataFileHoles(context, draft, wish);
+  const changes = draft.changes.build();
+  return {
+    unmapBytes: draft.unmapBytes,
+    punchBytes: inImage.insideBytes + inData.insideBytes,
+    packBytes: 0,
+    async *batches() {
+      yield* batched(prepared(context, bitmaps, changes));
+      yield* batched(holeSteps(context.header.dataFileName ?? "", inData));
+      yield* batched(entryPatches(revisedTables(context, references, wish, UNHEARD)));
+      yield* batched(holeSteps("", inImage));
+      yield* batched(draft.release.patches());
+    },
+  };
+}
+
+async function imageHoles({ file, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
+  // Behind the last cluster of an image on a block device lies whatever was there before: that is not for us.
+  const isFile = (await file.stat()).hostBytes !== null;
+  const inside = header.externalData ? ExtentSet.EMPTY : draft.holes.build();
+  const blank = header.externalData ? ExtentSet.EMPTY : draft.blanks.build();
+  return holesIn(file, { garbage: await draft.release.garbage(isFile), inside, blank }, wish);
+}
+
+async function dataFileHoles({ data, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
+  if (!header.externalData) return NO_HOLES;
+  const candidates = {
+    garbage: draft.unmapped.build(),
+    inside: draft.holes.build(),
+    blank: draft.blanks.build(),
+  };
+  return holesIn(data, candidates, wish);
+}
+
+/** @throws DiskError when nobody may write to the image before it was repaired (H17) */
+export function refuseUnwritable({ corrupt, dirty, incompatible }: Header): void {
+  if (!corrupt && !dirty) return;
+  const what = corrupt ? "is marked as corrupt" : "was not closed: its refcounts may be too low";
+  throw new DiskError("refused", `the image ${what} (incompatible_features ${hex(incompatible)})`, {
+    code: corrupt ? "corrupt-bit" : "dirty-bit",
+    hint: "qemu-img check -r all repairs it",
+  });
+}
+
+/** What the first look at the tables brings to light. */
+class Draft implements Consequences {
+  readonly release: Release;
+  /** Ranges of the external data file that lose their mapping. */
+  readonly unmapped = new ExtentBuilder();
+  readonly holes = new ExtentBuilder();
+  readonly blanks = new ExtentBuilder();
+  readonly changes = new ExtentBuilder();
+  readonly unreachable = new ExtentBuilder();
+  unmapBytes = 0;
+  readonly #header: Header;
+
+  constructor(header: Header, release: Release) {
+    this.#header = header;
+    this.release = release;
+  }
+
+  unmap(guest: Extent, host: Extent): void {
+    this.unmapBytes += guest.end - guest.start;
+    if (this.#header.externalData) {
+      this.unmapped.add(host.start, host.end);
+      return;
+    }
+    const { clusterBytes } = this.#header;
+    const end = Math.ceil(host.end / clusterBytes);
+    for (let cluster = Math.floor(host.start / clusterBytes); cluster < end; cluster++) {
+      this.release.drop(cluster);
+    }
+  }
+
+  hole(host: Extent): void {
+    this.holes.add(host.start, host.end);
+  }
+
+  blank(host: Extent): void {
+    this.blanks.add(host.start, host.end);
+  }
+
+  change(guest: Extent): void {
+    this.changes.add(guest.start, guest.end);
+  }
+
+  mustBeZero(guest: Extent): void {
+    this.unreachable.add(guest.start, guest.end);
+  }
+}
+
+/** @throws DiskError `refused` when `ranges` hold anything but zeros */
+async function requireZeros(ranges: ExtentSet, guest: Pick<BlockDevice, "read">): Promise<void> {
+  const zeros = Buffer.alloc(CHUNK_BYTES);
+  const chunk = Buffer.alloc(CHUNK_BYTES);
+  for (const { start, end } of ranges) {
+    for (let at = start; at < end; at += CHUNK_BYTES) {
+      const bytes = Math.min(CHUNK_BYTES, end - at);
+      await guest.read(at, chunk.subarray(0, bytes));
+      if (chunk.compare(zeros, 0, bytes, 0, bytes) === 0) continue;
+      throw new DiskError("refused", `guest bytes ${at}-${at + bytes} cannot be made zero in place`, {
+        code: "shared-cluster",
+        hint: "a snapshot, a parent or a compressed cluster holds them: write zeros there in the guest",
+      });
+    }
+  }
+}
+
+/** What has to be on disk before anything changes: bits that promise what we do not keep, and those that we set. */
+async function* prepared(
+  { file, header }: Qcow2Context,
+  bitmaps: readonly Bitmap[],
+  changed: ExtentSet,
+): AsyncGenerator<Step> {
+  const known = header.autoclear & AUTOCLEAR_KNOWN;
+  if (known !== header.autoclear) {
+    const word = (value: bigint) => new Uint8Array(new BigUint64Array([value]).buffer).reverse();
+    yield { file: "", op: "patch", at: AUTOCLEAR_AT, before: word(header.autoclear), after: word(known) };
+  }
+  if (changed.count === 0) return;
+  for (const bitmap of bitmaps) yield* markChanged(file, header, bitmap, changed);
+}
+
+async function* entryPatches(tables: AsyncIterable<RevisedTable>): AsyncGenerator<Step> {
+  for await (const { at, before, after } of tables) yield* differences("", at, before, after);
+}
+
+/** Groups steps, between which any order is harmless, into batches of bounded size. */
+async function* batched(steps: AsyncIterable<Step> | Iterable<Step>): AsyncGenerator<readonly Step[]> {
+  let batch: Step[] = [];
+  for await (const step of steps) {
+    batch.push(step);
+    if (batch.length < BATCH_STEPS_MAX) continue;
+    yield batch;
+    batch = [];
+  }
+  if (batch.length > 0) yield batch;
+}

@@ -1,0 +1,206 @@
+/**
+ * What becomes of the entries of the mapping when guest ranges are no longer wanted: the decisions, without any I/O
+ * but the reading of tables.
+ *
+ *   entry         whole cluster unwanted                          part of it unwanted
+ *   data, alone   unmapped; above a parent: zero flag (v3),       holes at the host; subclusters get zero bits
+ *                 kept and punched where there is none (v2)
+ *   data, shared  untouched: a snapshot needs it (H11)            untouched
+ *   compressed    unmapped, as far as the parent stays covered    untouched: never punched in part (H11)
+ *   raw external  kept, for the data file is the disk itself      holes at the host
+ *
+ * After it a range reads zeros or is unchanged, and never shows the parent or stale data (H9). A `blank` range must
+ * read zeros: where that cannot be brought about here it goes to `mustBeZero`, and the caller has to look.
+ *
+ * Specification: QEMU's docs/interop/qcow2.txt, "Cluster mapping", "Extended L2 Entries", "External data".
+ */
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
+import type { Wish } from "../../reclaim/plan.ts";
+import type { CachedTable } from "./cache.ts";
+import type { Qcow2Context } from "./context.ts";
+import { SUBCLUSTERS } from "./header.ts";
+import { decodeEntry, type Entry, l2TableAt, ZERO_LOW } from "./tables.ts";
+
+/** How many references each host cluster really has: counted, not what the image states. */
+export interface References {
+  get(cluster: number): number;
+}
+
+/** What follows from the decisions; told in ascending order of the guest's offsets. */
+export interface Consequences {
+  /** A guest range loses its mapping, and every host cluster that `host` touches one reference. */
+  unmap(guest: Extent, host: Extent): void;
+  /** Bytes of the data file that nobody wants, in a cluster that stays. */
+  hole(host: Extent): void;
+  /** Bytes of the data file that must be zeros, in a cluster that stays. */
+  blank(host: Extent): void;
+  /** Guest bytes that will read differently, if they were no zeros. */
+  change(guest: Extent): void;
+  /** Guest bytes that must read as zeros, and nothing here can make them. */
+  mustBeZero(guest: Extent): void;
+}
+
+/** An L2 table in its two versions. */
+export interface RevisedTable {
+  readonly at: number;
+  readonly before: Uint8Array;
+  readonly after: Uint8Array;
+}
+
+/** Decides over every L2 table that `wish` touches. The same wish on the same tables gives the same decisions. */
+export async function* revisedTables(
+  context: Qcow2Context,
+  references: References,
+  wish: Pick<Wish, "free" | "blank">,
+  consequences: Consequences,
+): AsyncGenerator<RevisedTable> {
+  const { header, l1 } = context;
+  const disk = { start: 0, end: header.virtualBytes };
+  const unwanted = wish.free.union(wish.blank).within(disk);
+  for (const index of unwanted.spans(header.l2SpanBytes)) {
+    const span = { start: index * header.l2SpanBytes, end: (index + 1) * header.l2SpanBytes };
+    const at = l2TableAt(context, l1, index);
+    const isAlone = at !== 0 && references.get(at / header.clusterBytes) === 1;
+    const blank = wish.blank.within(span).within(disk);
+    if (!isAlone) {
+      for (const extent of blank) consequences.mustBeZero(extent);
+      continue;
+    }
+    const table = await context.l2.get(at);
+    const { buffer, byteOffset, byteLength } = table.view;
+    const before = new Uint8Array(buffer, byteOffset, byteLength);
+    const revision = new Revision(context, references, consequences, table, before.slice());
+    revision.run(unwanted.within(span), blank, span.start);
+    yield { at, before, after: revision.after };
+  }
+}
+
+/** One pass over one L2 table that has no other owner. */
+class Revision {
+  readonly after: Uint8Array;
+  readonly #view: DataView;
+  readonly #context: Qcow2Context;
+  readonly #references: References;
+  readonly #consequences: Consequences;
+  readonly #table: CachedTable;
+  readonly #hasParent: boolean;
+  /** Whether an entry can say "reads as zeros" without a cluster of its own. */
+  readonly #canSayZero: boolean;
+  #blank: ExtentSet = ExtentSet.EMPTY;
+
+  constructor(
+    context: Qcow2Context,
+    references: References,
+    consequences: Consequences,
+    table: CachedTable,
+    after: Uint8Array,
+  ) {
+    this.after = after;
+    this.#view = new DataView(after.buffer);
+    this.#context = context;
+    this.#references = references;
+    this.#consequences = consequences;
+    this.#table = table;
+    this.#hasParent = context.header.backing !== undefined;
+    this.#canSayZero = !this.#hasParent || context.header.version === 3;
+  }
+
+  /** @param base guest offset of the table's first entry */
+  run(unwanted: ExtentSet, blank: ExtentSet, base: number): void {
+    const { clusterBytes, virtualBytes } = this.#context.header;
+    this.#blank = blank;
+    for (const cluster of unwanted.spans(clusterBytes)) {
+      const start = cluster * clusterBytes;
+      const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
+      const index = (start - base) / clusterBytes;
+      this.#decide(index, decodeEntry(this.#context, this.#table, index), guest, unwanted);
+    }
+  }
+
+  #decide(index: number, entry: Entry, guest: Extent, unwanted: ExtentSet): void {
+    const { header } = this.#context;
+    const isWhole = unwanted.covers(guest);
+    const isAlone =
+      entry.host >= 0 &&
+      (header.externalData || this.#references.get(Math.floor(entry.host / header.clusterBytes)) === 1);
+    if (entry.kind === "compressed" || !isAlone) {
+      this.#decideUntouchable(index, entry, guest, isWhole);
+    } else if (isWhole && this.#canSayZero && !header.rawExternalData) {
+      this.#unmap(index, entry, guest);
+    } else if (header.extendedL2 && !header.rawExternalData) {
+      this.#decideSubclusters(index, entry, guest, unwanted);
+    } else {
+      this.#punch(entry, guest, unwanted.within(guest), entry.kind === "data");
+    }
+  }
+
+  /** Nothing at the host, or something that must not be changed in place. */
+  #decideUntouchable(index: number, entry: Entry, guest: Extent, isWhole: boolean): void {
+    const isRead = entry.kind !== "zero" && (entry.host >= 0 || this.#hasParent);
+    const isBlanked = isRead && this.#blank.covers(guest);
+    const isCompressed = entry.kind === "compressed";
+    if (isWhole && this.#canSayZero && (isCompressed || isBlanked)) this.#unmap(index, entry, guest);
+    else if (isRead) for (const extent of this.#blank.within(guest)) this.#consequences.mustBeZero(extent);
+  }
+
+  /** Drops the whole mapping: the cluster reads as zeros, whatever the parent holds. */
+  #unmap(index: number, entry: Entry, guest: Extent): void {
+    const offset = index * this.#context.header.l2EntryBytes;
+    const isExtended = this.#context.header.extendedL2;
+    this.#view.setUint32(offset, 0);
+    this.#view.setUint32(offset + 4, this.#hasParent && !isExtended ? ZERO_LOW : 0);
+    if (isExtended) {
+      this.#view.setUint32(offset + 8, this.#hasParent ? 0xffffffff : 0);
+      this.#view.setUint32(offset + 12, 0);
+    }
+    if (entry.kind !== "zero") this.#consequences.change(guest);
+    if (entry.host >= 0) this.#drop(entry, guest);
+  }
+
+  #drop(entry: Entry, guest: Extent): void {
+    this.#consequences.unmap(guest, { start: entry.host, end: entry.host + entry.hostBytes });
+  }
+
+  #decideSubclusters(index: number, entry: Entry, guest: Extent, unwanted: ExtentSet): void {
+    const { subclusterBytes, l2EntryBytes } = this.#context.header;
+    let { alloc, zero } = entry;
+    for (let i = 0; i < SUBCLUSTERS; i++) {
+      const start = guest.start + i * subclusterBytes;
+      const part = { start, end: Math.min(start + subclusterBytes, guest.end) };
+      if (part.start >= part.end || !unwanted.touches(part)) continue;
+      const bit = (1 << i) >>> 0;
+      const isAllocated = (alloc & bit) !== 0;
+      const isRead = isAllocated || ((zero & bit) === 0 && this.#hasParent);
+      if (unwanted.covers(part) && (isAllocated || (isRead && this.#blank.covers(part)))) {
+        alloc = (alloc & ~bit) >>> 0;
+        zero = (zero | bit) >>> 0;
+        this.#consequences.change(part);
+      } else if (isRead && !isAllocated) {
+        for (const extent of this.#blank.within(part)) this.#consequences.mustBeZero(extent);
+      }
+      this.#punch(entry, guest, unwanted.within(part), (alloc & bit) !== 0);
+    }
+    const offset = index * l2EntryBytes;
+    if (alloc === 0) {
+      this.#view.setBigUint64(offset, 0n);
+      this.#drop(entry, guest);
+    }
+    this.#view.setUint32(offset + 8, zero);
+    this.#view.setUint32(offset + 12, alloc);
+  }
+
+  /** @param isVisible whether the guest reads these bytes of the cluster */
+  #punch(entry: Entry, guest: Extent, parts: ExtentSet, isVisible: boolean): void {
+    const shift = entry.host - guest.start;
+    const atHost = ({ start, end }: Extent) => ({ start: start + shift, end: end + shift });
+    for (const part of parts) {
+      this.#consequences.hole(atHost(part));
+      if (!isVisible) continue;
+      this.#consequences.change(part);
+      for (const extent of this.#blank.within(part)) this.#consequences.blank(atHost(extent));
+    }
+  }
+}
+
+/** For a second pass, when everything was told already. */
+export const UNHEARD: Consequences = { unmap() {}, hole() {}, blank() {}, change() {}, mustBeZero() {} };
