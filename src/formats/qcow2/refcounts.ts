@@ -178,7 +178,7 @@ export class StatedRefcounts {
     const low = table.getUint32(block * 8 + 4);
     const at = high * 2 ** 32 + ((low & ~RESERVED_LOW) >>> 0);
     if (at === 0) return "none";
-    if (at % blockBytes !== 0) return "unknown";
+    if (at % blockBytes !== 0 || at >= 2 ** 63) return "unknown";
     const bytes = new Uint8Array(blockBytes);
     await readPadded(this.#file, at, bytes);
     return viewOf(bytes);

@@ -117,23 +117,27 @@ export class ReferenceWalk {
         this.#report(`${entry()} has reserved bits set`, times);
       const tableAt = (high & OFFSET_HIGH) * 2 ** 32 + ((low & OFFSET_LOW) >>> 0);
       this.#mark(tableAt, clusterBytes, times);
+      // Whether the copied flags in the table are looked at: not where its own refcount is unknown.
+      let active = 0;
       if (isActive && tableAt !== 0) {
         const cluster = Math.floor(tableAt / clusterBytes);
         if (!this.#stated.isLoaded(cluster)) await this.#stated.loadFor(cluster);
-        this.#checkCopied(this.#stated.peek(cluster), high, 1, entry);
+        const stated = this.#stated.peek(cluster);
+        this.#checkCopied(stated, high, 1, entry);
+        active = stated === undefined ? 0 : 1;
       }
       if (tableAt % clusterBytes !== 0) {
         this.#report(
           `${entry()}: L2 table at ${hex(tableAt)}, expected a multiple of ${clusterBytes}`,
           times,
         );
-        const [all, active] = this.#oddTables.get(tableAt) ?? [0, 0];
+        const [all, activeBefore] = this.#oddTables.get(tableAt) ?? [0, 0];
         if (all > 0 || this.#oddTables.size < ODD_TABLES_MAX) {
-          this.#oddTables.set(tableAt, [all + times, active + (isActive ? 1 : 0)]);
+          this.#oddTables.set(tableAt, [all + times, activeBefore + active]);
         }
       } else if (tableAt < this.#context.file.bytes) {
         this.#tables.add(tableAt / clusterBytes, times);
-        if (isActive) this.#activeTables.add(tableAt / clusterBytes, 1);
+        if (active > 0) this.#activeTables.add(tableAt / clusterBytes, 1);
       }
     }
   }
