@@ -72,10 +72,12 @@ async function confirmed(
   if (flags.yes === true) return true;
   const promise = size(prospect.method === "pack" ? prospect.packableBytes : prospect.reclaimableBytes);
   const question = `Return ${promise} to ${printable(host.mountPoint, face.screen)}?`;
-  return ask(question, {
+  const yes = await ask(question, {
     m: { word: "map", show: () => face.out(`\n${map(prospect, face.screen)}\n`) },
     "?": { word: "why safe", show: () => face.out(`\n${whySafe(prospect, face.screen)}\n`) },
   });
+  face.out("");
+  return yes;
 }
 
 export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked: boolean }): string {

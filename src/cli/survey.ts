@@ -177,8 +177,14 @@ function next(survey: Survey, screen: Screen): string[] {
   if (survey.reclaimableBytes > 0) {
     return wrap(" ", `Nothing was changed.  Next: ullage reclaim ${printable(path, screen)}`, screen.columns);
   }
-  const better = survey.unknownBytes > 0 ? "  What is unknown counts as used; see --also zeros." : "";
-  return wrap(" ", `Nothing was changed, and nothing can be returned.${better}`, screen.columns);
+  const stored = survey.regions.get("returnable")?.bytes ?? 0;
+  const why =
+    survey.unknownBytes > 0
+      ? "  What is unknown counts as used; see --also zeros."
+      : stored > 0
+        ? `  The ${size(stored)} still stored lie in pieces smaller than the host's blocks.`
+        : "";
+  return wrap(" ", `Nothing was changed, and nothing can be returned.${why}`, screen.columns);
 }
 
 function shellWord(path: string): string {
