@@ -1,13 +1,14 @@
 /**
  * Partition tables as sfdisk reads them, and loop devices to make them on.
  */
-import { truncateSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { TestContext } from "node:test";
+import { after, type TestContext } from "node:test";
 import type { VolumeTable } from "../volumes/volume.ts";
 import { run, scratch } from "./tools.ts";
 
-export interface ForeignPartition {
+interface ForeignPartition {
   readonly number: number;
   readonly start: number;
   readonly end: number;
@@ -15,6 +16,8 @@ export interface ForeignPartition {
   readonly type: string;
   readonly label: string;
 }
+
+type VolumeExtent = Pick<ForeignPartition, "number" | "start" | "end" | "label">;
 
 interface SfdiskTable {
   readonly partitiontable: {
@@ -29,8 +32,17 @@ interface SfdiskTable {
   };
 }
 
+/** What `volumeExtents` should give for the table that `sfdisk --json` lists, less containers. */
+export function expectedExtents(path: string): VolumeExtent[] {
+  return sfdiskPartitions(path)
+    .filter(({ type }) => !EXTENDED_TYPES.includes(type))
+    .map(({ number, start, end, label }) => ({ number, start, end, label }));
+}
+
+const EXTENDED_TYPES = ["5", "f", "85"];
+
 /** The partitions of a disk image or device as `sfdisk --json` lists them, in bytes. */
-export function sfdiskPartitions(path: string): ForeignPartition[] {
+function sfdiskPartitions(path: string): ForeignPartition[] {
   const { partitiontable: table } = JSON.parse(run("sfdisk", ["--json", path])) as SfdiskTable;
   return (table.partitions ?? []).map(({ node, start, size, type, name }) => ({
     number: Number(/\d+$/.exec(node)![0]),
@@ -44,9 +56,29 @@ export function sfdiskPartitions(path: string): ForeignPartition[] {
 /** A new sparse file of `bytes` bytes. */
 export function blankDisk(t: TestContext, bytes: number): string {
   const path = join(scratch(t), "disk.img");
-  run("touch", [path]);
+  writeFileSync(path, "");
   truncateSync(path, bytes);
   return path;
+}
+
+/**
+ * A disk that is slow to make: made with the first call, copied by every call. To be called at the top of a test file.
+ * @param make writes the disk and returns its path
+ */
+export function madeOnce(make: (t: TestContext) => string): (t: TestContext) => string {
+  const folder = mkdtempSync(join(tmpdir(), "ullage-"));
+  after(() => rmSync(folder, { recursive: true }));
+  const original = join(folder, "disk.img");
+  return (t) => {
+    if (!existsSync(original)) copySparse(make(t), original);
+    const copy = join(scratch(t), "disk.img");
+    copySparse(original, copy);
+    return copy;
+  };
+}
+
+function copySparse(from: string, to: string): void {
+  run("cp", ["--sparse=always", from, to]);
 }
 
 /** Attaches a file to a loop device until `use` is done. */
@@ -59,10 +91,8 @@ export function withLoop<T>(path: string, sectorBytes: number, use: (device: str
   }
 }
 
-/** Number, start and end of every volume, to compare with `sfdiskPartitions`. */
-export function volumeExtents(
-  table: VolumeTable,
-): Pick<ForeignPartition, "number" | "start" | "end" | "label">[] {
+/** Number, start and end of every volume, to compare with `expectedExtents`. */
+export function volumeExtents(table: VolumeTable): VolumeExtent[] {
   return table.volumes.map((volume) => {
     const [place] = volume.places({ start: 0, end: volume.device.bytes });
     const { at, bytes } = place!;

@@ -1,14 +1,12 @@
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { after, type TestContext, test } from "node:test";
+import { truncateSync } from "node:fs";
+import { type TestContext, test } from "node:test";
 import { crc32 } from "../bytes/checksum.ts";
 import { readBytes } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
 import { draw } from "../testing/draw.ts";
 import { fileDevice } from "../testing/file-device.ts";
-import { blankDisk, sfdiskPartitions, volumeExtents, withLoop } from "../testing/partitions.ts";
+import { blankDisk, expectedExtents, madeOnce, volumeExtents, withLoop } from "../testing/partitions.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, requiresRoot, run } from "../testing/tools.ts";
@@ -19,21 +17,12 @@ import type { VolumeTable } from "./volume.ts";
 
 const MiB = 1024 * 1024;
 
-/** Three partitions with gaps of 2 MiB before, 4 MiB between the last two, and the rest behind. sgdisk sleeps: once. */
-const made = mkdtempSync(join(tmpdir(), "ullage-gpt-"));
-after(() => rmSync(made, { recursive: true }));
-
-function sgdiskDisk(t: TestContext): string {
-  const original = join(made, "disk.img");
-  if (!existsSync(original)) {
-    writeFileSync(original, "");
-    truncateSync(original, 32 * MiB);
-    run("sgdisk", ["-n1:2M:+2M", "-t1:ef00", "-c1:EFI", "-n2:4M:+4M", "-n4:12M:+4M", "-c4:root ☃", original]);
-  }
-  const copy = blankDisk(t, 0);
-  run("cp", ["--sparse=always", original, copy]);
-  return copy;
-}
+/** Three partitions with gaps of 2 MiB before, 4 MiB between the last two, and the rest behind. */
+const sgdiskDisk = madeOnce((t) => {
+  const path = blankDisk(t, 32 * MiB);
+  run("sgdisk", ["-n1:2M:+2M", "-t1:ef00", "-c1:EFI", "-n2:4M:+4M", "-n4:12M:+4M", "-c4:root ☃", path]);
+  return path;
+});
 
 async function loaded(t: TestContext): Promise<SimulatedFile> {
   return SimulatedFile.load(sgdiskDisk(t));
@@ -83,10 +72,7 @@ test("partitions are those of sgdisk and sfdisk", async (t) => {
   const table = await gpt.open([disk]);
   assert.equal(table.refusal, undefined);
   assert.deepEqual(table.notes, []);
-  assert.deepEqual(
-    volumeExtents(table),
-    sfdiskPartitions(path).map(({ type: _, ...rest }) => rest),
-  );
+  assert.deepEqual(volumeExtents(table), expectedExtents(path));
   assert.deepEqual(
     table.volumes.map(({ type }) => type),
     ["EFI system", "Linux", "Linux"],
@@ -98,16 +84,13 @@ test("sectors of 4096 bytes", async (t) => {
   const path = blankDisk(t, 32 * MiB);
   const expected = withLoop(path, 4096, (device) => {
     run("sfdisk", ["--no-reread", device], "label: gpt\nstart=512, size=8MiB, name=a\nsize=4MiB, name=b\n");
-    return sfdiskPartitions(device);
+    return expectedExtents(device);
   });
   await using disk = await fileDevice(path);
   assert.equal(await gpt.probe(disk), true);
   const table = await gpt.open([disk]);
   assert.deepEqual(table.notes, []);
-  assert.deepEqual(
-    volumeExtents(table),
-    expected.map(({ type: _, ...rest }) => rest),
-  );
+  assert.deepEqual(volumeExtents(table), expected);
   assert.equal(draw(table.gaps[0]!, disk.bytes, MiB), "..............#################.");
   assert.equal(table.describe(0, 4096), "primary GPT header");
   assert.equal(table.describe(0, 8192), "primary GPT entries");
@@ -280,7 +263,7 @@ test("util-linux' own image", async (t) => {
   if (corpus(t) === undefined || !requires(t, "sfdisk")) return;
   const path = unpack(t, "util-linux+util-linux/tests/ts/blkid/images-pt/gpt.img.xz");
   await using disk = await fileDevice(path);
-  const expected = sfdiskPartitions(path).map(({ type: _, ...rest }) => rest);
+  const expected = expectedExtents(path);
   assert.equal(expected.length, 5);
   assert.deepEqual(volumeExtents(await gpt.open([disk])), expected);
 });

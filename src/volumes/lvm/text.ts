@@ -85,9 +85,10 @@ export function parseText(text: string): Section {
   return parser.section("", 0);
 }
 
-/** White space and comments, then one token: punctuation, a name or number, or a quoted string. */
-const TOKEN = /(?:\s|#[^\n]*\n)*(?:([{}[\]=,])|([A-Za-z0-9_.+/-]+)|"((?:[^"\\]|\\.)*)")/sy;
-const REST = /(?:[\s\0]|#[^\n]*(?:\n|$))*$/y;
+/** One word: a name or a number. Longer ones are cut, and fail. */
+const WORD = /[A-Za-z0-9_.+/-]{1,1024}/y;
+const MARKS = "{}[]=,";
+const BLANKS = " \t\r\n\0";
 const NUMBER = /^[+-]?\d+(\.\d+)?$/;
 
 type Token = { readonly kind: "mark" | "word" | "quoted"; readonly text: string };
@@ -153,17 +154,43 @@ class Parser {
       this.#ahead = undefined;
       return token;
     }
-    TOKEN.lastIndex = this.#at;
-    const match = TOKEN.exec(this.#text);
-    if (match === null) {
-      REST.lastIndex = this.#at;
-      if (REST.test(this.#text)) return undefined;
-      throw this.#error("neither a name, a value nor a mark");
+    this.#skipBlanks();
+    const first = this.#text[this.#at];
+    if (first === undefined) return undefined;
+    if (MARKS.includes(first)) {
+      this.#at++;
+      return { kind: "mark", text: first };
     }
-    this.#at = TOKEN.lastIndex;
-    if (match[1] !== undefined) return { kind: "mark", text: match[1] };
-    if (match[2] !== undefined) return { kind: "word", text: match[2] };
-    return { kind: "quoted", text: match[3]!.replaceAll(/\\(.)/gs, "$1") };
+    if (first === '"') return { kind: "quoted", text: this.#quoted() };
+    WORD.lastIndex = this.#at;
+    const word = WORD.exec(this.#text)?.[0];
+    if (word === undefined) throw this.#error("neither a name, a value nor a mark");
+    this.#at += word.length;
+    return { kind: "word", text: word };
+  }
+
+  /** Passes white space and comments, which end with their line. */
+  #skipBlanks(): void {
+    for (;;) {
+      const next = this.#text[this.#at];
+      if (next === "#") {
+        const end = this.#text.indexOf("\n", this.#at);
+        this.#at = end < 0 ? this.#text.length : end + 1;
+      } else if (next !== undefined && BLANKS.includes(next)) this.#at++;
+      else return;
+    }
+  }
+
+  #quoted(): string {
+    const start = this.#at + 1;
+    for (let end = start; end < this.#text.length; end++) {
+      if (this.#text[end] === "\\") end++;
+      else if (this.#text[end] === '"') {
+        this.#at = end + 1;
+        return this.#text.slice(start, end).replaceAll(/\\(.)/gs, "$1");
+      }
+    }
+    throw this.#error("a quote is not closed");
   }
 
   #error(what: string): DiskError {

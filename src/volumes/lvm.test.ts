@@ -1,0 +1,433 @@
+import assert from "node:assert/strict";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type TestContext, test } from "node:test";
+import { readBytes } from "../device/device.ts";
+import { corpus, unpack } from "../testing/corpus.ts";
+import { draw } from "../testing/draw.ts";
+import { fileDevice } from "../testing/file-device.ts";
+import { blankDisk, madeOnce, withLoop } from "../testing/partitions.ts";
+import { Random, seeds } from "../testing/seeds.ts";
+import { SimulatedFile } from "../testing/simulated-file.ts";
+import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
+import { lvm } from "./lvm.ts";
+import { Label, lvmCrc } from "./lvm/label.ts";
+import { Header, Slot } from "./lvm/metadata-area.ts";
+import { parseText } from "./lvm/text.ts";
+import type { VolumeTable } from "./volume.ts";
+
+const MiB = 1024 * 1024;
+
+/** Runs LVM's commands, one phase after the other, on loop devices over new files, without the kernel's device mapper, and returns the files. */
+function lvmDisks(
+  t: TestContext,
+  sizes: readonly number[],
+  ...phases: ((devices: string[]) => string[][])[]
+): string[] {
+  const paths = sizes.map((bytes) => blankDisk(t, bytes));
+  const system = scratch(t);
+  const within = (rest: readonly string[], devices: string[]): void => {
+    if (rest[0] !== undefined)
+      return withLoop(rest[0], 512, (device) => within(rest.slice(1), [...devices, device]));
+    const accept = devices.map((device) => `"a|^${device}$|"`).join(",");
+    const config =
+      `devices { filter=[${accept},"r|.*|"] use_devicesfile=0 hints="none" } backup { backup=0 archive=0 } ` +
+      `global { locking_dir="${system}" use_lvmpolld=0 } activation { udev_sync=0 udev_rules=0 monitoring=0 }`;
+    for (const commands of phases)
+      for (const [tool, ...args] of commands(devices))
+        run(tool!, ["--driverloaded", "n", "--config", config, ...args]);
+  };
+  within(paths, []);
+  return paths;
+}
+
+const lv = (...args: string[]) => ["lvcreate", "-an", "-Zn", "-Wn", ...args];
+
+/** `root` in two pieces around `home`, and free extents behind. */
+function makeLinear(t: TestContext, pvOptions: readonly string[] = []): string {
+  const [path] = lvmDisks(t, [64 * MiB], ([pv]) => [
+    ["pvcreate", ...pvOptions, pv!],
+    ["vgcreate", "-s", "1M", "vg0", pv!],
+    lv("-L", "10M", "-n", "root", "vg0"),
+    lv("-L", "5M", "-n", "home", "vg0"),
+    ["lvextend", "-L", "15M", "vg0/root"],
+  ]);
+  return path!;
+}
+
+const linear = madeOnce(makeLinear);
+
+function refusalCode(table: VolumeTable): string | undefined {
+  if (table.refusal !== undefined) {
+    assert.equal(table.volumes.length, 0);
+    assert.equal(table.gaps[0]!.bytes, 0);
+  }
+  return table.refusal?.code;
+}
+
+function codes(table: VolumeTable): Record<string, string | undefined> {
+  assert.equal(table.refusal, undefined);
+  return Object.fromEntries(table.volumes.map(({ name, refusal }) => [name, refusal?.code]));
+}
+
+const available = (t: TestContext) => requires(t, "pvcreate", "lvcreate", "losetup") && requiresRoot(t);
+
+test("linear volumes, one in two pieces, and free extents", async (t) => {
+  if (!available(t)) return;
+  await using disk = await fileDevice(linear(t));
+  assert.equal(await lvm.probe(disk), true);
+  const table = await lvm.open([disk]);
+  assert.deepEqual(codes(table), { "vg0/root": undefined, "vg0/home": undefined });
+  const [root, home] = table.volumes;
+  // As `pvdisplay -m` shows them: root on extents 0-9 and 15-19, home on 10-14, each of 1 MiB behind the first MiB.
+  assert.deepEqual(
+    [...root!.places({ start: 0, end: root!.device.bytes })],
+    [
+      { disk: 0, at: MiB, bytes: 10 * MiB },
+      { disk: 0, at: 16 * MiB, bytes: 5 * MiB },
+    ],
+  );
+  assert.deepEqual([...home!.places({ start: 0, end: 512 })], [{ disk: 0, at: 11 * MiB, bytes: 512 }]);
+  assert.equal(draw(table.gaps[0]!, 64 * MiB, 2 * MiB), `${".".repeat(10)}+${"#".repeat(21)}`);
+  assert.equal(table.describe(0, 512), "LVM label");
+  assert.equal(table.describe(0, 5000), "LVM metadata area");
+  assert.equal(table.describe(0, 40 * MiB), "free extents of vg0");
+});
+
+test("segments agree with pvs", async (t) => {
+  if (!available(t)) return;
+  const path = linear(t);
+  const reported = withLoop(path, 512, (device) => {
+    const config = `devices { filter=["a|^${device}$|","r|.*|"] use_devicesfile=0 hints="none" }`;
+    const options = ["--driverloaded", "n", "--config", config, "--noheadings", "--units", "b", "--nosuffix"];
+    return run("pvs", [
+      ...options,
+      "--segments",
+      "-o",
+      "lv_name,pe_start,pvseg_start,pvseg_size,seg_start",
+      device,
+    ]);
+  });
+  await using disk = await fileDevice(path);
+  const { volumes, gaps } = await lvm.open([disk]);
+  const lines = reported
+    .trim()
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/));
+  assert.equal(lines.length, 4);
+  for (const fields of lines) {
+    const [start, first, extents, inVolume] = fields.slice(-4).map(Number) as [
+      number,
+      number,
+      number,
+      number,
+    ];
+    const place = { disk: 0, at: start + first * MiB, bytes: extents * MiB };
+    if (fields.length === 4 || fields[0] === "") {
+      assert.ok(gaps[0]!.covers({ start: place.at, end: place.at + place.bytes }));
+      continue;
+    }
+    const volume = volumes.find(({ name }) => name === `vg0/${fields[0]}`)!;
+    const range = { start: inVolume, end: inVolume + place.bytes };
+    assert.deepEqual([...volume.places(range)], [place]);
+    assert.equal(volume.find(0, place.at), inVolume);
+  }
+});
+
+test("a volume in pieces is read across its seams", async (t) => {
+  if (!available(t)) return;
+  const disk = await SimulatedFile.load(linear(t));
+  await disk.write(11 * MiB - 4, Buffer.from("left"));
+  await disk.write(16 * MiB, Buffer.from("right"));
+  const { volumes } = await lvm.open([disk]);
+  const { device } = volumes[0]!;
+  assert.equal(device.bytes, 15 * MiB);
+  assert.equal(Buffer.from(await readBytes(device, 10 * MiB - 4, 9)).toString(), "leftright");
+  assert.deepEqual(
+    [...volumes[0]!.places({ start: 10 * MiB - 4, end: 10 * MiB + 5 })],
+    [
+      { disk: 0, at: 11 * MiB - 4, bytes: 4 },
+      { disk: 0, at: 16 * MiB, bytes: 5 },
+    ],
+  );
+});
+
+/** Layers that LVM itself makes only with a device mapper in the kernel; vgcfgrestore judges this text. */
+const LAYERED = [
+  logical("raid", true, 8, 'type = "raid1" device_count = 2 region_size = 1024', [
+    "raids = [",
+    '"raid_rmeta_0", "raid_rimage_0", "raid_rmeta_1", "raid_rimage_1"]',
+  ]),
+  ...["pv0", "pv1"].flatMap((pv, i) => [
+    logical(`raid_rmeta_${i}`, false, 1, striped(pv, 100)),
+    logical(`raid_rimage_${i}`, false, 8, striped(pv, 101)),
+  ]),
+  logical("pool", false, 16, 'type = "thin-pool" metadata = "pool_tmeta" pool = "pool_tdata"', [
+    'transaction_id = 1 chunk_size = 128 discards = "passdown" zero_new_blocks = 1',
+  ]),
+  logical("pool_tmeta", false, 4, striped("pv0", 120)),
+  logical("pool_tdata", false, 16, striped("pv0", 130)),
+  logical("thin", true, 64, 'type = "thin" thin_pool = "pool" transaction_id = 0 device_id = 1', [
+    'external_origin = "outer"',
+  ]),
+  logical("outer", true, 64, striped("pv0", 150)).replace(', "WRITE"', ""),
+].join("\n");
+
+function striped(pv: string, extent: number): string {
+  return `type = "striped" stripe_count = 1 stripes = ["${pv}", ${extent}]`;
+}
+
+function logical(
+  name: string,
+  visible: boolean,
+  extents: number,
+  segment: string,
+  rest: string[] = [],
+): string {
+  const id = Buffer.from(name).toString("hex").padEnd(32, "0").slice(-32);
+  const uuid = id.replace(/^(.{6})(.{4})(.{4})(.{4})(.{4})(.{4})(.{6})$/, "$1-$2-$3-$4-$5-$6-$7");
+  const status = visible ? '"READ", "WRITE", "VISIBLE"' : '"READ", "WRITE"';
+  return `${name} { id = "${uuid}" status = [${status}] flags = [] segment_count = 1
+    segment1 { start_extent = 0 extent_count = ${extents} ${segment} ${rest.join(" ")} } }`;
+}
+
+test("everything but linear volumes is recognised and used", async (t) => {
+  if (!available(t)) return;
+  const saved = join(scratch(t), "vg");
+  const [first] = lvmDisks(
+    t,
+    [256 * MiB, 256 * MiB],
+    ([a, b]) => [
+      ["vgcreate", "-s", "1M", "vg", a!, b!],
+      lv("-L", "8M", "-n", "plain", "vg", a!),
+      lv("-L", "8M", "-i", "2", "-n", "striped", "vg"),
+      lv("-L", "8M", "-n", "elsewhere", "vg", b!),
+      lv("-L", "8M", "-n", "readonly", "-pr", "vg", a!),
+      lv("-L", "8M", "-n", "skipped", "-ky", "vg", a!),
+      ["vgcfgbackup", "-f", saved, "vg"],
+    ],
+    () => {
+      writeFileSync(
+        saved,
+        readFileSync(saved, "utf8").replace("logical_volumes {", `logical_volumes { ${LAYERED}`),
+      );
+      return [
+        ["vgcfgrestore", "--force", "-f", saved, "vg"],
+        ["vgck", "vg"],
+      ];
+    },
+  );
+  await using disk = await fileDevice(first!);
+  const table = await lvm.open([disk]);
+  const { "vg/plain": plain, ...others } = codes(table);
+  assert.equal(plain, undefined);
+  assert.equal(others["vg/elsewhere"], "lvm-missing-pv");
+  assert.equal(others["vg/striped"], "lvm-layout");
+  assert.equal(others["vg/raid"], "lvm-layout");
+  assert.equal(others["vg/thin"], "lvm-layout");
+  assert.equal(others["vg/readonly"], "lvm-status");
+  assert.equal(others["vg/skipped"], "lvm-status");
+  assert.ok(Object.keys(others).length > 8, "hidden parts are listed");
+  assert.ok(!Object.values(others).includes(undefined), JSON.stringify(others));
+  const free = table.gaps[0]!;
+  for (const volume of table.volumes) {
+    for (const { at, bytes } of volume.places({ start: 0, end: volume.device.bytes })) {
+      assert.ok(!free.touches({ start: at, end: at + bytes }), volume.name);
+    }
+  }
+});
+
+test("the origin of a snapshot is used: its free blocks are the snapshot's", async (t) => {
+  if (!available(t)) return;
+  const path = linear(t);
+  const disk = await SimulatedFile.load(path);
+  const segment = 'type = "snapshot" chunk_size = 8 origin = "root" cow_store = "home"';
+  const snapshot = logical("snapshot0", true, 15, segment);
+  await edit(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${snapshot}`));
+  assert.deepEqual(codes(await lvm.open([disk])), {
+    "vg0/snapshot0": "lvm-layout",
+    "vg0/root": "lvm-layout",
+    "vg0/home": "lvm-layout",
+  });
+});
+
+test("a pvmove under way is refused", async (t) => {
+  if (!available(t)) return;
+  const disk = await SimulatedFile.load(linear(t));
+  const moving = `pvmove0 { id = "p" status = ["READ", "WRITE", "PVMOVE", "LOCKED"] flags = [] segment_count = 1
+    segment1 { start_extent = 0 extent_count = 5 type = "mirror" mirror_count = 2 mirrors = ["pv0", 20, "pv0", 30] } }`;
+  await edit(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${moving}`));
+  assert.equal(refusalCode(await lvm.open([disk])), "lvm-layout");
+});
+
+/** Replaces the committed text of the first metadata area, with CRCs that fit. */
+async function edit(disk: SimulatedFile, change: (text: string) => string, areaAt = 4096): Promise<void> {
+  const header = await readBytes(disk, areaAt, 512);
+  const slot = Slot.decode(header, Header.bytes);
+  const text = Buffer.from(await readBytes(disk, areaAt + slot.offset, slot.bytes)).toString("utf8");
+  const changed = Buffer.from(change(text));
+  assert.notEqual(changed.toString(), text);
+  await disk.write(areaAt + slot.offset, changed);
+  Slot.encode({ bytes: changed.length, crc: lvmCrc(changed) }, header, Header.bytes);
+  Header.encode({ crc: lvmCrc(header.subarray(4)) }, header);
+  await disk.write(areaAt, header);
+}
+
+test("metadata that does not add up: everything is used", async (t) => {
+  if (!available(t)) return;
+  const path = linear(t);
+  const cases: [string, (text: string) => string, string][] = [
+    ["exported", (text) => text.replace('"RESIZEABLE"', '"EXPORTED"'), "lvm-status"],
+    ["partial", (text) => text.replace("flags = []", 'flags = ["PARTIAL"]'), "lvm-status"],
+    ["read-only", (text) => text.replace(', "WRITE"', ""), "lvm-status"],
+    ["shared", (text) => text.replace("max_lv = 0", 'lock_type = "sanlock"'), "lvm-status"],
+    [
+      "missing",
+      (text) => text.replace('["ALLOCATABLE"]\nflags = []', '[]\nflags = ["MISSING"]'),
+      "lvm-status",
+    ],
+    ["format 1", (text) => text.replace('"lvm2"', '"lvm1"'), "lvm-damaged"],
+    ["another PV", (text) => text.replace(/(pv0 \{\s+id = ")./, "$1-"), "lvm-damaged"],
+    ["extents elsewhere", (text) => text.replace("pe_start = 2048", "pe_start = 2056"), "lvm-damaged"],
+    ["too many extents", (text) => text.replace("pe_count = 63", "pe_count = 64"), "lvm-range"],
+    ["no extent size", (text) => text.replace("extent_size = 2048", "extent_size = 0"), "lvm-damaged"],
+    ["segments overlap", (text) => text.replace('"pv0", 10', '"pv0", 9'), "lvm-overlap"],
+    ["segment behind the end", (text) => text.replace('"pv0", 15', '"pv0", 60'), "lvm-range"],
+    ["segment missing", (text) => text.replace("segment_count = 2", "segment_count = 3"), "lvm-damaged"],
+    ["segment not next", (text) => text.replace("start_extent = 10", "start_extent = 11"), "lvm-damaged"],
+    ["stripes missing", (text) => text.replace("stripe_count = 1", "stripe_count = 2"), "lvm-damaged"],
+    ["no braces", (text) => text.replace("{", ""), "lvm2-damaged"],
+    ["a name twice", (text) => text.replace("max_lv = 0", "seqno = 4"), "lvm2-damaged"],
+  ];
+  for (const [name, change, code] of cases) {
+    const disk = await SimulatedFile.load(path);
+    await edit(disk, change);
+    assert.equal(refusalCode(await lvm.open([disk])), code, name);
+  }
+});
+
+test("two metadata areas must agree", async (t) => {
+  if (!available(t)) return;
+  const path = makeLinear(t, ["--metadatacopies", "2"]);
+  const disk = await SimulatedFile.load(path);
+  assert.equal((await lvm.open([disk])).volumes.length, 2);
+  await edit(disk, (text) => text.replace("seqno = 4", "seqno = 3"));
+  assert.equal(refusalCode(await lvm.open([disk])), "lvm-contradiction");
+});
+
+test("metadata elsewhere, pending or damaged: everything is used", async (t) => {
+  if (!available(t)) return;
+  const [bare] = lvmDisks(t, [32 * MiB], ([pv]) => [["pvcreate", pv!]]);
+  await using noGroup = await fileDevice(bare!);
+  assert.equal(refusalCode(await lvm.open([noGroup])), "lvm-no-metadata");
+  const path = linear(t);
+  for (const [name, at, bytes, code] of [
+    ["label's CRC", 512 + 16, 1, "lvm2-damaged"],
+    ["PV header", 512 + 40, 1, "lvm2-damaged"],
+    ["area's magic", 4096 + 8, 1, "lvm2-damaged"],
+    ["area's CRC", 4096, 1, "lvm2-damaged"],
+    ["texts", 4096 + 512, 32 * 1024, "lvm2-damaged"],
+  ] as const) {
+    const disk = await SimulatedFile.load(path);
+    const found = await readBytes(disk, at, bytes);
+    await disk.write(
+      at,
+      found.map((byte) => byte ^ 0x20),
+    );
+    assert.equal(refusalCode(await lvm.open([disk])), code, name);
+  }
+  const pending = await SimulatedFile.load(path);
+  const header = await readBytes(pending, 4096, 512);
+  Slot.encode({ offset: 512, bytes: 100 }, header, Header.bytes + Slot.bytes);
+  Header.encode({ crc: lvmCrc(header.subarray(4)) }, header);
+  await pending.write(4096, header);
+  assert.equal(refusalCode(await lvm.open([pending])), "lvm-pending");
+});
+
+test("a text may go around the end of its area", async (t) => {
+  if (!available(t)) return;
+  const changes = Array.from({ length: 12 }, (_, i) => [
+    "vgchange",
+    "--addtag",
+    `${"x".repeat(900)}${i}`,
+    "vg0",
+  ]);
+  const [path] = lvmDisks(t, [32 * MiB], ([pv]) => [
+    ["pvcreate", "--metadatasize", "32k", "--dataalignment", "4k", pv!],
+    ["vgcreate", "-s", "1M", "vg0", pv!],
+    lv("-L", "4M", "-n", "root", "vg0"),
+    ...changes,
+  ]);
+  const disk = await SimulatedFile.load(path!);
+  const header = await readBytes(disk, 4096, 512);
+  const { bytes: areaBytes } = Header.decode(header);
+  const { offset, bytes } = Slot.decode(header, Header.bytes);
+  assert.ok(offset + bytes > areaBytes, `text at ${offset} of ${bytes} bytes is to go around ${areaBytes}`);
+  assert.deepEqual(codes(await lvm.open([disk])), { "vg0/root": undefined });
+});
+
+test("a label in another sector, or in two", async (t) => {
+  if (!available(t)) return;
+  const disk = await SimulatedFile.load(linear(t));
+  const sector = await readBytes(disk, 512, 512);
+  Label.encode({ sector: 3 }, sector);
+  Label.encode({ crc: lvmCrc(sector.subarray(20)) }, sector);
+  await disk.write(3 * 512, sector);
+  assert.match((await lvm.open([disk])).refusal!.message, /sectors 1 and 3/);
+  await disk.write(512, new Uint8Array(512));
+  assert.equal((await lvm.open([disk])).volumes.length, 2);
+});
+
+test("images of other tools", async (t) => {
+  if (corpus(t) === undefined || !requires(t, "qemu-img")) return;
+  const raw = `${scratch(t)}/lvm.raw`;
+  for (const [name, expected] of [
+    ["lvm", ["test_volume_group/test_logical_volume"]],
+    ["lvmtest", ["vg_test/lv_test1", "vg_test/lv_test2"]],
+  ] as const) {
+    run("qemu-img", ["convert", "-O", "raw", unpack(t, `log2timeline+dfvfs/test_data/${name}.qcow2`), raw]);
+    await using disk = await fileDevice(raw);
+    assert.deepEqual(Object.keys(codes(await lvm.open([disk]))), expected);
+    rmSync(raw);
+  }
+});
+
+test("damage anywhere never throws and never trusts what LVM does not", async (t) => {
+  if (!available(t)) return;
+  const disk = await SimulatedFile.load(linear(t));
+  const whole = JSON.stringify(codes(await lvm.open([disk])));
+  for (const seed of seeds(300)) {
+    const random = new Random(seed);
+    const at = random.pick([512, 512 + 32, 4096, 4096 + 40, 4096 + 512]) + random.below(200);
+    const before = await readBytes(disk, at, 4);
+    await disk.write(at, random.bytes(4));
+    await lvm.probe(disk);
+    const table = await lvm.open([disk]);
+    if (table.refusal === undefined) assert.equal(JSON.stringify(codes(table)), whole, `SEED=${seed}`);
+    await disk.write(at, before);
+  }
+});
+
+test("the text is parsed in bounded depth and linear time", () => {
+  const section = parseText('a { b = [1, "x\\"y", -2.5] # } "\n c { } }\n\0');
+  assert.deepEqual(section.section("a").array("b"), [1, 'x"y', -2.5]);
+  assert.equal(section.section("a").sections("c").length, 0);
+  for (const text of [
+    "a {".repeat(50_000),
+    "a",
+    "a =",
+    "a = [1",
+    "a = [1 2]",
+    'a = "x',
+    "}",
+    "a { } }",
+    "a = b",
+    "= 1",
+  ]) {
+    assert.throws(() => parseText(text), { kind: "corrupt" }, text.slice(0, 20));
+  }
+  assert.throws(() => parseText(`a = ${"# ".repeat(2_000_000)}`), { kind: "corrupt" });
+  assert.equal(parseText(`a = "${"x".repeat(8 * MiB)}"`).string("a").length, 8 * MiB);
+  assert.throws(() => parseText(`a = "${"\\x".repeat(4 * MiB)}`), { kind: "corrupt" });
+  assert.throws(() => parseText("x".repeat(8 * MiB)), { kind: "corrupt" });
+});
