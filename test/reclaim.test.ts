@@ -1,0 +1,136 @@
+/**
+ * Whole reclaims of small guests' disks through the library, judged by e2fsck and by the host.
+ */
+import assert from "node:assert/strict";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import test from "node:test";
+import { explain, type ReclaimOptions, reclaim, survey } from "../src/disk.ts";
+import { DiskError } from "../src/error.ts";
+import { makeGuest } from "../src/testing/guest.ts";
+import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
+
+const MIB = 2 ** 20;
+const yes: ReclaimOptions = { confirm: async () => true };
+
+const hostBytes = (file: string) => statSync(file).blocks * 512;
+
+function refusedAs(code: string) {
+  return (error: unknown) => error instanceof DiskError && error.kind === "refused" && error.code === code;
+}
+
+test("a raw disk gives back what was promised, and stays clean", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "e2fsck")) return;
+  const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 32 * MIB });
+  const { reclaimableBytes } = await survey(disk);
+  assert.ok(reclaimableBytes > 256 * 1024, `${reclaimableBytes}`);
+  const before = hostBytes(disk);
+  const done = await reclaim(disk, { ...yes, verify: true });
+  assert.equal(done.predictedBytes, reclaimableBytes);
+  assert.equal(done.verified, true);
+  assert.ok(
+    Math.abs(before - hostBytes(disk) - reclaimableBytes) <= 8192,
+    "only the host's own metadata differs",
+  );
+  assert.equal(attempt("e2fsck", ["-fn", disk]).status, 0);
+  assert.equal((await survey(disk)).reclaimableBytes, 0, "nothing is left");
+});
+
+test("H33: an image that is somebody's parent is refused, unless the user swears", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const disk = makeGuest({ folder, name: "base.raw", bytes: 16 * MIB });
+  run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", join(folder, "child.img")]);
+  await assert.rejects(reclaim(disk, yes), refusedAs("has-children"));
+  await assert.rejects(reclaim(disk, { ...yes, dryRun: true }), refusedAs("has-children"));
+  assert.equal((await reclaim(disk, { ...yes, allow: { children: true } })).applied, true);
+});
+
+test("H33: a rebased child reads its parent's free blocks, which is why", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const before = makeGuest({ folder, name: "before.raw", bytes: 16 * MIB });
+  const disk = join(folder, "base.raw");
+  run("cp", [before, disk]);
+  const child = join(folder, "child.qcow2");
+  run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "before.raw", "-F", "raw", child]);
+  run("debugfs", ["-w", "-R", "rm /dir/file1", disk]);
+  run("qemu-img", ["rebase", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", child]);
+  const flat = join(folder, "flat");
+  const hash = () => {
+    run("qemu-img", ["convert", "-O", "raw", child, flat]);
+    return run("sha256sum", [flat]);
+  };
+  const content = hash();
+  await reclaim(disk, { ...yes, allow: { children: true } });
+  assert.notEqual(hash(), content, "the oath was false, and the child shows it");
+});
+
+test("a dirty journal refuses the volume, by default", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 32 * MIB });
+  run("debugfs", ["-w", "-R", "feature needs_recovery", disk]);
+  const before = hostBytes(disk);
+  const { volumes, reclaimableBytes, unknownBytes, virtualBytes } = await survey(disk);
+  assert.equal(volumes[0]!.state, "refused");
+  assert.equal(volumes[0]!.reason!.code, "journal-dirty");
+  assert.equal(reclaimableBytes, 0);
+  assert.ok(unknownBytes > 0 && unknownBytes <= virtualBytes);
+  assert.equal((await reclaim(disk, yes)).applied, false);
+  assert.equal(hostBytes(disk), before);
+});
+
+test("--also zeros returns zeros of any volume, and nothing else", async (t) => {
+  const disk = join(scratch(t), "strange.raw");
+  const content = Buffer.alloc(8 * MIB, 0x5a);
+  content.fill(0, MIB, 3 * MIB);
+  content.fill(0, 4 * MIB + 100, 5 * MIB);
+  writeFileSync(disk, content);
+  assert.equal((await survey(disk)).reclaimableBytes, 0);
+  const done = await reclaim(disk, { ...yes, also: ["zeros"], verify: true });
+  assert.equal(done.reclaimedBytes, 2 * MIB + MIB - 4096);
+  assert.ok(readFileSync(disk).equals(content));
+});
+
+test("a disk that was preallocated on purpose stays, unless allowed", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "fallocate")) return;
+  const folder = scratch(t);
+  const disk = makeGuest({ folder, name: "disk.raw", bytes: 32 * MIB });
+  run("fallocate", ["-l", String(32 * MIB), disk]);
+  const kept = await survey(disk);
+  const { reclaimableBytes } = await survey(disk, { allow: { preallocated: true } });
+  assert.ok(reclaimableBytes > kept.reclaimableBytes + 16 * MIB);
+  await reclaim(disk, yes);
+  assert.ok(hostBytes(disk) > 16 * MIB);
+  await reclaim(disk, { ...yes, allow: { preallocated: true } });
+  assert.ok(hostBytes(disk) < 8 * MIB);
+});
+
+test("explain: structures, files and freed blocks of a bare filesystem", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 32 * MIB });
+  const block = (file: string, index: number) =>
+    Number(run("debugfs", ["-R", `bmap ${file} ${index}`, disk]).trim()) * 4096;
+  const third = block("/dir/file1", 2);
+  const freed = run("debugfs", ["-R", "ffb 1", disk]);
+  const freeBlock = Number(/\d+/.exec(freed.replace(/^.*:/, ""))![0]) * 4096;
+  const { offsets } = await explain(disk, { offsets: [1024, third, freeBlock] });
+  assert.equal(offsets[0]!.class, "metadata");
+  assert.match(offsets[0]!.owner!, /superblock/);
+  assert.equal(offsets[1]!.class, "used");
+  assert.equal(offsets[1]!.ownerPath, "/dir/file1");
+  assert.equal(offsets[1]!.fileOffset, third);
+  assert.ok(["returnable", "hole"].includes(offsets[2]!.class), offsets[2]!.class);
+});
+
+test("explain --path: the pieces of a file lie where debugfs says", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 32 * MIB });
+  const { file } = await explain(disk, { file: "/dir/file3" });
+  const blocks = run("debugfs", ["-R", "blocks /dir/file3", disk]).trim().split(/\s+/).map(Number);
+  const found = file!.pieces.flatMap(({ offset, bytes }) =>
+    Array.from({ length: Math.ceil(bytes / 4096) }, (_, i) => offset / 4096 + i),
+  );
+  assert.deepEqual(found, blocks);
+  await assert.rejects(explain(disk, { file: "/no/such" }), { kind: "usage" });
+});
