@@ -5,7 +5,8 @@
  *   ext/superblock.ts      geometry and features        ext/features.ts  ext/state.ts
  *   ext/groups.ts          group descriptors            ext/layout.ts: where fixed structures lie
  *   ext/bitmaps.ts         free()
- *   ext/replay.ts          a dirty journal, replayed in memory
+ *   ext/walk.ts            walk()                       ext/claims.ts  ext/inode.ts  ext/block-map.ts  ext/directory.ts
+ *   ext/recovery.ts        how a volume is opened       ext/replay.ts: a dirty journal, replayed in memory
  *
  * Documentation/filesystems/ext4/ of Linux is the specification; e2fsprogs is the judge in the tests.
  */
@@ -16,7 +17,8 @@ import { readBytes, type BlockDevice } from "../device/device.ts";
 import type { Refusal } from "../error.ts";
 import { freeExtents } from "./ext/bitmaps.ts";
 import { generation } from "./ext/features.ts";
-import { readGroups, type Volume } from "./ext/groups.ts";
+import type { Volume } from "./ext/groups.ts";
+import { openClean, openReplayed } from "./ext/recovery.ts";
 import { Refused } from "./ext/refused.ts";
 import { checkState, needsReplay } from "./ext/state.ts";
 import { MAGIC, readSuperblock, SUPERBLOCK_AT, SuperblockLayout, type Superblock } from "./ext/superblock.ts";
@@ -53,6 +55,8 @@ class ExtFileSystem implements FileSystem {
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
+  /** After a replay: what was free before it, too. */
+  #spare: ExtentSet | undefined;
 
   constructor(device: BlockDevice) {
     this.#device = device;
@@ -80,27 +84,32 @@ class ExtFileSystem implements FileSystem {
     return Math.min(this.#sb?.bytes ?? this.#device.bytes, this.#device.bytes);
   }
 
-  async open(_members: readonly BlockDevice[], _options: ReadOptions): Promise<void> {
+  async open(members: readonly BlockDevice[], options: ReadOptions): Promise<void> {
     await this.#guarded(async () => {
       const sb = (this.#sb = await readSuperblock(this.#device));
       await checkState(this.#device, sb);
-      if (needsReplay(sb)) {
+      if (needsReplay(sb) && !options.replay) {
         throw new Refused(
           "journal-dirty",
           "the journal holds changes that are not in their place yet: the guest was not shut down cleanly",
           "boot the guest and shut it down cleanly, or run e2fsck, or --allow replay",
         );
       }
-      this.#volume = { device: this.#device, sb, groups: await readGroups(this.#device, sb) };
+      const { volume, spare, notes } = await (needsReplay(sb) ? openReplayed : openClean)(members, sb);
+      this.#sb = volume.sb;
+      this.#volume = volume;
+      this.#spare = spare;
+      this.notes.push(...notes);
     });
   }
 
   async free(): Promise<readonly ExtentSet[]> {
-    const free = await this.#guarded(async () =>
-      this.refusal !== undefined || this.#volume === undefined
-        ? ExtentSet.EMPTY
-        : await freeExtents(this.#volume, "refuse"),
-    );
+    const volume = this.#volume;
+    const free = await this.#guarded(async () => {
+      if (volume === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
+      const claimed = await freeExtents(volume, "refuse");
+      return this.#spare === undefined ? claimed : claimed.intersect(this.#spare);
+    });
     return [free ?? ExtentSet.EMPTY];
   }
 

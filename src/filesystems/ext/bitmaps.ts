@@ -7,7 +7,7 @@
  * fixed structures in it are in use. Documentation/filesystems/ext4/bitmaps.rst of Linux.
  */
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
-import { bitmapDamage, BLOCK_UNINIT, type Damage, type GroupTable, type Volume } from "./groups.ts";
+import { bitmapDamage, BLOCK_UNINIT, DAMAGED, type Damage, type GroupTable, type Volume } from "./groups.ts";
 import { fixedStructures, groupEnd, groupStart } from "./layout.ts";
 import { readScattered } from "./reading.ts";
 import { contradiction, type Refused } from "./refused.ts";
@@ -23,7 +23,7 @@ export async function freeExtents(volume: Volume, damage: Damage): Promise<Exten
   };
   const mapped: number[] = [];
   for (let group = 0; group < sb.groups; group++) {
-    if ((groups.flags[group]! & BLOCK_UNINIT) === 0) mapped.push(group);
+    if ((groups.flags[group]! & (BLOCK_UNINIT | DAMAGED)) === 0) mapped.push(group);
   }
   const positions = mapped.map((group) => groups.blockBitmap[group]!);
   await readScattered(volume.device, sb.blockBytes, positions, (index, bitmap) => {

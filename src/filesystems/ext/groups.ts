@@ -13,7 +13,7 @@ import { crc16, crc32c } from "../../bytes/checksum.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { descriptorBlock, groupEnd, groupStart } from "./layout.ts";
-import { badChecksum, damaged, type Refused } from "./refused.ts";
+import { badChecksum, damaged, Refused } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
 
 /** The columns of the table; positions are block numbers. */
@@ -34,6 +34,8 @@ export interface GroupTable {
 export const INODE_UNINIT = 1;
 /** The block bitmap was never written: only the fixed structures are in use. */
 export const BLOCK_UNINIT = 2;
+/** Not on disk: the descriptor is damaged, and nothing is known about the group. */
+export const DAMAGED = 4;
 
 const CHECKSUM_AT = 0x1e;
 const READ_BYTES_MAX = 1 << 20;
@@ -45,11 +47,11 @@ export interface Volume {
   readonly groups: GroupTable;
 }
 
-/** What becomes of a group whose bitmap is damaged: refuse the filesystem, or count it as used. */
+/** What becomes of a group whose descriptor or bitmap is damaged: refuse the filesystem, or count it as used. */
 export type Damage = "refuse" | "count as used";
 
-/** @throws Refused when a descriptor is damaged: every group is needed to know where metadata lies */
-export async function readGroups(device: BlockDevice, sb: Superblock): Promise<GroupTable> {
+/** With `damage: "refuse"` @throws Refused for the first damaged descriptor. */
+export async function readGroups(device: BlockDevice, sb: Superblock, damage: Damage): Promise<GroupTable> {
   const table: GroupTable = {
     blockBitmap: new Float64Array(sb.groups),
     inodeBitmap: new Float64Array(sb.groups),
@@ -77,8 +79,14 @@ export async function readGroups(device: BlockDevice, sb: Superblock): Promise<G
     await device.read(at * sb.blockBytes, bytes);
     const first = index * sb.descriptorsPerBlock;
     const end = Math.min(sb.groups, first + count * sb.descriptorsPerBlock);
-    for (let group = first; group < end; group++)
-      decode(sb, table, group, bytes, (group - first) * sb.descriptorBytes);
+    for (let group = first; group < end; group++) {
+      try {
+        decode(sb, table, group, bytes, (group - first) * sb.descriptorBytes);
+      } catch (error) {
+        if (!(error instanceof Refused) || damage === "refuse") throw error;
+        table.flags[group] = DAMAGED;
+      }
+    }
     index += count;
   }
   return table;

@@ -8,7 +8,7 @@
  * Documentation/filesystems/ext4/blockgroup.rst of Linux.
  */
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
-import type { GroupTable } from "./groups.ts";
+import { DAMAGED, type GroupTable } from "./groups.ts";
 import { damaged } from "./refused.ts";
 import { hasCompat, hasIncompat, hasRoCompat, type Superblock } from "./superblock.ts";
 

@@ -213,6 +213,13 @@ export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
   };
 }
 
+/** The UUID in the superblock of a device, even of a journal device; undefined when it has none. */
+export async function readSuperblockUuid(device: BlockDevice): Promise<Uint8Array | undefined> {
+  if (device.bytes < SUPERBLOCK_AT + SuperblockLayout.bytes) return undefined;
+  const fields = SuperblockLayout.decode(await readBytes(device, SUPERBLOCK_AT, SuperblockLayout.bytes));
+  return fields.magic === MAGIC ? fields.uuid : undefined;
+}
+
 function verifyChecksum(bytes: Uint8Array, found: number, type: number): void {
   if (type !== 1) throw damaged(`superblock: checksum type ${type} found, 1 (crc32c) expected`);
   const expected = crc32c(0xffffffff, bytes, 0, SuperblockLayout.at.checksum);
