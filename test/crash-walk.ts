@@ -74,7 +74,10 @@ async function keptHash(scenario: Scenario, files: Files, kept: ExtentSet): Prom
   return await contentHash(image, kept, { phase: "hashing" });
 }
 
-async function counts(scenario: Scenario, files: Files): Promise<{ errors: number; leaks: number; first: string }> {
+async function counts(
+  scenario: Scenario,
+  files: Files,
+): Promise<{ errors: number; leaks: number; first: string }> {
   await using image = await openReader(scenario, files);
   const sum = { errors: 0, leaks: 0, first: "" };
   for await (const { kind, count, message } of image.check()) {
@@ -134,7 +137,11 @@ async function secondRun(context: Context, files: Files, where: string): Promise
   const again = await perform(context.scenario, files);
   await holds(context, again.files, `${where}; second run`);
   if (context.scenario.deed === "repair") {
-    assert.equal((await counts(context.scenario, again.files)).leaks, 0, `${where}; leaks after the second run`);
+    assert.equal(
+      (await counts(context.scenario, again.files)).leaks,
+      0,
+      `${where}; leaks after the second run`,
+    );
   }
   let visited = 0;
   for await (const crashed of crashStates(files, again.trace, { ...context.options, statesPerFlush: 2 })) {

@@ -1,0 +1,98 @@
+/**
+ * The disks that are crashed: small guests with deleted files, in each shape that changes how space is given back.
+ */
+import { copyFileSync } from "node:fs";
+import { join } from "node:path";
+import { makeGuest } from "../src/testing/guest.ts";
+import { SimulatedFile } from "../src/testing/simulated-file.ts";
+import { run } from "../src/testing/tools.ts";
+import type { Deed, Scenario } from "./crash-walk.ts";
+
+const KIB = 1024;
+const DISK_BYTES = 3072 * KIB;
+
+interface Shape {
+  readonly name: string;
+  /** For `qemu-img create -o`; none: raw. */
+  readonly options?: string;
+  readonly deed: Deed;
+  /** `snapshot`: half of the files were deleted after one was taken; `backing`: the disk lies in a parent. */
+  readonly past?: "snapshot" | "backing" | "compressed" | "leaks";
+}
+
+const SHAPES: readonly Shape[] = [
+  { name: "raw", deed: "punch" },
+  { name: "v3, 4 KiB clusters", options: "cluster_size=4k", deed: "punch" },
+  { name: "v3, 64 KiB clusters", options: "cluster_size=64k", deed: "punch" },
+  { name: "v2, 1 KiB clusters", options: "cluster_size=1k,compat=0.10", deed: "punch" },
+  { name: "v3, 1-bit refcounts", options: "cluster_size=4k,refcount_bits=1", deed: "punch" },
+  { name: "v3, 64-bit refcounts", options: "cluster_size=4k,refcount_bits=64", deed: "punch" },
+  { name: "v3, subclusters", options: "cluster_size=64k,extended_l2=on", deed: "punch" },
+  { name: "v3, snapshot", options: "cluster_size=4k", deed: "punch", past: "snapshot" },
+  { name: "v3 above a parent", options: "cluster_size=4k", deed: "punch", past: "backing" },
+  { name: "v2 above a parent", options: "cluster_size=4k,compat=0.10", deed: "punch", past: "backing" },
+  { name: "v3, compressed", options: "cluster_size=4k", deed: "punch", past: "compressed" },
+  { name: "v3, pack", options: "cluster_size=4k", deed: "pack" },
+  { name: "v3, pack above a parent", options: "cluster_size=4k", deed: "pack", past: "backing" },
+  { name: "v2, pack", options: "cluster_size=1k,compat=0.10", deed: "pack" },
+  { name: "v3, repair of leaks", options: "cluster_size=4k", deed: "repair", past: "leaks" },
+];
+
+/** Makes every scenario in `folder`; needs mke2fs, debugfs and qemu-img. */
+export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> {
+  const guest = makeGuest({
+    folder,
+    name: "guest",
+    bytes: DISK_BYTES,
+    mke2fs: ["-t", "ext4", "-b", "1024", "-O", "^has_journal,^resize_inode"],
+    files: 20,
+    fileBytesMax: 80 * KIB,
+  });
+  for (const shape of SHAPES) {
+    const { name, deed } = shape;
+    if (shape.options === undefined) {
+      yield { name, format: "raw", deed, files: new Map([["disk", await SimulatedFile.load(guest)]]) };
+      continue;
+    }
+    yield { name, format: "qcow2", deed, files: await shaped(folder, guest, shape.options, shape.past) };
+  }
+}
+
+async function shaped(folder: string, guest: string, options: string, past: Shape["past"]) {
+  const files = new Map<string, SimulatedFile>();
+  const disk = join(folder, "disk");
+  const convert = (from: string, to: string, ...more: string[]) =>
+    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", "-o", options, ...more, from, to]);
+  if (past === "backing") {
+    // The parent holds noise where the child has been written, so that uncovering it would show (H9).
+    const parent = join(folder, "parent");
+    run("sh", ["-c", `head -c ${DISK_BYTES} /dev/urandom > "${parent}"`]);
+    run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, "-b", "parent", "-F", "raw", disk]);
+    run("qemu-img", ["convert", "-n", "-f", "raw", "-O", "qcow2", "-S", "0", guest, disk]);
+    files.set("parent", await SimulatedFile.load(parent));
+  } else convert(guest, disk, ...(past === "compressed" ? ["-c"] : []));
+  if (past === "snapshot") {
+    const later = join(folder, "later");
+    copyFileSync(guest, later);
+    run("debugfs", ["-w", "-f", "-", later], "rm /dir/file1\nrm /dir/file3\nrm /dir/file5");
+    run("qemu-img", ["snapshot", "-c", "before", disk]);
+    run("qemu-img", ["convert", "-n", "-f", "raw", "-O", "qcow2", later, disk]);
+  }
+  if (past === "leaks") leak(disk);
+  files.set("disk", await SimulatedFile.load(disk));
+  return files;
+}
+
+/** Clusters with a count and no owner, as a killed QEMU leaves them: a snapshot is forgotten. */
+function leak(disk: string): void {
+  run("qemu-img", ["snapshot", "-c", "lost", disk]);
+  run("python3", ["-c", FORGET_SNAPSHOTS, disk]);
+}
+
+/** nb_snapshots (bytes 60 to 63 of the header) becomes 0: the tables of the snapshot and its counts have leaked. */
+const FORGET_SNAPSHOTS = `
+import sys
+with open(sys.argv[1], "r+b") as image:
+    image.seek(60)
+    image.write(bytes(4))
+`;
