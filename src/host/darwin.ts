@@ -35,7 +35,6 @@ export function darwin(): Platform | undefined {
     return result;
   };
   return {
-    tested: false,
     openForWriting: (path, flags) => openSync(path, flags),
     punch: (fd, range) => fcntl(fd, F_PUNCHHOLE, fpunchhole(range)),
     zeroRange: () => {

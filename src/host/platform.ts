@@ -29,8 +29,6 @@ export interface ExtentBatch {
 }
 
 export interface Platform {
-  /** Whether the project's tests run on this host. Writing on an untested one needs the user's consent. */
-  readonly tested: boolean;
   /** Opens for writing. Here, because Windows locks by the way it opens. */
   openForWriting(path: string, flags: number): number;
   /** Gives the range back to the host. @throws ENOTSUP where there are no holes */
@@ -73,7 +71,7 @@ function load(): Platform | undefined {
   }
 }
 
-/** Whether writing is tested on this host: Linux alone. */
+/** Whether the project's tests run on this host. Writing on an untested one needs `--allow untested-host`. */
 export function hostTested(): boolean {
   return process.platform === "linux";
 }

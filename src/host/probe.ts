@@ -90,6 +90,8 @@ export async function probeHoles(directory: string): Promise<HoleVerdict> {
   }
 }
 
+const NO_HOLES = "the host's filesystem does not punch holes";
+
 const GRANULE_BYTES_MIN = 4096;
 const GRANULE_BYTES_MAX = 4 * 1024 * 1024;
 
@@ -110,7 +112,8 @@ export async function whyNoHoles(file: HostFile, settled: () => Promise<void>): 
     await file.flush();
   } catch (error) {
     if (!(error instanceof DiskError)) throw error;
-    if (error.kind === "unsupported" || error.code === "host-lies") return error.message;
+    if (error.kind === "unsupported") return NO_HOLES;
+    if (error.code === "host-lies") return error.message;
     throw error;
   }
   const after = await file.stat();
@@ -141,7 +144,7 @@ async function withoutRoom(file: HostFile, directory: string): Promise<HoleVerdi
     await file.punch({ start: 0, end: GRANULE_BYTES_MIN });
   } catch (error) {
     if (!(error instanceof DiskError)) throw error;
-    if (error.kind === "unsupported") return { holes: false, proven: true, reason: error.message };
+    if (error.kind === "unsupported") return { holes: false, proven: true, reason: NO_HOLES };
   }
   return byReputation(directory, "there is no space left for a scratch file");
 }

@@ -48,7 +48,6 @@ export function windows(): Platform | undefined {
   const descriptorOf = node.bind("int uv_open_osfhandle(int64_t handle)");
   const handleOf = node.bind("int64_t uv_get_osfhandle(int fd)");
   return {
-    tested: false,
     openForWriting(path, flags) {
       const how = (flags & constants.O_EXCL) !== 0 ? CREATE_NEW : OPEN_EXISTING;
       const handle = createFile(path, GENERIC_READ_WRITE, 0, null, how, FILE_ATTRIBUTE_NORMAL, 0);
