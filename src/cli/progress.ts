@@ -10,9 +10,9 @@ import type { Face } from "./terminal.ts";
 
 const VERBS: Readonly<Record<Progress["phase"], string>> = {
   reading: "reading",
-  hashing: "hashing what is used",
+  hashing: "hashing",
   returning: "returning",
-  verifying: "hashing again",
+  verifying: "comparing",
 };
 
 /** Work that is done sooner shows nothing. */

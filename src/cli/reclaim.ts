@@ -4,6 +4,7 @@
 import type { HostSpace, Reclaimed, Survey } from "../disk.ts";
 import { DiskError } from "../error.ts";
 import { batch } from "./batch.ts";
+import { failureOf } from "./failure.ts";
 import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
 import { amounts, ProgressView } from "./progress.ts";
 import { coloured, map } from "./picture.ts";
@@ -21,8 +22,9 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
   mayWrite(flags, face);
   const { reclaim } = await import("../disk.ts");
   using interruption = interruptible(face);
-  return batch(paths, face, {
+  return await batch(paths, face, {
     async run(path) {
+      interruption.signal.throwIfAborted();
       const progress = new ProgressView(face);
       try {
         return await reclaim(path, {
@@ -38,7 +40,7 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
         });
       } catch (error) {
         progress.stop();
-        throw interruption.signal.aborted ? howFar(progress) : error;
+        throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
       } finally {
         progress.stop();
       }
