@@ -9,7 +9,7 @@ import { DiskError } from "../../error.ts";
 import type { Finding } from "../format.ts";
 import type { Qcow2Context } from "./context.ts";
 import type { ClusterCounts } from "./counts.ts";
-import { hex } from "./header.ts";
+import { hex } from "./corrupt.ts";
 import { StatedRefcounts } from "./refcounts.ts";
 import { ReferenceWalk } from "./references.ts";
 

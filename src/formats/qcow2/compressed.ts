@@ -9,7 +9,7 @@
  */
 import { constants, inflateRawSync, zstdDecompressSync } from "node:zlib";
 import type { Qcow2Context } from "./context.ts";
-import { corrupt } from "./header.ts";
+import { corrupt } from "./corrupt.ts";
 
 const CACHE_BYTES = 4 * 2 ** 20;
 

@@ -7,7 +7,8 @@
 import type { ReadableFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { TableCache } from "./cache.ts";
-import { readHeader, type Header, type Stretch } from "./header.ts";
+import type { Stretch } from "./corrupt.ts";
+import { readHeader, type Header } from "./header.ts";
 import { Refcounts } from "./refcounts.ts";
 import { readL1, type L1Table } from "./tables.ts";
 

@@ -7,9 +7,23 @@
  * Specification: QEMU's docs/interop/qcow2.txt, "Header" and "Header extensions". The limits that the format leaves
  * open are those of QEMU (H23).
  */
-import { ascii, bits64be, struct, u32be, u8, viewOf, type Decoded } from "../../bytes/struct.ts";
+import { bits64be, struct, u32be, type Decoded } from "../../bytes/struct.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
+import { corrupt, hex, type Stretch, tableAt } from "./corrupt.ts";
+import {
+  type Extension,
+  ExtensionType,
+  featureNames,
+  one,
+  readBitmapsExtension,
+  readCryptoHeader,
+  readExtensions,
+  textOf,
+} from "./extensions.ts";
+
+export { corrupt, hex, quoted, tableAt, type Stretch } from "./corrupt.ts";
+export { ExtensionType } from "./extensions.ts";
 
 export const MAGIC = 0x514649fb;
 const L1_BYTES_MAX = 32 * 2 ** 20;
@@ -63,30 +77,6 @@ export const Autoclear = { bitmaps: 1n << 0n, rawExternalData: 1n << 1n } as con
 
 const INCOMPATIBLE_KNOWN = Object.values(Incompatible).reduce((all, bit) => all | bit, 0n);
 
-export const ExtensionType = {
-  end: 0,
-  backingFormat: 0xe2792aca,
-  featureNames: 0x6803f857,
-  bitmaps: 0x23852875,
-  cryptoHeader: 0x0537be77,
-  dataFileName: 0x44415441,
-} as const;
-
-const FeatureName = struct({ kind: u8, bit: u8, name: ascii(46) });
-export const BitmapsExtension = struct({
-  count: u32be,
-  reserved: u32be,
-  directoryBytes: bits64be,
-  directoryAt: bits64be,
-});
-const CryptoExtension = struct({ at: bits64be, bytes: bits64be });
-
-/** A stretch of the file that holds a table. */
-export interface Stretch {
-  readonly at: number;
-  readonly bytes: number;
-}
-
 /** The header, validated, with what follows from it. Immutable: a writer opens the image anew or patches the file. */
 export interface Header {
   readonly version: 2 | 3;
@@ -137,24 +127,6 @@ export interface Header {
   /** Length of the fixed part in bytes; the extensions follow. */
   readonly headerBytes: number;
   readonly extensions: readonly Extension[];
-}
-
-/** One header extension; `at` is the file offset of its data. */
-export interface Extension extends Stretch {
-  readonly type: number;
-}
-
-/** A name out of the image, safe to print (H25). */
-export function quoted(text: string): string {
-  return JSON.stringify(text).replace(/[^\x20-\x7e]/gu, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
-}
-
-export function corrupt(structure: string, at: number, found: unknown, expected: string): DiskError {
-  return new DiskError("corrupt", `${structure} at ${hex(at)}: found ${String(found)}, expected ${expected}`);
-}
-
-export function hex(value: number | bigint): string {
-  return `0x${value.toString(16)}`;
 }
 
 /** Whether `file` starts as a qcow2 image does, whatever follows. */
@@ -282,52 +254,12 @@ function readFeatures(cluster: Uint8Array, clusterBytes: number): Features {
   return v3;
 }
 
-/** The extensions up to the end marker; each is checked to lie before `end`. */
-function readExtensions(cluster: Uint8Array, start: number, end: number): Extension[] {
-  const view = viewOf(cluster);
-  const extensions: Extension[] = [];
-  const stop = Math.min(end, cluster.length);
-  for (let at = start; at + 8 <= stop;) {
-    const type = view.getUint32(at);
-    const bytes = view.getUint32(at + 4);
-    if (type === ExtensionType.end) break;
-    at += 8;
-    if (bytes > stop - at) {
-      throw corrupt(`header extension ${hex(type)}`, at - 8, `${bytes} bytes`, `at most ${stop - at}`);
-    }
-    extensions.push({ type, at, bytes });
-    at += Math.ceil(bytes / 8) * 8;
-  }
-  return extensions;
-}
-
-function one(extensions: readonly Extension[], type: number): Extension | undefined {
-  return extensions.find((extension) => extension.type === type);
-}
-
-function textOf(cluster: Uint8Array, stretch: Stretch | undefined): string | undefined {
-  return stretch && Buffer.from(cluster.subarray(stretch.at, stretch.at + stretch.bytes)).toString("utf8");
-}
-
 /** An unknown incompatible feature means that nothing here can be understood (H17). */
 function refuseUnknown(incompatible: bigint, cluster: Uint8Array, extensions: readonly Extension[]): void {
   const unknown = incompatible & ~INCOMPATIBLE_KNOWN;
   if (unknown === 0n) return;
-  const names = new Map<number, string>();
-  const table = one(extensions, ExtensionType.featureNames);
-  for (
-    let at = table?.at ?? 0;
-    table && at + FeatureName.bytes <= table.at + table.bytes;
-    at += FeatureName.bytes
-  ) {
-    const { kind, bit, name } = FeatureName.decode(cluster, at);
-    if (kind === 0) names.set(bit, name);
-  }
-  const listed: string[] = [];
-  for (let bit = 0; bit < 64; bit++) {
-    if ((unknown >> BigInt(bit)) & 1n) listed.push(`${quoted(names.get(bit) ?? "unnamed")} (bit ${bit})`);
-  }
-  throw new DiskError("unsupported", `qcow2 incompatible features are not known: ${listed.join(", ")}`, {
+  const listed = featureNames(unknown, cluster, extensions).join(", ");
+  throw new DiskError("unsupported", `qcow2 incompatible features are not known: ${listed}`, {
     code: "unknown-feature",
     hint: "use a newer version, or convert the image with the tool that made it",
   });
@@ -401,27 +333,6 @@ function readTables(
   };
 }
 
-/**
- * Checks that a table lies on clusters, behind the header and inside the file. A table of 0 bytes may lie anywhere.
- * @throws DiskError `corrupt`
- */
-export function tableAt(
-  file: ReadableFile,
-  clusterBytes: number,
-  structure: string,
-  at: number,
-  bytes: number,
-): number {
-  if (bytes === 0) return at;
-  if (at % clusterBytes !== 0)
-    throw corrupt(structure, at, "an unaligned offset", `a multiple of ${clusterBytes}`);
-  if (at === 0) throw corrupt(structure, at, "offset 0, the header", "a cluster of its own");
-  if (at + bytes > file.bytes) {
-    throw corrupt(structure, at, `${bytes} bytes`, `the end of the file at ${hex(file.bytes)} or before`);
-  }
-  return at;
-}
-
 function readBacking(
   cluster: Uint8Array,
   at: number,
@@ -433,25 +344,4 @@ function readBacking(
   if (bytes > max) throw corrupt("backing_file_size", HeaderV2.at.backingBytes, bytes, `at most ${max}`);
   const format = textOf(cluster, one(extensions, ExtensionType.backingFormat));
   return { name: textOf(cluster, { at, bytes })!, format: format === "" ? undefined : format };
-}
-
-function readCryptoHeader(cluster: Uint8Array, extension: Extension): Stretch {
-  if (extension.bytes !== CryptoExtension.bytes) {
-    throw corrupt(
-      "crypto header extension",
-      extension.at,
-      `${extension.bytes} bytes`,
-      `${CryptoExtension.bytes}`,
-    );
-  }
-  const { at, bytes } = CryptoExtension.decode(cluster, extension.at);
-  return { at: Number(at), bytes: Number(bytes) };
-}
-
-function readBitmapsExtension(cluster: Uint8Array, extension: Extension): Header["bitmaps"] {
-  if (extension.bytes !== BitmapsExtension.bytes) {
-    throw corrupt("bitmaps extension", extension.at, `${extension.bytes} bytes`, `${BitmapsExtension.bytes}`);
-  }
-  const { count, directoryAt, directoryBytes } = BitmapsExtension.decode(cluster, extension.at);
-  return { count, at: Number(directoryAt), bytes: Number(directoryBytes) };
 }

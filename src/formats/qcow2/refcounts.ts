@@ -10,7 +10,8 @@
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { TableCache, type CachedTable } from "./cache.ts";
-import { corrupt, hex, tableAt, type Header } from "./header.ts";
+import { corrupt, hex, tableAt } from "./corrupt.ts";
+import type { Header } from "./header.ts";
 import { readPadded } from "./padded.ts";
 
 const CACHE_BYTES = 8 * 2 ** 20;

@@ -13,7 +13,7 @@ import { DiskError } from "../../error.ts";
 import { bitmapStretches } from "./bitmaps.ts";
 import type { Qcow2Context } from "./context.ts";
 import { ClusterCounts } from "./counts.ts";
-import { hex, quoted } from "./header.ts";
+import { hex, quoted } from "./corrupt.ts";
 import { readPadded } from "./padded.ts";
 import { refcountMax, type StatedRefcounts } from "./refcounts.ts";
 import { readSnapshots, type SnapshotEntry } from "./snapshots.ts";

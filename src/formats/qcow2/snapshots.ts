@@ -9,7 +9,8 @@
  */
 import { bits64be, skip, struct, u16be, u32be, viewOf } from "../../bytes/struct.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
-import { corrupt, tableAt, type Header } from "./header.ts";
+import { corrupt, tableAt } from "./corrupt.ts";
+import type { Header } from "./header.ts";
 
 const L1_ENTRIES_MAX = (32 * 2 ** 20) / 8;
 const EXTRA_BYTES_MAX = 1024;

@@ -4,7 +4,7 @@
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { bitmapStretches } from "./bitmaps.ts";
 import type { Qcow2Context, Top } from "./context.ts";
-import { quoted } from "./header.ts";
+import { quoted } from "./corrupt.ts";
 import { checkedSnapshot, readSnapshots } from "./snapshots.ts";
 import { l2TableAt, readL1, type L1Table } from "./tables.ts";
 

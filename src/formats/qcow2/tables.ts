@@ -21,7 +21,8 @@ import { viewOf } from "../../bytes/struct.ts";
 import { readBytes } from "../../device/device.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
-import { corrupt, hex, SUBCLUSTERS, tableAt, type Header } from "./header.ts";
+import { corrupt, hex, tableAt } from "./corrupt.ts";
+import { SUBCLUSTERS, type Header } from "./header.ts";
 
 /** Bit 63 in the high word: the refcount is exactly 1. */
 export const COPIED_HIGH = 0x80000000;
