@@ -7,12 +7,15 @@
 # The deleted files are logs that repeat themselves, so that git stores the image in a fraction of its length.
 set -euo pipefail
 
+# In a mount namespace of its own: the path that the filesystem remembers is /mnt, and no mount outlives the script.
+[ "${1-}" = inside ] || exec unshare --mount --propagation private "$0" inside
+
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 loop=
 finish() {
-  mountpoint -q "$work/root" && umount "$work/root"
-  [ -n "$loop" ] && losetup --detach "$loop"
+  ! mountpoint -q /mnt || umount /mnt
+  [ -z "$loop" ] || losetup --detach "$loop"
   rm -rf "$work"
 }
 trap finish EXIT
@@ -32,9 +35,8 @@ losetup --detach "$loop"
 loop=$(losetup --find --show --offset $root_at --sizelimit $root_bytes "$disk")
 mke2fs -q -t ext4 -L root -U 2d5c8f0e-91c4-4d3b-a7f5-6f0e8d1b7c02 -J size=4 \
   -E lazy_itable_init=0,lazy_journal_init=0,hash_seed=5f0e8d1b-7c02-4d3b-a7f5-2d5c8f0e91c4 "$loop"
-mkdir "$work/root"
-mount -o nodiscard "$loop" "$work/root"
-cd "$work/root"
+mount -o nodiscard "$loop" /mnt
+cd /mnt
 
 # Lines that look like a log: a pattern of $2 lines that depends on the seed $1, $3 times.
 log() {
@@ -71,8 +73,7 @@ for day in $(seq 1 22); do rm "var/log/archive/access-$day.log"; done
 rm -r var/cache/packages
 for page in $(seq 1 2 400); do rm "srv/www/page-$page.html"; done
 cd "$work"
-umount "$work/root"
-tune2fs -M / "$loop" >/dev/null
+umount /mnt
 e2fsck -fn "$loop" >/dev/null 2>&1
 losetup --detach "$loop"
 loop=
