@@ -7,6 +7,7 @@
  */
 import assert from "node:assert/strict";
 import { ExtentSet } from "../src/bytes/extents.ts";
+import { DiskError } from "../src/error.ts";
 import { allocationOf } from "../src/disk/allocation.ts";
 import { contentHash } from "../src/disk/digest.ts";
 import { Disk } from "../src/disk/open.ts";
@@ -17,7 +18,7 @@ import { execute } from "../src/reclaim/execute.ts";
 import type { Plan } from "../src/reclaim/plan.ts";
 import { crashStates, type Files, recording } from "../src/testing/crash.ts";
 import type { Random } from "../src/testing/seeds.ts";
-import type { SimulatedFile } from "../src/testing/simulated-file.ts";
+import type { Fault, SimulatedFile } from "../src/testing/simulated-file.ts";
 import { simulatedSource } from "../src/testing/simulated-source.ts";
 
 /** What is done to the image, and crashed. */
@@ -118,15 +119,20 @@ export async function crashWalk(scenario: Scenario, options: WalkOptions): Promi
   return visited;
 }
 
-interface Context {
+/** What must hold of every state. */
+interface Judged {
   readonly scenario: Scenario;
   readonly kept: ExtentSet;
-  readonly free: ExtentSet;
+  /** Hash of what is kept. */
   readonly expected: string;
+}
+
+interface Context extends Judged {
+  readonly free: ExtentSet;
   readonly options: WalkOptions;
 }
 
-async function holds({ scenario, kept, expected }: Context, files: Files, where: string): Promise<void> {
+async function holds({ scenario, kept, expected }: Judged, files: Files, where: string): Promise<void> {
   const { errors, first } = await counts(scenario, files);
   assert.equal(errors, 0, `${where}: ${first}`);
   assert.equal(await keptHash(scenario, files, kept), expected, `${where}: a used byte changed`);
@@ -166,4 +172,45 @@ async function anotherAllocator(context: Context, files: Files, where: string): 
     await image.flush();
   }
   await holds(context, copies, `${where}; another allocator`);
+}
+
+/**
+ * The same deed with its medium failing: every change fails once and forever, every read fails once, and the host is
+ * full. What is left holds like a crash; a run that ended well has done everything.
+ * @returns how many runs were made
+ */
+export async function faultWalk(scenario: Scenario): Promise<number> {
+  const { trace, files, kept } = await perform(scenario, scenario.files);
+  const expected = await keptHash(scenario, scenario.files, kept);
+  const context: Judged = { scenario, kept, expected };
+  const reads = files.get(IMAGE)!.reads;
+  const faults: Fault[] = [];
+  for (let operation = 0; operation < trace.length; operation++) {
+    faults.push({ operation }, { operation, forever: true });
+  }
+  for (let read = 0; read < reads; read += Math.ceil(reads / READS_FAILED)) faults.push({ read });
+  for (const fault of faults) await failing(context, fault, Infinity);
+  await failing(context, {}, scenario.files.get(IMAGE)!.hostBytes);
+  return faults.length + 1;
+}
+
+/** How many of the reads are failed, spread evenly. */
+const READS_FAILED = 50;
+
+async function failing(context: Judged, fault: Fault, capacityBytes: number): Promise<void> {
+  const { scenario } = context;
+  const files = recording(scenario.files).files;
+  const disk = files.get(IMAGE)!;
+  disk.fault = fault;
+  disk.capacityBytes = capacityBytes;
+  const where = `${scenario.name}: ${JSON.stringify(fault)}, room for ${capacityBytes} bytes`;
+  try {
+    await using image = await openWriter(scenario, files);
+    await execute((await planned(image, scenario.deed)).plan, image.files);
+  } catch (error) {
+    assert.ok(error instanceof DiskError && error.kind === "io", `${where}: ${String(error)}`);
+  }
+  disk.fault = {};
+  disk.capacityBytes = Infinity;
+  await holds(context, files, where);
 }

@@ -6,7 +6,7 @@ import test from "node:test";
 import { Random, seeds } from "../src/testing/seeds.ts";
 import { requires, scratch } from "../src/testing/tools.ts";
 import { crashScenarios } from "./crash-scenarios.ts";
-import { crashWalk } from "./crash-walk.ts";
+import { crashWalk, faultWalk } from "./crash-walk.ts";
 
 test("H12: no crash of a reclaim, pack or repair loses a byte, or dangles", async (t) => {
   if (!requires(t, "mke2fs", "debugfs", "qemu-img", "python3")) return;
@@ -21,4 +21,15 @@ test("H12: no crash of a reclaim, pack or repair loses a byte, or dangles", asyn
     });
   }
   t.diagnostic(`${states} crash states`);
+});
+
+test("H20: no I/O error and no full disk loses a byte, wherever it strikes", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img", "python3")) return;
+  let runs = 0;
+  for await (const scenario of crashScenarios(scratch(t))) {
+    await t.test(scenario.name, async () => {
+      runs += await faultWalk(scenario);
+    });
+  }
+  t.diagnostic(`${runs} failing runs`);
 });
