@@ -234,7 +234,8 @@ export class ExtentBuilder {
 
   /** Adds `[start, end)`; an empty range adds nothing. */
   add(start: number, end: number): void {
-    if (!(start >= 0 && end >= start && end <= Number.MAX_SAFE_INTEGER)) assert(false, `extent ${start}-${end}`);
+    if (!(start >= 0 && end >= start && end <= Number.MAX_SAFE_INTEGER))
+      assert(false, `extent ${start}-${end}`);
     if (start === end) return;
     if (this.#length > 0 && this.#sorted) {
       const last = this.#length - 1;

@@ -75,6 +75,11 @@ export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
+/** The bytes under a view. */
+export function bytesOf(view: DataView): Uint8Array {
+  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+}
+
 /** Narrows a 64-bit on-disk number. @throws DiskError `unsupported` past 2^53 - 1 (H23) */
 export function narrow(value: bigint): number {
   if (value > BigInt(Number.MAX_SAFE_INTEGER)) {

@@ -14,6 +14,7 @@
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
+import { batched } from "../../reclaim/batched.ts";
 import { differences } from "../../reclaim/differences.ts";
 import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
 import { type Bitmap, markChanged, trackingBitmaps } from "./bitmaps.ts";
@@ -24,8 +25,6 @@ import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
 import { AUTOCLEAR_KNOWN, Release } from "./release.ts";
 import { type Consequences, type RevisedTable, revisedTables, UNHEARD } from "./unmap.ts";
 
-/** Steps of one batch: each patch holds two sectors, so that a batch stays below 32 MiB. */
-const BATCH_STEPS_MAX = 16384;
 const CHUNK_BYTES = 1024 * 1024;
 
 /**
@@ -177,16 +176,4 @@ async function* prepared(
 
 async function* entryPatches(tables: AsyncIterable<RevisedTable>): AsyncGenerator<Step> {
   for await (const { at, before, after } of tables) yield* differences("", at, before, after);
-}
-
-/** Groups steps, between which any order is harmless, into batches of bounded size. */
-async function* batched(steps: AsyncIterable<Step> | Iterable<Step>): AsyncGenerator<readonly Step[]> {
-  let batch: Step[] = [];
-  for await (const step of steps) {
-    batch.push(step);
-    if (batch.length < BATCH_STEPS_MAX) continue;
-    yield batch;
-    batch = [];
-  }
-  if (batch.length > 0) yield batch;
 }

@@ -12,6 +12,7 @@
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
+import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import { differences, type PatchStep } from "../../reclaim/differences.ts";
 import type { Qcow2Context } from "./context.ts";
 import { Autoclear, Compatible, ExtensionType, type Header } from "./header.ts";
@@ -23,7 +24,7 @@ const COMPATIBLE_KNOWN = Compatible.lazyRefcounts;
 export const AUTOCLEAR_KNOWN = Autoclear.bitmaps | Autoclear.rawExternalData;
 
 /** Whether everything that may refer to clusters is known, so that a cluster without a reference has leaked. */
-function knowsAllOwners(header: Header): boolean {
+export function knowsAllOwners(header: Header): boolean {
   return (
     (header.compatible & ~COMPATIBLE_KNOWN) === 0n &&
     (header.autoclear & ~AUTOCLEAR_KNOWN) === 0n &&
@@ -90,23 +91,28 @@ export class Release {
   }
 
   /** Patches of the refcount blocks. */
-  async *patches(): AsyncGenerator<PatchStep> {
-    const { refcounts } = this.#context;
-    for (let number = 0; number < refcounts.tableEntries; number++) {
-      const block = await refcounts.block(number);
-      if (block === undefined) continue;
-      const { buffer, byteOffset, byteLength } = block.view;
-      const before = new Uint8Array(buffer, byteOffset, byteLength);
-      const after = before.slice();
-      const view = new DataView(after.buffer);
-      const first = number * refcounts.blockEntries;
-      for (let i = 0; i < refcounts.blockEntries; i++) {
-        const stated = readRefcount(block.view, refcounts.order, i);
-        if (stated === 0) continue;
-        const remaining = this.remaining(first + i, stated);
-        if (remaining !== stated) writeRefcount(view, refcounts.order, i, remaining);
-      }
-      yield* differences("", block.at, before, after);
+  patches(): AsyncGenerator<PatchStep> {
+    return refcountPatches(this.#context, (cluster, stated) => this.remaining(cluster, stated));
+  }
+}
+
+/** Patches that replace the counts stated by those that `remaining` gives; what is 0 stays 0. */
+export async function* refcountPatches(
+  { refcounts }: Qcow2Context,
+  remaining: (cluster: number, stated: number) => number,
+): AsyncGenerator<PatchStep> {
+  for (let number = 0; number < refcounts.tableEntries; number++) {
+    const block = await refcounts.block(number);
+    if (block === undefined) continue;
+    const before = bytesOf(block.view);
+    const after = before.slice();
+    const view = viewOf(after);
+    const first = number * refcounts.blockEntries;
+    for (let i = 0; i < refcounts.blockEntries; i++) {
+      const stated = readRefcount(block.view, refcounts.order, i);
+      const count = stated === 0 ? 0 : remaining(first + i, stated);
+      if (count !== stated) writeRefcount(view, refcounts.order, i, count);
     }
+    yield* differences("", block.at, before, after);
   }
 }

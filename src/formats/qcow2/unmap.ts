@@ -15,6 +15,7 @@
  * Specification: QEMU's docs/interop/qcow2.txt, "Cluster mapping", "Extended L2 Entries", "External data".
  */
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
+import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import type { Wish } from "../../reclaim/plan.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
@@ -67,8 +68,7 @@ export async function* revisedTables(
       continue;
     }
     const table = await context.l2.get(at);
-    const { buffer, byteOffset, byteLength } = table.view;
-    const before = new Uint8Array(buffer, byteOffset, byteLength);
+    const before = bytesOf(table.view);
     const revision = new Revision(context, references, consequences, table, before.slice());
     revision.run(unwanted.within(span), blank, span.start);
     yield { at, before, after: revision.after };
@@ -96,7 +96,7 @@ class Revision {
     after: Uint8Array,
   ) {
     this.after = after;
-    this.#view = new DataView(after.buffer);
+    this.#view = viewOf(after);
     this.#context = context;
     this.#references = references;
     this.#consequences = consequences;
