@@ -10,6 +10,7 @@ import type { Qcow2Context } from "./context.ts";
 import { Compatible, type Header } from "./header.ts";
 import { planReclaim } from "./plan.ts";
 import { Qcow2Disk } from "./read.ts";
+import { planRepairLeaks } from "./repair.ts";
 import { checkedSnapshot, readSnapshots } from "./snapshots.ts";
 import { describe, tableClusters } from "./structures.ts";
 import { readL1 } from "./tables.ts";
@@ -86,6 +87,10 @@ export class Qcow2Image extends Qcow2Disk implements Image {
 
   plan(wish: Wish): Promise<Plan> {
     return planReclaim(this.#context, wish, this);
+  }
+
+  repairLeaks(): Promise<Plan> {
+    return planRepairLeaks(this.#context);
   }
 
   describe(fileOffset: number): Promise<string | undefined> {
