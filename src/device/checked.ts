@@ -35,7 +35,13 @@ export function checked<D extends BlockDevice>(device: D): D {
         return gapless(device.map(range), range);
       };
     }
-    const check = guard[operation];
+    if (operation === Symbol.asyncDispose) {
+      return () => {
+        isOpen = false;
+        return method();
+      };
+    }
+    const check = guard[String(operation)];
     if (!check) return undefined;
     return (...args: never[]) => {
       check(...(args as [never, never]));

@@ -12,7 +12,7 @@ type Method = (...args: never[]) => unknown;
  */
 export function replace<D extends BlockDevice>(
   device: D,
-  replacement: (name: string, operation: Method) => Method | undefined,
+  replacement: (name: PropertyKey, operation: Method) => Method | undefined,
 ): D {
   const replaced = new Map<PropertyKey, unknown>();
   return new Proxy(device, {
@@ -22,7 +22,7 @@ export function replace<D extends BlockDevice>(
       const value: unknown = Reflect.get(target, key, target);
       if (typeof value !== "function") return value;
       const bound = value.bind(target) as Method;
-      const result = (typeof key === "string" && replacement(key, bound)) || bound;
+      const result = replacement(key, bound) ?? bound;
       replaced.set(key, result);
       return result;
     },

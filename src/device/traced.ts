@@ -11,10 +11,10 @@ import { replace } from "./replace.ts";
 /** @param log takes one line; called before the operation begins */
 export function traced<D extends BlockDevice>(device: D, name: string, log: (line: string) => void): D {
   return replace(device, (operation, method) => {
-    const describe = OPERATIONS[operation];
+    const describe = OPERATIONS[String(operation)];
     if (!describe) return undefined;
     return (...args: never[]) => {
-      log(`${name} ${operation}${describe(...(args as [never, never]))}`);
+      log(`${name} ${String(operation)}${describe(...(args as [never, never]))}`);
       return method(...args);
     };
   });
