@@ -2,7 +2,7 @@
 # Makes samples/sample.qcow2 as a guest would have left it: a qcow2 with a GPT, an EFI partition and an ext4 root that
 # the kernel filled and from which it then deleted most. Needs root, loop devices, sgdisk, mke2fs, mkfs.vfat, qemu-img.
 #
-#   sample.qcow2   | GPT | 1: FAT, 16 MiB | 2: ext4, the rest |      512 MiB, of which some 26 MiB were ever written
+#   sample.qcow2   | GPT | 1: FAT, 16 MiB | 2: ext4, the rest |      1 GiB, of which some 30 MiB were ever written
 #
 # The deleted files are logs that repeat themselves, so that git stores the image in a fraction of its length.
 set -euo pipefail
@@ -22,7 +22,7 @@ trap finish EXIT
 
 disk=$work/disk.raw
 efi_at=$((1024 * 1024)) efi_bytes=$((16 * 1024 * 1024))
-root_at=$((efi_at + efi_bytes)) disk_bytes=$((512 * 1024 * 1024))
+root_at=$((efi_at + efi_bytes)) disk_bytes=$((1024 * 1024 * 1024))
 root_bytes=$((disk_bytes - root_at - 1024 * 1024))
 
 truncate --size $disk_bytes "$disk"
