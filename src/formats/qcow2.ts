@@ -9,11 +9,14 @@
  * `compressed`, `snapshots`, `structures` (where tables lie), `check` over `references`, `plan` and `pack`, `create`.
  * Specification: QEMU's docs/interop/qcow2.txt.
  */
-import type { ReadableFile } from "../device/device.ts";
+import type { HostFile, ReadableFile } from "../device/device.ts";
+import type { Source } from "../device/source.ts";
+import { DiskError } from "../error.ts";
 import type { Image, ImageFormat, OpenParent } from "./format.ts";
 import { openContext, type Qcow2Context } from "./qcow2/context.ts";
 import { hasMagic, readHeader, type Header } from "./qcow2/header.ts";
 import { Qcow2Image, referencesOf } from "./qcow2/image.ts";
+import { WritableQcow2Image } from "./qcow2/writable.ts";
 
 export const qcow2: ImageFormat = {
   name: "qcow2",
@@ -36,7 +39,21 @@ export const qcow2: ImageFormat = {
       (context, parent) => new Qcow2Image(context, parent),
     );
   },
+
+  openWritable(source, openParent) {
+    return opened(
+      openParent,
+      () => writable(source),
+      async (name) => writable(await source.refer(name)),
+      (context, parent) => new WritableQcow2Image(context, parent),
+    );
+  },
 };
+
+async function writable(source: Source): Promise<HostFile> {
+  if (source.openWritable) return source.openWritable();
+  throw new DiskError("unsupported", `${source.name} can only be read`);
+}
 
 /** Opens the files of an image and makes something of them, or leaves none of them open. */
 async function opened<File extends ReadableFile, T>(
