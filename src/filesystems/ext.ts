@@ -6,6 +6,7 @@
  *   ext/groups.ts          group descriptors            ext/layout.ts: where fixed structures lie
  *   ext/bitmaps.ts         free()
  *   ext/walk.ts            walk()                       ext/claims.ts  ext/inode.ts  ext/block-map.ts  ext/directory.ts
+ *   ext/owners.ts          describe(), find()           ext/paths.ts
  *   ext/recovery.ts        how a volume is opened       ext/replay.ts: a dirty journal, replayed in memory
  *
  * Documentation/filesystems/ext4/ of Linux is the specification; e2fsprogs is the judge in the tests.
@@ -18,6 +19,7 @@ import type { Refusal } from "../error.ts";
 import { freeExtents } from "./ext/bitmaps.ts";
 import { generation } from "./ext/features.ts";
 import type { Volume } from "./ext/groups.ts";
+import { Owners } from "./ext/owners.ts";
 import { openClean, openReplayed } from "./ext/recovery.ts";
 import { Refused } from "./ext/refused.ts";
 import { checkState, needsReplay } from "./ext/state.ts";
@@ -55,6 +57,7 @@ class ExtFileSystem implements FileSystem {
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
+  #owners: Owners | undefined;
   /** After a replay: what was free before it, too. */
   #spare: ExtentSet | undefined;
 
@@ -98,6 +101,7 @@ class ExtFileSystem implements FileSystem {
       const { volume, spare, notes } = await (needsReplay(sb) ? openReplayed : openClean)(members, sb);
       this.#sb = volume.sb;
       this.#volume = volume;
+      this.#owners = new Owners(volume);
       this.#spare = spare;
       this.notes.push(...notes);
     });
@@ -118,12 +122,12 @@ class ExtFileSystem implements FileSystem {
     if (volume !== undefined) await this.#guarded(() => walk(volume, visit));
   }
 
-  async describe(_owner: number): Promise<OwnerDescription> {
-    return { kind: "unknown", name: "unknown" };
+  async describe(owner: number): Promise<OwnerDescription> {
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
   }
 
-  async find(_path: string): Promise<FoundFile | undefined> {
-    return undefined;
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
   }
 
   /** Runs `work`; what the guest's bytes made it throw becomes the refusal, unless there is one already. */

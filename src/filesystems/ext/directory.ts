@@ -14,7 +14,10 @@ import type { Inode } from "./inode.ts";
 import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
 
-export type VisitEntry = (inode: number, name: Uint8Array) => void;
+/** @param type one of `ENTRY_TYPE`, or 0 where the filesystem does not say */
+export type VisitEntry = (inode: number, name: Uint8Array, type: number) => void;
+
+export const ENTRY_TYPE = { unknown: 0, directory: 2 } as const;
 
 const HEADER_BYTES = 8;
 const TAIL_BYTES = 12;
@@ -40,7 +43,7 @@ export function visitDirectoryBlock(
 /** Visits the entries of a directory that lies in its inode; `..` has no entry there. @throws Refused */
 export function visitInlineDirectory(sb: Superblock, directory: Inode, visit: VisitEntry): void {
   const name = `inline directory inode ${directory.number}`;
-  visit(viewOf(directory.map).getUint32(0, true), PARENT);
+  visit(viewOf(directory.map).getUint32(0, true), PARENT, ENTRY_TYPE.directory);
   visitEntries(sb, name, directory.map.subarray(4), visit);
   visitEntries(sb, name, inlineRest(directory), visit);
 }
@@ -49,12 +52,12 @@ const PARENT = Buffer.from("..");
 
 function visitEntries(sb: Superblock, directory: string, bytes: Uint8Array, visit: VisitEntry): void {
   const view = viewOf(bytes);
-  const nameMask = hasIncompat(sb, "filetype") ? 0xff : 0xffff;
+  const isTyped = hasIncompat(sb, "filetype");
   for (let at = 0; at < bytes.length;) {
     if (at + HEADER_BYTES > bytes.length) throw damaged(`${directory}: an entry at ${at} is cut short`);
     const inode = view.getUint32(at, true);
     const length = entryBytes(view.getUint16(at + 4, true), bytes.length);
-    const nameBytes = view.getUint16(at + 6, true) & nameMask;
+    const nameBytes = isTyped ? view.getUint8(at + 6) : view.getUint16(at + 6, true);
     if (length < HEADER_BYTES || length % 4 !== 0 || at + length > bytes.length) {
       throw damaged(`${directory}: an entry at ${at} of ${length} bytes found`);
     }
@@ -64,7 +67,8 @@ function visitEntries(sb: Superblock, directory: string, bytes: Uint8Array, visi
       }
       if (inode > sb.inodes)
         throw damaged(`${directory}: inode ${inode} found, at most ${sb.inodes} expected`);
-      visit(inode, bytes.subarray(at + HEADER_BYTES, at + HEADER_BYTES + nameBytes));
+      const name = bytes.subarray(at + HEADER_BYTES, at + HEADER_BYTES + nameBytes);
+      visit(inode, name, isTyped ? view.getUint8(at + 7) : ENTRY_TYPE.unknown);
     }
     at += length;
   }
@@ -79,16 +83,17 @@ function entryBytes(stored: number, blockBytes: number): number {
 
 function verify(directory: Inode, name: string, bytes: Uint8Array): void {
   const view = viewOf(bytes);
-  const tail = bytes.length - TAIL_BYTES;
-  if (
-    view.getUint32(tail, true) === 0 &&
-    view.getUint16(tail + 4, true) === TAIL_BYTES &&
-    bytes[tail + 7] === TAIL_TYPE
-  ) {
+  const countAt = indexCountAt(view, bytes.length);
+  // The root of a hash tree may keep the tail of the leaf that it once was, so entries decide, not the tail.
+  if (countAt === undefined) {
+    const tail = bytes.length - TAIL_BYTES;
+    const isTail =
+      view.getUint32(tail, true) === 0 &&
+      view.getUint16(tail + 4, true) === TAIL_BYTES &&
+      bytes[tail + 7] === TAIL_TYPE;
+    if (!isTail) throw damaged(`${name}: no checksum found`);
     return compare(name, view.getUint32(tail + 8, true), crc32c(directory.seed, bytes, 0, tail));
   }
-  const countAt = indexCountAt(view, bytes.length);
-  if (countAt === undefined) throw damaged(`${name}: no checksum found`);
   const limit = view.getUint16(countAt, true);
   const count = view.getUint16(countAt + 2, true);
   const tailAt = countAt + limit * INDEX_ENTRY_BYTES;

@@ -16,8 +16,8 @@ import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
 
 export const LINKS_AT = 0x1a;
-const MAP_AT = 0x28;
-const MAP_BYTES = 60;
+export const MAP_AT = 0x28;
+export const MAP_BYTES = 60;
 const CHECKSUM_LOW_AT = 0x7c;
 const EXTRA_AT = 0x80;
 const CHECKSUM_HIGH_AT = 0x82;
@@ -116,15 +116,20 @@ function verify(number: number, bytes: Uint8Array, seed: number): void {
   throw badChecksum(`inode ${number}`, found, crc);
 }
 
-/** Reads one inode. @throws Refused when there is no such inode, or it is damaged */
-export async function readInode({ device, sb, groups }: Volume, number: number): Promise<Inode> {
+/** Where inode `number` lies, in bytes. @throws Refused when there is no such inode */
+export function inodeAt({ sb, groups }: Volume, number: number): number {
   if (number < 1 || number > sb.inodes) {
     throw damaged(`inode ${number} does not exist: there are ${sb.inodes}`);
   }
   const group = Math.floor((number - 1) / sb.inodesPerGroup);
   const index = (number - 1) % sb.inodesPerGroup;
-  const at = groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes;
-  return decodeInode(sb, number, await readBytes(device, at, sb.inodeBytes), 0);
+  return groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes;
+}
+
+/** Reads one inode. @throws Refused when there is no such inode, or it is damaged */
+export async function readInode(volume: Volume, number: number): Promise<Inode> {
+  const bytes = await readBytes(volume.device, inodeAt(volume, number), volume.sb.inodeBytes);
+  return decodeInode(volume.sb, number, bytes, 0);
 }
 
 /**

@@ -17,7 +17,8 @@ import { Claims } from "./claims.ts";
 import { visitDirectoryBlock, visitInlineDirectory } from "./directory.ts";
 import { bitmapDamage, INODE_UNINIT, type Volume } from "./groups.ts";
 import { decodeInode, FLAG, INODE, LINKS_AT, TYPE, type Inode } from "./inode.ts";
-import { STRUCTURES, visitStructures, type Structure } from "./layout.ts";
+import { visitStructures } from "./layout.ts";
+import { structureOwner } from "./owners.ts";
 import { pipelined, readScattered } from "./reading.ts";
 import { contradiction, damaged } from "./refused.ts";
 
@@ -29,11 +30,6 @@ const WAITING_MAX = 4096;
 /** Nodes read together; those that list further nodes are taken in smaller numbers. */
 const BATCH_NODES = 1024;
 const BATCH_INNER_NODES = 32;
-
-/** The owner number of a fixed structure: below zero, inodes are above. */
-export function structureOwner(structure: Structure, group: number): number {
-  return -1 - (group * STRUCTURES.length + STRUCTURES.indexOf(structure));
-}
 
 /** @throws Refused for every damage and contradiction on the way */
 export async function walk(volume: Volume, visit: Visit): Promise<void> {

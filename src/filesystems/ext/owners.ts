@@ -1,0 +1,126 @@
+/**
+ * What an owner of blocks is called: a fixed structure (numbers below zero), an inode of the filesystem's own, or a
+ * file with its path.
+ */
+import type { FoundFile, OwnerDescription } from "../filesystem.ts";
+import { inlineRest } from "./attributes.ts";
+import { blockRuns } from "./block-map.ts";
+import type { Volume } from "./groups.ts";
+import { FLAG, INODE, inodeAt, MAP_AT, MAP_BYTES, mapKind, readInode, TYPE, type Inode } from "./inode.ts";
+import { STRUCTURES, type Structure } from "./layout.ts";
+import { Paths } from "./paths.ts";
+import { Refused } from "./refused.ts";
+import type { Superblock } from "./superblock.ts";
+
+/** The owner number of a fixed structure: below zero, inodes are above. */
+export function structureOwner(structure: Structure, group: number): number {
+  return -1 - (group * STRUCTURES.length + STRUCTURES.indexOf(structure));
+}
+
+const KINDS: ReadonlyMap<number, OwnerDescription["kind"]> = new Map([
+  [TYPE.file, "file"],
+  [TYPE.directory, "directory"],
+  [TYPE.symlink, "symlink"],
+]);
+
+export class Owners {
+  readonly #volume: Volume;
+  readonly #paths: Paths;
+  readonly #own: ReadonlyMap<number, OwnerDescription>;
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+    this.#paths = new Paths(volume);
+    this.#own = ownInodes(volume.sb);
+  }
+
+  async describe(owner: number): Promise<OwnerDescription> {
+    if (owner < 0) return describeStructure(-1 - owner);
+    const own = this.#own.get(owner);
+    if (own !== undefined) return own;
+    const nameless: OwnerDescription = { kind: "unknown", name: `inode ${owner}` };
+    const inode = await unlessDamaged(readInode(this.#volume, owner));
+    if (inode === undefined) return nameless;
+    if ((inode.flags & FLAG.eaInode) !== 0) {
+      return { kind: "metadata", name: `extended attribute value, inode ${owner}` };
+    }
+    const kind = KINDS.get(inode.type) ?? "special";
+    const path = await unlessDamaged(this.#paths.pathOf(inode));
+    if (path === undefined)
+      return { kind, name: `${kind} without a name, inode ${owner}`, bytes: inode.size };
+    return { kind, name: kind, path, bytes: inode.size };
+  }
+
+  async find(path: string): Promise<FoundFile | undefined> {
+    const inode = await unlessDamaged(this.#paths.lookUp(path));
+    if (inode === undefined) return undefined;
+    const extents = await unlessDamaged(this.#extentsOf(inode));
+    return extents === undefined ? undefined : { owner: inode.number, bytes: inode.size, extents };
+  }
+
+  async #extentsOf(inode: Inode): Promise<FoundFile["extents"]> {
+    const { blockBytes } = this.#volume.sb;
+    if (mapKind(this.#volume.sb, inode) === "none") return this.#inlineExtents(inode);
+    const runs = await blockRuns(this.#volume, inode);
+    return runs.map(({ logical, start, blocks, unwritten }) => ({
+      fileOffset: logical * blockBytes,
+      at: start * blockBytes,
+      bytes: blocks * blockBytes,
+      unwritten,
+    }));
+  }
+
+  /** Content that lies in the inode: where the block map would be, and on in an attribute. */
+  #inlineExtents(inode: Inode): FoundFile["extents"] {
+    const isInline = (inode.flags & FLAG.inlineData) !== 0;
+    if (!isInline && inode.type !== TYPE.symlink) return [];
+    const at = inodeAt(this.#volume, inode.number);
+    const first = Math.min(inode.size, MAP_BYTES);
+    const rest = isInline ? inlineRest(inode) : new Uint8Array(0);
+    const restAt = at + rest.byteOffset - inode.bytes.byteOffset;
+    return [
+      { fileOffset: 0, at: at + MAP_AT, bytes: first, unwritten: false },
+      { fileOffset: MAP_BYTES, at: restAt, bytes: rest.length, unwritten: false },
+    ].filter(({ bytes }) => bytes > 0);
+  }
+}
+
+function describeStructure(index: number): OwnerDescription {
+  const structure = STRUCTURES[index % STRUCTURES.length]!;
+  const group = Math.floor(index / STRUCTURES.length);
+  if (structure === "boot block" || structure === "multi-mount protection block") {
+    return { kind: "metadata", name: structure };
+  }
+  const isCopied = structure === "superblock" || structure === "group descriptors";
+  if (isCopied && group === 0) return { kind: "metadata", name: structure };
+  return {
+    kind: "metadata",
+    name: isCopied ? `${structure}, copy in group ${group}` : `${structure} of group ${group}`,
+  };
+}
+
+/** Inodes that belong to the filesystem itself; none of them has a path. */
+function ownInodes(sb: Superblock): Map<number, OwnerDescription> {
+  const own = new Map<number, OwnerDescription>();
+  const add = (inode: number, name: string, kind: OwnerDescription["kind"] = "metadata") => {
+    if (inode !== 0) own.set(inode, { kind, name });
+  };
+  add(INODE.badBlocks, "bad blocks");
+  add(INODE.bootLoader, "boot loader");
+  add(INODE.resize, "resize inode");
+  add(sb.usrQuotaInode, "user quota");
+  add(sb.grpQuotaInode, "group quota");
+  add(sb.prjQuotaInode, "project quota");
+  add(sb.orphanFileInode, "orphan file");
+  add(sb.journalInode, "journal", "journal");
+  return own;
+}
+
+async function unlessDamaged<T>(work: Promise<T>): Promise<T | undefined> {
+  try {
+    return await work;
+  } catch (error) {
+    if (error instanceof Refused) return undefined;
+    throw error;
+  }
+}

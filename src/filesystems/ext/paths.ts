@@ -1,0 +1,133 @@
+/**
+ * Paths, in both directions: from a path down to its inode, and from an inode up to its path.
+ *
+ *   down   root → entry → entry → …           names are compared byte by byte; no hashing, no case folding
+ *   up     a directory: `..`, and its name there; anything else: the tree is searched once, as far as needed
+ *
+ * Symlinks are not followed. Names that cannot be shown (encrypted, not UTF-8, controls: H25) are escaped, and are
+ * found again in that form.
+ */
+import { printable } from "../../bytes/text.ts";
+import { readBytes } from "../../device/device.ts";
+import { blockRuns } from "./block-map.ts";
+import { ENTRY_TYPE, visitDirectoryBlock, visitInlineDirectory, type VisitEntry } from "./directory.ts";
+import type { Volume } from "./groups.ts";
+import { FLAG, INODE, readInode, TYPE, type Inode } from "./inode.ts";
+
+/** How many names the search for paths may remember; beyond, files have no path. */
+const REMEMBERED_MAX = 1 << 21;
+const DEPTH_MAX = 1024;
+const READ_BLOCKS = 64;
+
+export class Paths {
+  readonly #volume: Volume;
+  /** A directory of each inode that was met, and the directories that are still to be searched. */
+  readonly #parents = new Map<number, number>();
+  readonly #unsearched: number[] = [INODE.root];
+
+  constructor(volume: Volume) {
+    this.#volume = volume;
+  }
+
+  /** The inode at `path`. @throws Refused when a directory on the way is damaged */
+  async lookUp(path: string): Promise<Inode | undefined> {
+    let inode = await readInode(this.#volume, INODE.root);
+    for (const name of path.split("/").filter((part) => part !== "" && part !== ".")) {
+      if (inode.type !== TYPE.directory) return undefined;
+      let found: number | undefined;
+      await this.#entries(inode, (number, bytes) => {
+        if (found === undefined && isNamed(bytes, name)) found = number;
+      });
+      if (found === undefined) return undefined;
+      inode = await readInode(this.#volume, found);
+    }
+    return inode;
+  }
+
+  /** A path of `inode`; undefined when no directory names it. @throws Refused when a directory is damaged */
+  async pathOf(inode: Inode): Promise<string | undefined> {
+    const names: string[] = [];
+    let child = inode.number;
+    let parent =
+      inode.type === TYPE.directory ? await this.#parentOf(inode) : await this.#search(inode.number);
+    for (let depth = 0; depth < DEPTH_MAX && parent !== undefined; depth++) {
+      if (child === INODE.root) return `/${names.join("/")}`;
+      const directory = await readInode(this.#volume, parent);
+      if (directory.type !== TYPE.directory) return undefined;
+      let name: string | undefined;
+      await this.#entries(directory, (number, bytes) => {
+        if (number === child && !isDots(bytes)) name ??= shown(bytes);
+      });
+      if (name === undefined) return undefined;
+      names.unshift(name);
+      child = parent;
+      parent = await this.#parentOf(directory);
+    }
+    return undefined;
+  }
+
+  async #parentOf(directory: Inode): Promise<number | undefined> {
+    let parent: number | undefined;
+    await this.#entries(directory, (number, name) => {
+      if (isDots(name) && name.length === 2) parent ??= number;
+    });
+    return parent;
+  }
+
+  /** Searches on through the tree until the directory of `inode` is known. */
+  async #search(inode: number): Promise<number | undefined> {
+    while (!this.#parents.has(inode)) {
+      const next = this.#unsearched.pop();
+      if (next === undefined || this.#parents.size > REMEMBERED_MAX) return undefined;
+      const directory = await readInode(this.#volume, next);
+      if (directory.type !== TYPE.directory) continue;
+      await this.#entries(directory, (number, name, type) => {
+        if (isDots(name) || this.#parents.has(number)) return;
+        this.#parents.set(number, next);
+        if (type === ENTRY_TYPE.directory || type === ENTRY_TYPE.unknown) this.#unsearched.push(number);
+      });
+    }
+    return this.#parents.get(inode);
+  }
+
+  async #entries(directory: Inode, visit: VisitEntry): Promise<void> {
+    const { device, sb } = this.#volume;
+    if ((directory.flags & FLAG.inlineData) !== 0) return visitInlineDirectory(sb, directory, visit);
+    for (const { start, blocks } of await blockRuns(this.#volume, directory)) {
+      for (let at = start; at < start + blocks; at += READ_BLOCKS) {
+        const count = Math.min(READ_BLOCKS, start + blocks - at);
+        const bytes = await readBytes(device, at * sb.blockBytes, count * sb.blockBytes);
+        for (let index = 0; index < count; index++) {
+          const block = bytes.subarray(index * sb.blockBytes, (index + 1) * sb.blockBytes);
+          visitDirectoryBlock(sb, directory, at + index, block, visit);
+        }
+      }
+    }
+  }
+}
+
+const DOT = 0x2e;
+
+/** `.` or `..` */
+function isDots(name: Uint8Array): boolean {
+  return name.length <= 2 && name.every((byte) => byte === DOT);
+}
+
+function isNamed(bytes: Uint8Array, name: string): boolean {
+  return Buffer.from(name).equals(bytes) || shown(bytes) === name;
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** A name as it may be shown: what is not UTF-8 becomes `\xNN`. */
+function shown(bytes: Uint8Array): string {
+  try {
+    return printable(utf8.decode(bytes)).replaceAll("/", "\\x2f");
+  } catch {
+    return Array.from(bytes, (byte) =>
+      byte > 0x20 && byte < 0x7f && byte !== 0x2f
+        ? String.fromCharCode(byte)
+        : `\\x${byte.toString(16).padStart(2, "0")}`,
+    ).join("");
+  }
+}
