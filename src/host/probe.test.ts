@@ -15,7 +15,7 @@ import type { Extent } from "../bytes/extents.ts";
 import { attached, type Mountable, mounted } from "../testing/mounted.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
-import { probeHoles, probeImage, whyNoHoles } from "./probe.ts";
+import { assumeHoles, probeHoles, probeImage, whyNoHoles } from "./probe.ts";
 import { hostFree, settle } from "./space.ts";
 
 const settledAtOnce = async () => {};
@@ -111,6 +111,21 @@ test("an image is probed beside where it really lies; a device by its discard", 
   const device = attached(t, join(folder, "disk"));
   if (device === undefined) return;
   assert.deepEqual(await probeImage(device), { holes: true, proven: false });
+});
+
+test("a survey assumes, and writes nothing", async (t) => {
+  const folder = mounted(t, "tmpfs", 16);
+  if (folder === undefined) return;
+  writeFileSync(join(folder, "a"), "content");
+  run("mount", ["-o", "remount,ro", folder]);
+  const verdict = await assumeHoles(join(folder, "a"));
+  assert.deepEqual(verdict, {
+    holes: true,
+    proven: false,
+    reason: "not tried; tmpfs is known to punch holes",
+  });
+  assert.equal((await assumeHoles("/proc/self/status")).holes, false);
+  await assert.rejects(assumeHoles(join(folder, "missing")), { kind: "io", code: "not-found" });
 });
 
 /** A host that lies: a file whose punches are told otherwise. */

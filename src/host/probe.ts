@@ -31,6 +31,21 @@ export interface HoleVerdict {
 
 /** Filesystems whose holes are known to be real where they cannot be tried. */
 const TRUSTED = new Set(["ext4", "xfs", "btrfs", "tmpfs"]);
+/** Those that usually have them, as far as the server or the layer below does. */
+const LIKELY = new Set([
+  ...TRUSTED,
+  "ext3",
+  "zfs",
+  "f2fs",
+  "bcachefs",
+  "ocfs2",
+  "gfs2",
+  "overlay",
+  "nfs4",
+  "cifs",
+  "smb3",
+  "virtiofs",
+]);
 
 /** For an image: a block device is asked for its discard, a file is tried beside where it really lies. */
 export async function probeImage(path: string): Promise<HoleVerdict> {
@@ -46,11 +61,15 @@ export async function probeImage(path: string): Promise<HoleVerdict> {
   return byReputation(path, "its directory is on another filesystem");
 }
 
-/** The same for who must not write anything: what is known of this kind of device or filesystem. */
+/** What a survey, which must not write anything, takes for granted until a writer tries it. */
 export async function assumeHoles(path: string): Promise<HoleVerdict> {
-  const stats = statSync(path, { bigint: true });
-  if (stats.isBlockDevice()) return probeDevice(path, stats.rdev);
-  return platform() === undefined ? NO_CALLS : byReputation(path, "not tried");
+  try {
+    const stats = statSync(path, { bigint: true });
+    if (stats.isBlockDevice()) return probeDevice(path, stats.rdev);
+  } catch (error) {
+    throw hostError(error, `${path}: probe for holes`);
+  }
+  return platform() === undefined ? NO_CALLS : byReputation(path, "not tried", LIKELY);
 }
 
 function probeDevice(path: string, rdev: bigint): HoleVerdict {
@@ -149,9 +168,9 @@ async function withoutRoom(file: HostFile, directory: string): Promise<HoleVerdi
   return byReputation(directory, "there is no space left for a scratch file");
 }
 
-async function byReputation(path: string, why: string): Promise<HoleVerdict> {
+async function byReputation(path: string, why: string, trusted = TRUSTED): Promise<HoleVerdict> {
   const { filesystem } = await hostFree(path);
-  const holes = TRUSTED.has(filesystem);
+  const holes = trusted.has(filesystem);
   const known = holes ? `${filesystem} is known to punch holes` : `${filesystem} is not known to punch holes`;
   return { holes, proven: false, reason: `${why}; ${known}` };
 }

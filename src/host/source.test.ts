@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import fs, { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { readBytes } from "../device/device.ts";
@@ -30,6 +31,7 @@ function tree(t: TestContext): { root: string; image: string } {
   symlinkSync("nowhere", join(root, "images/dangling"));
   symlinkSync("../elsewhere", join(root, "images/door"));
   symlinkSync("sub", join(root, "images/side"));
+  symlinkSync("../elsewhere/deep", join(root, "images/deep"));
   symlinkSync("/dev/null", join(root, "images/null"));
   run("mkfifo", [join(root, "images/fifo"), join(root, "elsewhere/fifo")]);
   return { root, image: join(root, "images/disk") };
@@ -68,6 +70,7 @@ test("everything else that an image may name is refused (H22)", async (t) => {
     "door/base",
     "door/deep/base",
     "side/../../elsewhere/base",
+    "deep/../base",
     `${root}/elsewhere/base`,
     "/etc/shadow",
     "/etc/passwd",
@@ -197,6 +200,42 @@ test("what is exchanged between the look and the opening is not opened (H22)", a
     });
     await assert.rejects(source.openWritable(), { name: "DiskError" });
   }
+});
+
+test("what is exchanged during the opening is not opened (H22)", async (t) => {
+  const { root, image } = tree(t);
+  const base = join(root, "images/base");
+  const source = await hostSource(image).refer("base");
+  const opened = t.mock.method(fs, "openSync");
+  syncBuiltinESMExports();
+  t.after(() => {
+    t.mock.restoreAll();
+    syncBuiltinESMExports();
+  });
+  /** Exchanges at the last moment: when everything was looked at, and the kernel is asked to open. */
+  const during = (exchange: () => void) => {
+    const { openSync } = fs;
+    opened.mock.mockImplementationOnce((path, flags) => {
+      exchange();
+      return openSync(path, flags);
+    });
+  };
+  during(() => {
+    renameSync(base, join(root, "images/moved"));
+    symlinkSync("moved", base);
+  });
+  await assert.rejects(source.open(), { ...OUTSIDE, message: /symbolic link/ });
+  renameSync(join(root, "images/moved"), base);
+
+  during(() => {
+    renameSync(base, join(root, "images/moved"));
+    renameSync(join(root, "elsewhere/base"), base);
+  });
+  await assert.rejects(source.open(), { ...OUTSIDE, message: /exchanged/ });
+
+  const calls = opened.mock.callCount();
+  await assert.rejects(source.open(), { ...OUTSIDE, message: /exchanged/ });
+  assert.equal(opened.mock.callCount(), calls, "what is another file before the opening is not even opened");
 });
 
 test("what the user names must be a file or a block device, and a FIFO does not hang", async (t) => {
