@@ -115,7 +115,9 @@ export class Qcow2Disk implements BlockDevice {
       const inside = Math.min(end, start + Math.max(0, data.bytes - at));
       const place = { file: data, at, bytes: inside - start };
       if (inside > start) into.push({ start, end: inside, kind, place, shared, depth: 0 });
-      if (inside < end) into.push({ start: inside, end, kind: "zero", shared, depth: 0 });
+      if (inside < end) {
+        into.push({ start: inside, end, kind: kind === "hole" ? "hole" : "zero", shared, depth: 0 });
+      }
     };
     // "copied" vouches for a refcount of 1, but only as long as the active table says so.
     const isAlone = (segment.copied && this.#l1 === this.#context.l1) || header.externalData;
