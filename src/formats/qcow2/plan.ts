@@ -23,7 +23,7 @@ import type { Qcow2Context } from "./context.ts";
 import { AUTOCLEAR_AT, type Header, hex } from "./header.ts";
 import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
 import { AUTOCLEAR_KNOWN, Release } from "./release.ts";
-import { type Consequences, type RevisedTable, revisedTables, UNHEARD } from "./unmap.ts";
+import { type Consequences, ownedByCount, type RevisedTable, UNHEARD, Unmapping } from "./unmap.ts";
 
 const CHUNK_BYTES = 1024 * 1024;
 
@@ -48,7 +48,8 @@ export async function planReclaim(
   const bitmaps = await trackingBitmaps(context.file, context.header);
   const references = await countedReferences(context);
   const draft = new Draft(context.header, new Release(context, references));
-  for await (const _ of revisedTables(context, references, wish, draft));
+  const unmapping = new Unmapping(context, ownedByCount(context, references), wish);
+  for await (const _ of unmapping.tables(draft));
   await requireZeros(draft.unreachable.build(), guest);
   const inImage = await imageHoles(context, draft, wish);
   const inData = await dataFileHoles(context, draft, wish);
@@ -60,7 +61,7 @@ export async function planReclaim(
     async *batches() {
       yield* batched(prepared(context, bitmaps, changes));
       yield* batched(holeSteps(context.header.dataFileName ?? "", inData));
-      yield* batched(entryPatches(revisedTables(context, references, wish, UNHEARD)));
+      yield* batched(entryPatches(unmapping.tables(UNHEARD)));
       yield* batched(holeSteps("", inImage));
       yield* batched(draft.release.patches());
     },

@@ -20,11 +20,31 @@ import type { Wish } from "../../reclaim/plan.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
 import { SUBCLUSTERS } from "./header.ts";
-import { decodeEntry, type Entry, l2TableAt, ZERO_LOW } from "./tables.ts";
+import { decodeEntry, type Entry, l1Copied, l2TableAt, ZERO_LOW } from "./tables.ts";
 
 /** How many references each host cluster really has: counted, not what the image states. */
 export interface References {
   get(cluster: number): number;
+}
+
+/** Says what the active mapping refers to and nothing else does. */
+export interface Ownership {
+  ownsTable(index: number, at: number): boolean;
+  ownsCluster(entry: Entry): boolean;
+}
+
+/** Trusts nothing but the count of all references (H11). */
+export function ownedByCount({ header }: Qcow2Context, references: References): Ownership {
+  const isAlone = (at: number) => references.get(Math.floor(at / header.clusterBytes)) === 1;
+  return {
+    ownsTable: (_, at) => isAlone(at),
+    ownsCluster: ({ host }) => header.externalData || isAlone(host),
+  };
+}
+
+/** Trusts the copied flags: for a writer, who keeps them true. */
+export function ownedByFlag({ l1 }: Qcow2Context): Ownership {
+  return { ownsTable: (index) => l1Copied(l1, index), ownsCluster: ({ copied }) => copied };
 }
 
 /** What follows from the decisions; told in ascending order of the guest's offsets. */
@@ -48,87 +68,99 @@ export interface RevisedTable {
   readonly after: Uint8Array;
 }
 
-/** Decides over every L2 table that `wish` touches. The same wish on the same tables gives the same decisions. */
-export async function* revisedTables(
-  context: Qcow2Context,
-  references: References,
-  wish: Pick<Wish, "free" | "blank">,
-  consequences: Consequences,
-): AsyncGenerator<RevisedTable> {
-  const { header, l1 } = context;
-  const disk = { start: 0, end: header.virtualBytes };
-  const unwanted = wish.free.union(wish.blank).within(disk);
-  for (const index of unwanted.spans(header.l2SpanBytes)) {
-    const span = { start: index * header.l2SpanBytes, end: (index + 1) * header.l2SpanBytes };
-    const at = l2TableAt(context, l1, index);
-    const isAlone = at !== 0 && references.get(at / header.clusterBytes) === 1;
-    const blank = wish.blank.within(span).within(disk);
-    if (!isAlone) {
-      for (const extent of blank) consequences.mustBeZero(extent);
-      continue;
-    }
-    const table = await context.l2.get(at);
-    const before = bytesOf(table.view);
-    const revision = new Revision(context, references, consequences, table, before.slice());
-    revision.run(unwanted.within(span), blank, span.start);
-    yield { at, before, after: revision.after };
+/** The decisions over one wish. The same tables give the same decisions. */
+export class Unmapping {
+  readonly #context: Qcow2Context;
+  readonly #ownership: Ownership;
+  readonly #unwanted: ExtentSet;
+  readonly #blank: ExtentSet;
+
+  constructor(context: Qcow2Context, ownership: Ownership, wish: Pick<Wish, "free" | "blank">) {
+    const disk = { start: 0, end: context.header.virtualBytes };
+    this.#context = context;
+    this.#ownership = ownership;
+    this.#unwanted = wish.free.union(wish.blank).within(disk);
+    this.#blank = wish.blank.within(disk);
   }
+
+  /** Every L2 table that the wish touches and nobody else refers to. */
+  async *tables(consequences: Consequences): AsyncGenerator<RevisedTable> {
+    for (const index of this.#unwanted.spans(this.#context.header.l2SpanBytes)) {
+      const revised = await this.revise(index, consequences);
+      if (revised) yield revised;
+    }
+  }
+
+  /** The L2 table under one L1 entry; undefined where it may not be changed, or does not exist. */
+  async revise(index: number, consequences: Consequences): Promise<RevisedTable | undefined> {
+    const { header, l1, l2 } = this.#context;
+    const span = { start: index * header.l2SpanBytes, end: (index + 1) * header.l2SpanBytes };
+    const at = l2TableAt(this.#context, l1, index);
+    const blank = this.#blank.within(span);
+    if (at === 0 || !this.#ownership.ownsTable(index, at)) {
+      for (const extent of blank) consequences.mustBeZero(extent);
+      return undefined;
+    }
+    const table = await l2.get(at);
+    const before = bytesOf(table.view);
+    const after = before.slice();
+    const unwanted = this.#unwanted.within(span);
+    new Revision(this.#context, this.#ownership, consequences, { table, after, unwanted, blank }).run(index);
+    return { at, before, after };
+  }
+}
+
+interface Task {
+  readonly table: CachedTable;
+  readonly after: Uint8Array;
+  /** Inside the span of the table. */
+  readonly unwanted: ExtentSet;
+  readonly blank: ExtentSet;
 }
 
 /** One pass over one L2 table that has no other owner. */
 class Revision {
-  readonly after: Uint8Array;
   readonly #view: DataView;
   readonly #context: Qcow2Context;
-  readonly #references: References;
+  readonly #ownership: Ownership;
   readonly #consequences: Consequences;
-  readonly #table: CachedTable;
+  readonly #task: Task;
   readonly #hasParent: boolean;
   /** Whether an entry can say "reads as zeros" without a cluster of its own. */
   readonly #canSayZero: boolean;
-  #blank: ExtentSet = ExtentSet.EMPTY;
 
-  constructor(
-    context: Qcow2Context,
-    references: References,
-    consequences: Consequences,
-    table: CachedTable,
-    after: Uint8Array,
-  ) {
-    this.after = after;
-    this.#view = viewOf(after);
+  constructor(context: Qcow2Context, ownership: Ownership, consequences: Consequences, task: Task) {
+    this.#view = viewOf(task.after);
     this.#context = context;
-    this.#references = references;
+    this.#ownership = ownership;
     this.#consequences = consequences;
-    this.#table = table;
+    this.#task = task;
     this.#hasParent = context.header.backing !== undefined;
     this.#canSayZero = !this.#hasParent || context.header.version === 3;
   }
 
-  /** @param base guest offset of the table's first entry */
-  run(unwanted: ExtentSet, blank: ExtentSet, base: number): void {
-    const { clusterBytes, virtualBytes } = this.#context.header;
-    this.#blank = blank;
+  run(l1Index: number): void {
+    const { clusterBytes, l2Entries, virtualBytes } = this.#context.header;
+    const { table, unwanted } = this.#task;
     for (const cluster of unwanted.spans(clusterBytes)) {
       const start = cluster * clusterBytes;
       const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
-      const index = (start - base) / clusterBytes;
-      this.#decide(index, decodeEntry(this.#context, this.#table, index), guest, unwanted);
+      const index = cluster - l1Index * l2Entries;
+      this.#decide(index, decodeEntry(this.#context, table, index), guest);
     }
   }
 
-  #decide(index: number, entry: Entry, guest: Extent, unwanted: ExtentSet): void {
-    const { header } = this.#context;
+  #decide(index: number, entry: Entry, guest: Extent): void {
+    const { extendedL2, rawExternalData } = this.#context.header;
+    const { unwanted } = this.#task;
     const isWhole = unwanted.covers(guest);
-    const isAlone =
-      entry.host >= 0 &&
-      (header.externalData || this.#references.get(Math.floor(entry.host / header.clusterBytes)) === 1);
-    if (entry.kind === "compressed" || !isAlone) {
+    const isOwned = entry.host >= 0 && entry.kind !== "compressed" && this.#ownership.ownsCluster(entry);
+    if (!isOwned) {
       this.#decideUntouchable(index, entry, guest, isWhole);
-    } else if (isWhole && this.#canSayZero && !header.rawExternalData) {
+    } else if (isWhole && this.#canSayZero && !rawExternalData) {
       this.#unmap(index, entry, guest);
-    } else if (header.extendedL2 && !header.rawExternalData) {
-      this.#decideSubclusters(index, entry, guest, unwanted);
+    } else if (extendedL2 && !rawExternalData) {
+      this.#decideSubclusters(index, entry, guest);
     } else {
       this.#punch(entry, guest, unwanted.within(guest), entry.kind === "data");
     }
@@ -137,10 +169,11 @@ class Revision {
   /** Nothing at the host, or something that must not be changed in place. */
   #decideUntouchable(index: number, entry: Entry, guest: Extent, isWhole: boolean): void {
     const isRead = entry.kind !== "zero" && (entry.host >= 0 || this.#hasParent);
-    const isBlanked = isRead && this.#blank.covers(guest);
+    const isBlanked = isRead && this.#task.blank.covers(guest);
     const isCompressed = entry.kind === "compressed";
     if (isWhole && this.#canSayZero && (isCompressed || isBlanked)) this.#unmap(index, entry, guest);
-    else if (isRead) for (const extent of this.#blank.within(guest)) this.#consequences.mustBeZero(extent);
+    else if (isRead)
+      for (const extent of this.#task.blank.within(guest)) this.#consequences.mustBeZero(extent);
   }
 
   /** Drops the whole mapping: the cluster reads as zeros, whatever the parent holds. */
@@ -161,7 +194,8 @@ class Revision {
     this.#consequences.unmap(guest, { start: entry.host, end: entry.host + entry.hostBytes });
   }
 
-  #decideSubclusters(index: number, entry: Entry, guest: Extent, unwanted: ExtentSet): void {
+  #decideSubclusters(index: number, entry: Entry, guest: Extent): void {
+    const { unwanted } = this.#task;
     const { subclusterBytes, l2EntryBytes } = this.#context.header;
     let { alloc, zero } = entry;
     for (let i = 0; i < SUBCLUSTERS; i++) {
@@ -171,12 +205,12 @@ class Revision {
       const bit = (1 << i) >>> 0;
       const isAllocated = (alloc & bit) !== 0;
       const isRead = isAllocated || ((zero & bit) === 0 && this.#hasParent);
-      if (unwanted.covers(part) && (isAllocated || (isRead && this.#blank.covers(part)))) {
+      if (unwanted.covers(part) && (isAllocated || (isRead && this.#task.blank.covers(part)))) {
         alloc = (alloc & ~bit) >>> 0;
         zero = (zero | bit) >>> 0;
         this.#consequences.change(part);
       } else if (isRead && !isAllocated) {
-        for (const extent of this.#blank.within(part)) this.#consequences.mustBeZero(extent);
+        for (const extent of this.#task.blank.within(part)) this.#consequences.mustBeZero(extent);
       }
       this.#punch(entry, guest, unwanted.within(part), (alloc & bit) !== 0);
     }
@@ -197,7 +231,7 @@ class Revision {
       this.#consequences.hole(atHost(part));
       if (!isVisible) continue;
       this.#consequences.change(part);
-      for (const extent of this.#blank.within(part)) this.#consequences.blank(atHost(extent));
+      for (const extent of this.#task.blank.within(part)) this.#consequences.blank(atHost(extent));
     }
   }
 }
