@@ -257,7 +257,7 @@ async function revoke(journal: Journal, log: Log): Promise<Map<number, number>> 
 
 /** What a replay may write: the whole device but the journal itself, which would read what it wrote. */
 function writable({ device, blockBytes, journal }: JournalledFileSystem): ExtentSet {
-  const all = ExtentSet.of({ start: 0, end: device.bytes });
+  const all = ExtentSet.of({ start: 0, end: device.bytes }).alignInward(blockBytes);
   if (journal.kind === "device") return all;
   const own = journal.extents.map(({ start, blocks }) => ({
     start: start * blockBytes,
@@ -281,8 +281,7 @@ async function replay(
       cursor.step();
       const revokedIn = revoked.get(tag.block);
       if (revokedIn !== undefined && !isAfter(sequence, revokedIn)) continue;
-      const start = tag.block * journal.blockBytes;
-      if (!allowed.covers({ start, end: start + journal.blockBytes })) {
+      if (!allowed.has(tag.block * journal.blockBytes)) {
         throw damaged(
           `block ${at} of the journal writes to block ${tag.block}, which is not the filesystem's`,
         );

@@ -1,0 +1,10 @@
+/**
+ * Every parser of bytes that a guest or a stranger wrote.
+ */
+import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { ext } from "./ext.ts";
+import { journal } from "./journal.ts";
+import { qcow2 } from "./qcow2.ts";
+import { volumes } from "./volumes.ts";
+
+export const TARGETS: readonly FuzzTarget[] = [qcow2, volumes, ext, journal];
