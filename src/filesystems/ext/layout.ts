@@ -126,7 +126,9 @@ export function visitStructures(sb: Superblock, groups: GroupTable, visit: Visit
     ["inode bitmap", groups.inodeBitmap, 1],
     ["inode table", groups.inodeTable, sb.inodeTableBlocks],
   ] as const) {
-    for (let group = 0; group < sb.groups; group++) visit(structure, group, at[group]!, at[group]! + blocks);
+    for (let group = 0; group < sb.groups; group++) {
+      if ((groups.flags[group]! & DAMAGED) === 0) visit(structure, group, at[group]!, at[group]! + blocks);
+    }
   }
   if (hasIncompat(sb, "mmp")) visit("multi-mount protection block", 0, sb.mmpBlock, sb.mmpBlock + 1);
 }

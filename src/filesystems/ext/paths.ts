@@ -125,7 +125,7 @@ function shown(bytes: Uint8Array): string {
     return printable(utf8.decode(bytes)).replaceAll("/", "\\x2f");
   } catch {
     return Array.from(bytes, (byte) =>
-      byte > 0x20 && byte < 0x7f && byte !== 0x2f
+      byte >= 0x20 && byte < 0x7f && byte !== 0x2f
         ? String.fromCharCode(byte)
         : `\\x${byte.toString(16).padStart(2, "0")}`,
     ).join("");
