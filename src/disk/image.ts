@@ -5,7 +5,7 @@ import { DiskError } from "../error.ts";
 import type { Finding } from "../formats/format.ts";
 import { execute } from "../reclaim/execute.ts";
 import { regionsOf } from "./layout.ts";
-import { type Disk, formatNamed, open, openWritable, sourceOf } from "./open.ts";
+import { type Disk, formatNamed, open, openWritable, parentsOf, sourceOf } from "./open.ts";
 import type { Checked, CheckOptions, CreateRequest, Info, OpenOptions } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
 
@@ -18,42 +18,53 @@ const FINDINGS_MAX = 100;
 export async function check(file: string, options: CheckOptions = {}): Promise<Checked> {
   if (options.repair) return await repair(file, options);
   await using disk = await open(file, options);
-  return { path: file, ...(await findingsOf(disk)), repairedLeaks: 0 };
+  return reportOf(file, await findingsOf(disk), 0);
 }
 
 async function repair(file: string, options: CheckOptions): Promise<Checked> {
   requireTestedHost(options);
   const before = await repairLocked(file, options);
-  if (before.repaired === 0) return { path: file, ...before.found, repairedLeaks: 0 };
+  if (!before.done) return reportOf(file, before.found, 0);
   await using disk = await open(file, options);
-  return { path: file, ...(await findingsOf(disk)), repairedLeaks: before.repaired };
+  return reportOf(file, await findingsOf(disk), before.found.leaks);
+}
+
+function reportOf(
+  file: string,
+  found: Awaited<ReturnType<typeof findingsOf>>,
+  repairedLeaks: number,
+): Checked {
+  const { errors, leaks, findings } = found;
+  return { path: file, errors, leaks, findings, repairedLeaks };
 }
 
 async function repairLocked(file: string, options: CheckOptions) {
   await using disk = await openWritable(file, options);
   const found = await findingsOf(disk);
-  if (found.errors > 0) {
+  if (found.errors > found.mendable) {
     throw new DiskError("corrupt", `the image has ${found.errors} errors; only leaks are repaired here`, {
       hint: "qemu-img check -r all may repair a copy",
     });
   }
-  if (found.leaks === 0 || !disk.image.repairLeaks) return { found, repaired: 0 };
-  if (options.confirm && !(await options.confirm(found.findings))) return { found, repaired: 0 };
+  if (found.leaks + found.mendable === 0 || !disk.image.repairLeaks) return { found, done: false };
+  if (options.confirm && !(await options.confirm(found.findings))) return { found, done: false };
   await execute(await disk.image.repairLeaks(), disk.image.files, {});
-  return { found, repaired: found.leaks };
+  return { found, done: true };
 }
 
 async function findingsOf(disk: Disk) {
   let errors = 0;
   let leaks = 0;
+  let mendable = 0;
   const findings: Finding[] = [];
   for await (const finding of disk.image.check()) {
     if (finding.kind === "error") errors += finding.count;
     else leaks += finding.count;
+    if (finding.isMendable) mendable += finding.count;
     if (findings.length < FINDINGS_MAX) findings.push(finding);
   }
   findings.sort((a, b) => a.kind.localeCompare(b.kind));
-  return { errors, leaks, findings };
+  return { errors, leaks, mendable, findings };
 }
 
 /**
@@ -64,10 +75,9 @@ export async function create(request: CreateRequest): Promise<Info> {
   const format = formatNamed(request.format);
   if (!format.create) throw new DiskError("unsupported", `${format.name} images are not made`);
   const openOptions: OpenOptions = { format: request.format, ...(request.allow && { allow: request.allow }) };
-  const made = await format.create(sourceOf(request.path, openOptions), {
-    virtualBytes: request.virtualBytes,
-    options: request.options ?? {},
-  });
+  const source = sourceOf(request.path, openOptions);
+  const asked = { virtualBytes: request.virtualBytes, options: request.options ?? {} };
+  const made = await format.create(source, asked, parentsOf(source));
   await made[Symbol.asyncDispose]();
   return await info(request.path, openOptions);
 }

@@ -57,7 +57,7 @@ export async function open(file: string, options: OpenOptions = {}): Promise<Dis
   const held = await inUse(file);
   const format = await formatOf(source, options.format);
   try {
-    return new Disk(file, await format.open(source, parentOpener(source, CHAIN_MAX)), source, held, options);
+    return new Disk(file, await format.open(source, parentsOf(source)), source, held, options);
   } catch (error) {
     if (!held || !(error instanceof DiskError) || error.kind !== "corrupt") throw error;
     throw new DiskError("io", `the image changed while it was being read: ${error.message}`, {
@@ -75,7 +75,7 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   const source = sourceOf(file, options);
   const format = await formatOf(source, options.format);
   if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
-  const image = await format.openWritable(source, parentOpener(source, CHAIN_MAX));
+  const image = await format.openWritable(source, parentsOf(source));
   return new Disk(file, image, source, false, options);
 }
 
@@ -103,6 +103,11 @@ async function formatOf(source: Source, stated: string | undefined): Promise<Ima
   throw new DiskError("unsupported", `this is a ${foreign} image, which is not supported yet`, {
     hint: "if it is a raw disk whose guest wrote that signature, say --format raw",
   });
+}
+
+/** Opens the images that `child` is based on, as far as a chain may reach. */
+export function parentsOf(child: Source): OpenParent {
+  return parentOpener(child, CHAIN_MAX);
 }
 
 function parentOpener(child: Source, depthLeft: number): OpenParent {

@@ -16,8 +16,8 @@ export interface ImageFormat {
   /** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
   open(source: Source, parent: OpenParent): Promise<Image>;
   openWritable?(source: Source, parent: OpenParent): Promise<WritableImage>;
-  /** Makes a new image; the source must not exist. */
-  create?(source: Source, options: CreateOptions): Promise<WritableImage>;
+  /** Makes a new image; the source must not exist. An image above another one asks for `parent`. */
+  create?(source: Source, options: CreateOptions, parent?: OpenParent): Promise<WritableImage>;
 }
 
 /** Opens a backing image by the name and format that the child states; consent and depth are the caller's business (H22, H24). */
@@ -82,6 +82,8 @@ export interface Snapshot {
 /** One thing that `check` found. Counted as `qemu-img check` counts. */
 export interface Finding {
   readonly kind: "error" | "leak";
+  /** An error in the safe direction: it costs copies or space, never data, and `--repair leaks` mends it. */
+  readonly isMendable: boolean;
   /** How many errors or leaked clusters this finding stands for. */
   readonly count: number;
   /** Structure, offset, found and expected. */

@@ -14,6 +14,7 @@ import type { Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import type { Image, ImageFormat, OpenParent } from "./format.ts";
 import { openContext, type Qcow2Context } from "./qcow2/context.ts";
+import { draftImage, parseOptions, writeNewImage } from "./qcow2/create.ts";
 import { hasMagic, readHeader, type Header } from "./qcow2/header.ts";
 import { Qcow2Image, referencesOf } from "./qcow2/image.ts";
 import { WritableQcow2Image } from "./qcow2/writable.ts";
@@ -48,7 +49,44 @@ export const qcow2: ImageFormat = {
       (context, parent) => new WritableQcow2Image(context, parent),
     );
   },
+
+  async create(source, options, openParent) {
+    const draft = draftImage(parseOptions(options));
+    const makeFile = source.create?.bind(source);
+    if (!makeFile) throw new DiskError("unsupported", `${source.name}: no file can be made here`);
+    const parents: OpenParent =
+      openParent ?? (() => Promise.reject(new DiskError("usage", "a backing file is not possible here")));
+    const openData = (name: string) => newDataFile(source, name, draft.options.virtualBytes);
+    const { backing, dataFile } = draft.options;
+    // Whatever cannot be opened is to fail before a file is made.
+    if (backing) await (await parents(backing.name, backing.format))[Symbol.asyncDispose]();
+    if (dataFile) await (await openData(dataFile.name))[Symbol.asyncDispose]();
+    return opened(
+      parents,
+      async () => {
+        const file = await makeFile();
+        await writeNewImage(file, draft);
+        return file;
+      },
+      openData,
+      (context, parent) => new WritableQcow2Image(context, parent),
+    );
+  },
 };
+
+/**
+ * The external data file of a new image: an empty one that its owner made, or the raw disk that the image is to
+ * describe.
+ */
+async function newDataFile(source: Source, name: string, virtualBytes: number): Promise<HostFile> {
+  const file = await writable(await source.refer(name));
+  if (file.bytes <= virtualBytes) {
+    await file.truncate(virtualBytes);
+    return file;
+  }
+  await file[Symbol.asyncDispose]();
+  throw new DiskError("usage", `data_file has ${file.bytes} bytes, the disk only ${virtualBytes}`);
+}
 
 async function writable(source: Source): Promise<HostFile> {
   if (source.openWritable) return source.openWritable();

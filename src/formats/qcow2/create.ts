@@ -12,16 +12,7 @@ import { DiskError } from "../../error.ts";
 import type { CreateOptions } from "../format.ts";
 import { quoted } from "./corrupt.ts";
 import { ExtensionType, FeatureName } from "./extensions.ts";
-import {
-  Autoclear,
-  Compatible,
-  COMPRESSION_AT,
-  HeaderV2,
-  HeaderV3,
-  Incompatible,
-  MAGIC,
-  readHeader,
-} from "./header.ts";
+import { Autoclear, Compatible, COMPRESSION_AT, HeaderV2, HeaderV3, Incompatible, MAGIC } from "./header.ts";
 import { writeRefcount } from "./refcounts.ts";
 import { COPIED_HIGH } from "./tables.ts";
 
@@ -178,15 +169,23 @@ function layOut(options: Qcow2Options): Layout {
   return { tableClusters, blocks, l1At, l1Entries, l2At, l2Tables, dataAt, dataClusters, total };
 }
 
-/** Writes a new image into an empty file, and makes its data file as long as the disk. */
-export async function writeNewImage(
-  file: HostFile,
-  options: Qcow2Options,
-  dataFile: HostFile | undefined,
-): Promise<void> {
+/** An image that can be made. */
+export interface Draft {
+  readonly options: Qcow2Options;
+  readonly layout: Layout;
+  /** The first cluster. */
+  readonly header: Uint8Array;
+}
+
+/** @throws DiskError `usage` when the format has no room for it */
+export function draftImage(options: Qcow2Options): Draft {
   const layout = layOut(options);
-  const clusterBytes = 2 ** options.clusterBits;
-  await dataFile?.truncate(options.virtualBytes);
+  return { options, layout, header: encodeHeader(options, layout) };
+}
+
+/** Writes a new image into an empty file. An external data file is the caller's business. */
+export async function writeNewImage(file: HostFile, { options, layout, header }: Draft): Promise<void> {
+  const clusterBytes = header.length;
   // Holes read as zeros: only what is not zero is written.
   await file.truncate(layout.total * clusterBytes);
   await writeRefcounts(file, options, layout);
@@ -203,9 +202,8 @@ export async function writeNewImage(
   await writeOffsets(file, layout.l2At * clusterBytes, layout.dataClusters, dataAt, options, entryBytes);
   await file.flush();
   // The header comes last: until then it is no image.
-  await file.write(0, encodeHeader(options, layout));
+  await file.write(0, header);
   await file.flush();
-  await readHeader(file);
 }
 
 const CHUNK_ENTRIES = 65536;
