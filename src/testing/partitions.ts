@@ -5,7 +5,7 @@ import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, type TestContext } from "node:test";
-import type { VolumeTable } from "../volumes/volume.ts";
+import type { Extent } from "../bytes/extents.ts";
 import { run, scratch } from "./tools.ts";
 
 interface ForeignPartition {
@@ -91,8 +91,18 @@ export function withLoop<T>(path: string, sectorBytes: number, use: (device: str
   }
 }
 
+/** What of a table of volumes is compared. */
+interface Volumes {
+  readonly volumes: readonly {
+    readonly name: string;
+    readonly label: string;
+    readonly device: { readonly bytes: number };
+    places(range: Extent): Iterable<{ readonly at: number; readonly bytes: number }>;
+  }[];
+}
+
 /** Number, start and end of every volume, to compare with `expectedExtents`. */
-export function volumeExtents(table: VolumeTable): VolumeExtent[] {
+export function volumeExtents(table: Volumes): VolumeExtent[] {
   return table.volumes.map((volume) => {
     const [place] = volume.places({ start: 0, end: volume.device.bytes });
     const { at, bytes } = place!;

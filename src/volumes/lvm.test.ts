@@ -7,6 +7,7 @@ import { corpus, unpack } from "../testing/corpus.ts";
 import { draw } from "../testing/draw.ts";
 import { fileDevice } from "../testing/file-device.ts";
 import { blankDisk, madeOnce, withLoop } from "../testing/partitions.ts";
+import { lvcreate, runLvm } from "../testing/lvm.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
@@ -18,38 +19,31 @@ import type { VolumeTable } from "./volume.ts";
 
 const MiB = 1024 * 1024;
 
-/** Runs LVM's commands, one phase after the other, on loop devices over new files, without the kernel's device mapper, and returns the files. */
+type Commands = readonly (readonly string[])[];
+
+/** Runs LVM's commands, one phase after the other, on loop devices over new files, and returns the files. */
 function lvmDisks(
   t: TestContext,
   sizes: readonly number[],
-  ...phases: ((devices: string[]) => string[][])[]
+  ...phases: ((devices: readonly string[]) => Commands)[]
 ): string[] {
   const paths = sizes.map((bytes) => blankDisk(t, bytes));
-  const system = scratch(t);
-  const within = (rest: readonly string[], devices: string[]): void => {
-    if (rest[0] !== undefined)
-      return withLoop(rest[0], 512, (device) => within(rest.slice(1), [...devices, device]));
-    const accept = devices.map((device) => `"a|^${device}$|"`).join(",");
-    const config =
-      `devices { filter=[${accept},"r|.*|"] use_devicesfile=0 hints="none" } backup { backup=0 archive=0 } ` +
-      `global { locking_dir="${system}" use_lvmpolld=0 } activation { udev_sync=0 udev_rules=0 monitoring=0 }`;
-    for (const commands of phases)
-      for (const [tool, ...args] of commands(devices))
-        run(tool!, ["--driverloaded", "n", "--config", config, ...args]);
+  const within = (rest: readonly string[], devices: readonly string[]): void => {
+    const [path, ...others] = rest;
+    if (path !== undefined) return withLoop(path, 512, (device) => within(others, [...devices, device]));
+    for (const commands of phases) runLvm(t, devices, commands(devices));
   };
   within(paths, []);
   return paths;
 }
-
-const lv = (...args: string[]) => ["lvcreate", "-an", "-Zn", "-Wn", ...args];
 
 /** `root` in two pieces around `home`, and free extents behind. */
 function makeLinear(t: TestContext, pvOptions: readonly string[] = []): string {
   const [path] = lvmDisks(t, [64 * MiB], ([pv]) => [
     ["pvcreate", ...pvOptions, pv!],
     ["vgcreate", "-s", "1M", "vg0", pv!],
-    lv("-L", "10M", "-n", "root", "vg0"),
-    lv("-L", "5M", "-n", "home", "vg0"),
+    lvcreate("-L", "10M", "-n", "root", "vg0"),
+    lvcreate("-L", "5M", "-n", "home", "vg0"),
     ["lvextend", "-L", "15M", "vg0/root"],
   ]);
   return path!;
@@ -199,11 +193,11 @@ test("everything but linear volumes is recognised and used", async (t) => {
     [256 * MiB, 256 * MiB],
     ([a, b]) => [
       ["vgcreate", "-s", "1M", "vg", a!, b!],
-      lv("-L", "8M", "-n", "plain", "vg", a!),
-      lv("-L", "8M", "-i", "2", "-n", "striped", "vg"),
-      lv("-L", "8M", "-n", "elsewhere", "vg", b!),
-      lv("-L", "8M", "-n", "readonly", "-pr", "vg", a!),
-      lv("-L", "8M", "-n", "skipped", "-ky", "vg", a!),
+      lvcreate("-L", "8M", "-n", "plain", "vg", a!),
+      lvcreate("-L", "8M", "-i", "2", "-n", "striped", "vg"),
+      lvcreate("-L", "8M", "-n", "elsewhere", "vg", b!),
+      lvcreate("-L", "8M", "-n", "readonly", "-pr", "vg", a!),
+      lvcreate("-L", "8M", "-n", "skipped", "-ky", "vg", a!),
       ["vgcfgbackup", "-f", saved, "vg"],
     ],
     () => {
@@ -355,7 +349,7 @@ test("a text may go around the end of its area", async (t) => {
   const [path] = lvmDisks(t, [32 * MiB], ([pv]) => [
     ["pvcreate", "--metadatasize", "32k", "--dataalignment", "4k", pv!],
     ["vgcreate", "-s", "1M", "vg0", pv!],
-    lv("-L", "4M", "-n", "root", "vg0"),
+    lvcreate("-L", "4M", "-n", "root", "vg0"),
     ...changes,
   ]);
   const disk = await SimulatedFile.load(path!);
