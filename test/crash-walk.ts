@@ -75,14 +75,20 @@ async function keptHash(scenario: Scenario, files: Files, kept: ExtentSet): Prom
   return await contentHash(image, kept, { phase: "hashing" });
 }
 
-async function counts(
-  scenario: Scenario,
-  files: Files,
-): Promise<{ errors: number; leaks: number; first: string }> {
+interface Counts {
+  errors: number;
+  leaks: number;
+  /** Errors in the safe direction, which a repair in the middle of its work leaves. */
+  mendable: number;
+  first: string;
+}
+
+async function counts(scenario: Scenario, files: Files): Promise<Counts> {
   await using image = await openReader(scenario, files);
-  const sum = { errors: 0, leaks: 0, first: "" };
-  for await (const { kind, count, message } of image.check()) {
+  const sum = { errors: 0, leaks: 0, mendable: 0, first: "" };
+  for await (const { kind, isMendable, count, message } of image.check()) {
     if (kind === "leak") sum.leaks += count;
+    else if (isMendable) sum.mendable += count;
     else {
       sum.errors += count;
       sum.first ||= message;

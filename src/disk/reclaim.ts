@@ -109,7 +109,7 @@ async function findings(image: Image): Promise<{ errors: number; leaks: number; 
   let first: string | undefined;
   for await (const finding of image.check()) {
     if (finding.kind === "leak") leaks += finding.count;
-    else {
+    else if (!finding.isMendable) {
       errors += finding.count;
       first ??= finding.message;
     }

@@ -26,7 +26,9 @@ export interface Inspection {
 export async function inspect(context: Qcow2Context): Promise<Inspection> {
   const findings = new Findings();
   const stated = new StatedRefcounts(context.refcounts, context.file);
-  const walk = new ReferenceWalk(context, stated, (message, count) => findings.add("error", message, count));
+  const walk = new ReferenceWalk(context, stated, (message, count, mendable) => {
+    findings.add(mendable ?? "error", message, count);
+  });
   await walk.run();
   await compare(context, stated, walk, findings);
   return { references: walk.counts, findings: findings.list() };
@@ -34,11 +36,11 @@ export async function inspect(context: Qcow2Context): Promise<Inspection> {
 
 /**
  * How many references each cluster really has, of an image that may be written to (H17).
- * @throws DiskError `corrupt` when the check finds an error; leaks do not matter
+ * @throws DiskError `corrupt` when the check finds an error; leaks do not matter, nor what is wrong in the safe direction
  */
 export async function countedReferences(context: Qcow2Context): Promise<ClusterCounts> {
   const { references, findings } = await inspect(context);
-  const error = findings.find(({ kind }) => kind === "error");
+  const error = findings.find(({ kind, isMendable }) => kind === "error" && !isMendable);
   if (error === undefined) return references;
   throw new DiskError("corrupt", error.message, { hint: "qemu-img check -r all may repair it" });
 }
@@ -75,20 +77,35 @@ async function compare(
   }
 }
 
+/** A mendable one is an error that only costs a copy, and that `--repair leaks` mends. */
+type Sort = Finding["kind"] | "mendable";
+
+const SUMMED: Readonly<Record<Sort, string>> = {
+  error: "more errors",
+  mendable: "more flags that cost copies",
+  leak: "more leaked clusters",
+};
+
 class Findings {
   readonly #told: Finding[] = [];
-  readonly #untold = { error: 0, leak: 0 };
+  readonly #untold: Record<Sort, number> = { error: 0, mendable: 0, leak: 0 };
 
-  add(kind: Finding["kind"], message: string, count: number): void {
-    if (this.#told.length < TOLD_MAX) this.#told.push({ kind, count, message });
-    else this.#untold[kind] += count;
+  add(sort: Sort, message: string, count: number): void {
+    if (this.#told.length < TOLD_MAX) this.#told.push(findingOf(sort, message, count));
+    else this.#untold[sort] += count;
   }
 
   list(): Finding[] {
-    const rest = (["error", "leak"] as const).map((kind) => {
-      const count = this.#untold[kind];
-      return { kind, count, message: `${count} more ${kind === "error" ? "errors" : "leaked clusters"}` };
+    const rest = (["error", "mendable", "leak"] as const).map((sort) => {
+      const count = this.#untold[sort];
+      return findingOf(sort, `${count} ${SUMMED[sort]}`, count);
     });
     return [...this.#told, ...rest.filter(({ count }) => count > 0)];
   }
+}
+
+function findingOf(sort: Sort, message: string, count: number): Finding {
+  return sort === "mendable"
+    ? { kind: "error", isMendable: true, count, message }
+    : { kind: sort, isMendable: false, count, message };
 }

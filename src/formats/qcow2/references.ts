@@ -31,7 +31,7 @@ const L1_ENTRIES_MAX = (32 * 2 ** 20) / 8;
 const ODD_TABLES_MAX = 64;
 
 /** Receives what is wrong: one call for `count` errors of one kind. */
-export type Report = (message: string, count: number) => void;
+export type Report = (message: string, count: number, mendable?: "mendable") => void;
 
 /** A walk over one image. */
 export class ReferenceWalk {
@@ -271,7 +271,8 @@ export class ReferenceWalk {
   #checkCopied(stated: number | undefined, high: number, times: number, entry: () => string): void {
     const isCopied = (high & COPIED_HIGH) !== 0;
     if (times === 0 || stated === undefined || isCopied === (stated === 1)) return;
-    this.#report(`${entry()}: copied flag is ${isCopied ? "set" : "clear"} at refcount ${stated}`, times);
+    const message = `${entry()}: copied flag is ${isCopied ? "set" : "clear"} at refcount ${stated}`;
+    this.#report(message, times, isCopied ? undefined : "mendable");
   }
 
   async #walkRefcountBlocks(): Promise<void> {

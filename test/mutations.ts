@@ -1,0 +1,134 @@
+/**
+ * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
+ * A guard that moves takes its line here with it; the mutation check fails until it does.
+ */
+
+export interface Mutation {
+  readonly hazard: string;
+  readonly guard: string;
+  readonly file: string;
+  /** Found exactly once in the file. */
+  readonly from: string;
+  readonly to: string;
+  /** Test files, of which at least one must fail. */
+  readonly tests: readonly string[];
+}
+
+export const MUTATIONS: readonly Mutation[] = [
+  {
+    hazard: "H1",
+    guard: "a block that is reachable and marked free refuses the volume",
+    file: "src/reclaim/prove.ts",
+    from: "if (contradictions.length > 0)",
+    to: "if (contradictions.length < 0)",
+    tests: ["src/reclaim/prove.test.ts"],
+  },
+  {
+    hazard: "H2",
+    guard: "a dirty journal refuses the volume",
+    file: "src/filesystems/ext.ts",
+    from: "if (needsReplay(sb) && !options.replay)",
+    to: "if (needsReplay(sb) && false)",
+    tests: ["test/reclaim.test.ts"],
+  },
+  {
+    hazard: "H2",
+    guard: "after a virtual replay only what was free before it, too, is free",
+    file: "src/filesystems/ext.ts",
+    from: "return this.#spare === undefined ? claimed : claimed.intersect(this.#spare);",
+    to: "return claimed;",
+    tests: ["src/filesystems/ext/recovery.test.ts"],
+  },
+  {
+    hazard: "H8",
+    guard: "what the map calls zeros is read before it is believed",
+    file: "src/reclaim/copy.ts",
+    from: 'const isEmpty = kind !== "data" && chunk.equals(zeros.subarray(0, chunk.length));',
+    to: 'const isEmpty = kind !== "data";',
+    tests: ["src/reclaim/execute.test.ts"],
+  },
+  {
+    hazard: "H9",
+    guard: "above a parent an unmapped cluster gets the zero flag",
+    file: "src/formats/qcow2/unmap.ts",
+    from: "this.#hasParent && !isExtended ? ZERO_LOW : 0",
+    to: "0",
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H9",
+    guard: "version 2 above a parent keeps its entries",
+    file: "src/formats/qcow2/unmap.ts",
+    from: "this.#canSayZero = !this.#hasParent || context.header.version === 3;",
+    to: "this.#canSayZero = true;",
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H10",
+    guard: "holes are cut inward to host blocks",
+    file: "src/formats/raw.ts",
+    from: "const aligned = free.within({ start: 0, end: this.bytes }).alignInward(hostBlockBytes);",
+    to: "const aligned = free.within({ start: 0, end: this.bytes }).alignOutward(hostBlockBytes);",
+    tests: ["src/formats/raw.test.ts"],
+  },
+  {
+    hazard: "H10",
+    guard: "holes inside clusters are cut inward to host blocks",
+    file: "src/formats/qcow2/holes.ts",
+    from: "const joined = garbage.union(inside).alignInward(wish.hostBlockBytes);",
+    to: "const joined = garbage.union(inside).alignOutward(wish.hostBlockBytes);",
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H11",
+    guard: "a cluster that a snapshot refers to is left alone",
+    file: "src/formats/qcow2/unmap.ts",
+    from: "(header.externalData || this.#references.get(Math.floor(entry.host / header.clusterBytes)) === 1);",
+    to: "true;",
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H12",
+    guard: "entries are unmapped before clusters are punched",
+    file: "src/formats/qcow2/plan.ts",
+    from: `      yield* batched(entryPatches(revisedTables(context, references, wish, UNHEARD)));
+      yield* batched(holeSteps("", inImage));`,
+    to: `      yield* batched(holeSteps("", inImage));
+      yield* batched(entryPatches(revisedTables(context, references, wish, UNHEARD)));`,
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H12",
+    guard: "clusters are released after they were punched",
+    file: "src/formats/qcow2/plan.ts",
+    from: `      yield* batched(holeSteps("", inImage));
+      yield* batched(draft.release.patches());`,
+    to: `      yield* batched(draft.release.patches());
+      yield* batched(holeSteps("", inImage));`,
+    tests: ["src/formats/qcow2/plan.test.ts"],
+  },
+  {
+    hazard: "H16",
+    guard: "a lock of somebody else stops the writer",
+    file: "src/host/lock.ts",
+    from: "if (locks.heldByOthers(fd, range)) throw busy(fd, path, range);",
+    to: "",
+    tests: ["src/host/lock.test.ts"],
+  },
+  {
+    hazard: "H22",
+    guard: "a name that leads out of the image's directory is refused",
+    file: "src/host/policy.ts",
+    from: "if (![home, ...outside].some((root) => isWithin(directory, root))) {",
+    to: "if (directory === undefined) {",
+    tests: ["src/host/source.test.ts"],
+  },
+  {
+    hazard: "H33",
+    guard: "an image with a child is refused",
+    file: "src/disk/children.ts",
+    from: "if (references.some(({ name }) => leadsTo(sibling, name, identity))) throw hasChild(sibling.name);",
+    to: "",
+    tests: ["test/reclaim.test.ts"],
+  },
+];
