@@ -9,7 +9,7 @@ import { crashScenarios } from "./crash-scenarios.ts";
 import { crashWalk, faultWalk } from "./crash-walk.ts";
 
 test("H12: no crash of a reclaim, pack or repair loses a byte, or dangles", async (t) => {
-  if (!requires(t, "mke2fs", "debugfs", "qemu-img", "python3")) return;
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
   const [seed] = seeds(1);
   let states = 0;
   for await (const scenario of crashScenarios(scratch(t))) {
@@ -24,7 +24,7 @@ test("H12: no crash of a reclaim, pack or repair loses a byte, or dangles", asyn
 });
 
 test("H20: no I/O error and no full disk loses a byte, wherever it strikes", async (t) => {
-  if (!requires(t, "mke2fs", "debugfs", "qemu-img", "python3")) return;
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
   let runs = 0;
   for await (const scenario of crashScenarios(scratch(t))) {
     await t.test(scenario.name, async () => {
