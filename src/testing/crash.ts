@@ -4,7 +4,7 @@
  *   write A  write B  flush  punch C  write D  | crash
  *   durable: A B             pending: C D         states: {}, {C}, {D}, {C D}, and all parts of C and D
  *
- * What we assume of media (docs/CRASH-SAFETY): a flush makes everything before it durable; what was not flushed
+ * What we assume of media (docs/ARCHITECTURE.md): a flush makes everything before it durable; what was not flushed
  * survives in any subset; an aligned sector of 512 bytes is written whole or not at all; a punch happens for any
  * subset of its host blocks; a truncation happens or not.
  *

@@ -73,7 +73,7 @@ async function mustBeTrue(
   assert.equal(at, range.end, `${label}: the map reaches the end`);
 }
 
-const DAMAGES = 150;
+const DAMAGES = 60;
 /** Where most tables lie; the rest of the damage is spread over the file. */
 const HEAD_BYTES = 2048;
 
