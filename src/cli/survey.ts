@@ -180,7 +180,7 @@ function next(survey: Survey, screen: Screen): string[] {
   const stored = survey.regions.get("returnable")?.bytes ?? 0;
   const why =
     survey.unknownBytes > 0
-      ? "  What is unknown counts as used; see --also zeros."
+      ? "  What is refused or unknown counts as used."
       : stored > 0
         ? `  The ${size(stored)} still stored lie in pieces smaller than the host's blocks.`
         : "";

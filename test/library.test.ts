@@ -1,0 +1,35 @@
+/**
+ * The library as a program uses it: the example of the documentation is run, and its types are checked with ours.
+ */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import path from "node:path";
+import { test } from "node:test";
+import { requires, scratch } from "../src/testing/tools.ts";
+import { DELETED_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
+
+const EXAMPLE = path.resolve(import.meta.dirname, "../examples/library.ts");
+
+function example(...words: string[]): { exit: number | null; out: string } {
+  const { status, stdout } = spawnSync(process.execPath, ["--conditions=ullage-source", EXAMPLE, ...words], {
+    encoding: "utf8",
+  });
+  return { exit: status, out: stdout };
+}
+
+test("the example of the library runs", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  const { exit, out } = example(makeDisk(scratch(t), "disk.qcow2"));
+  assert.equal(exit, 0);
+  const [returnable] = /^\d+(?= of 67108864 bytes can be returned)/.exec(out)!;
+  assert.ok(Math.abs(Number(returnable) - DELETED_BYTES) < DELETED_BYTES / 20, out);
+  assert.match(out, /^volume "": ext4, \d+ bytes free, clean$/m);
+  assert.match(out, /^first used byte: ext4 "root", block \d+/m);
+  assert.match(out, RegExp(`^a reclaim would return ${returnable} bytes \\(applied: false\\)$`, "m"));
+});
+
+test("a failure has a kind", () => {
+  const { exit, out } = example("absent.qcow2");
+  assert.equal(exit, 1);
+  assert.match(out, /^(usage|io): .*absent\.qcow2/);
+});
