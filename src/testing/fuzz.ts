@@ -146,6 +146,7 @@ function boundary(old: bigint, width: number, deviceBytes: number, random: Rando
   const device = BigInt(deviceBytes);
   const power = 1n << BigInt(random.below(width * 8));
   const small = BigInt(random.between(-2, 3));
+  const unit = random.pick([1, 512, 1024, 4096, 65536]);
   return random.pick([
     small,
     (1n << bits) + small,
@@ -155,9 +156,10 @@ function boundary(old: bigint, width: number, deviceBytes: number, random: Rando
     power + small,
     old * 2n,
     old / 2n,
-    device + small,
-    device / BigInt(random.pick([512, 1024, 4096, 65536])) + small,
-    BigInt(random.below(deviceBytes)),
+    device / BigInt(unit) + small,
+    BigInt(random.below(deviceBytes / unit)),
+    BigInt(random.below(deviceBytes / unit)),
+    BigInt(random.below(deviceBytes / unit)) * BigInt(unit),
     (1n << 53n) + small,
   ]);
 }

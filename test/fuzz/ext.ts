@@ -109,7 +109,10 @@ function favourites(chunks: readonly Spot[], bytes: Uint8Array): Spot[] {
   return Array.from({ length: Math.ceil(chunks.length / 2) }, (_, i) => often[i % often.length]!);
 }
 
-/** e2fsck names blocks that it finds in use and the bitmap does not: none of them may be ours to give. */
+/**
+ * e2fsck names blocks that it finds in use and the bitmap does not: none of them may be ours to give. And junk in what
+ * is free must not change a word of what it says.
+ */
 function judge(bytes: Uint8Array, free: ExtentSet, folder: string): void {
   const image = join(folder, "judged.img");
   writeFileSync(image, bytes);
@@ -118,13 +121,16 @@ function judge(bytes: Uint8Array, free: ExtentSet, folder: string): void {
   const { logBlockSize } = SuperblockLayout.decode(bytes, SUPERBLOCK_AT);
   const blockBytes = 1024 << logBlockSize;
   for (const [, list] of stdout.matchAll(/^Block bitmap differences: (.*)$/gm)) {
-    for (const [, first, last] of list!.matchAll(/\+\(?(\d+)(?:--(\d+)\))?/g)) {
-      unmarked.add(Number(first) * blockBytes, (Number(last ?? first) + 1) * blockBytes);
+    for (const [, range, end, single] of list!.matchAll(/\+(?:\((\d+)--(\d+)\)|(\d+))/g)) {
+      const first = Number(range ?? single);
+      unmarked.add(first * blockBytes, (Number(end ?? first) + 1) * blockBytes);
     }
   }
-  const wrong = unmarked.build().intersect(free);
-  assert(
-    wrong.count === 0,
-    `proven free, but e2fsck finds it in use: ${JSON.stringify([...wrong].slice(0, 5))}\n${stdout}`,
-  );
+  const wrong = [...unmarked.build().intersect(free)].map(({ start, end }) => `${start}-${end}`);
+  assert(wrong.length === 0, `proven free, but e2fsck finds ${wrong.join(", ")} in use\n${stdout}`);
+  const junk = bytes.slice();
+  for (const { start, end } of free) junk.fill(0xdb, start, end);
+  writeFileSync(image, junk);
+  const second = attempt("e2fsck", ["-fn", image]).stdout;
+  assert(second === stdout, `junk in free blocks is seen by e2fsck:\n${stdout}\n${second}`);
 }

@@ -3,7 +3,6 @@
  * a reclaim must keep every byte that the guest did not free (H9, H12).
  */
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { type Extent, ExtentSet } from "../../src/bytes/extents.ts";
 import { type BlockDevice, readBytes, wholeMap } from "../../src/device/device.ts";
 import { assert, DiskError } from "../../src/error.ts";

@@ -55,11 +55,12 @@ async function check(disk: BlockDevice, table: VolumeTable): Promise<void> {
   const taken = new ExtentBuilder();
   let bytes = 0;
   assert(table.refusal === undefined || table.volumes.length === 0, "a refused table has no volumes");
-  for (const { device, places, find } of table.volumes) {
+  for (const volume of table.volumes) {
+    const { device } = volume;
     let at = 0;
-    for (const place of places({ start: 0, end: device.bytes })) {
+    for (const place of volume.places({ start: 0, end: device.bytes })) {
       assert(place.at >= 0 && place.at + place.bytes <= disk.bytes, "a volume lies on the disk");
-      assert(find(0, place.at) === at, "find undoes places");
+      assert(volume.find(0, place.at) === at, "find undoes places");
       taken.add(place.at, place.at + place.bytes);
       at += place.bytes;
     }
