@@ -89,9 +89,9 @@ export async function wholeMap(device: BlockDevice, range?: Extent): Promise<Run
   return runs;
 }
 
-/** Reads `bytes` bytes at `at` into a new buffer. */
+/** Reads `bytes` bytes at `at` into a new buffer. An empty table is not read: its offset may be anything. */
 export async function readBytes(device: BlockDevice, at: number, bytes: number): Promise<Uint8Array> {
   const into = new Uint8Array(bytes);
-  await device.read(at, into);
+  if (bytes > 0) await device.read(at, into);
   return into;
 }
