@@ -17,7 +17,9 @@ import type { ExtentSet } from "../../bytes/extents.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { differences, type PatchStep } from "../../reclaim/differences.ts";
-import { Autoclear, corrupt, type Header, hex, quoted, type Stretch, tableAt } from "./header.ts";
+import { corrupt, hex, quoted, type Stretch } from "./corrupt.ts";
+import { BitmapsExtension, ExtensionType } from "./extensions.ts";
+import { Autoclear, type Header, tableAt } from "./header.ts";
 
 const BITMAPS_MAX = 65535;
 const DIRECTORY_BYTES_MAX = BITMAPS_MAX * 1024;
@@ -52,6 +54,8 @@ export interface Bitmap {
   readonly isAuto: boolean;
   /** Whether all of it is known to us, so that we can keep it up to date. */
   readonly isUnderstood: boolean;
+  /** File offset of its entry in the directory, which begins with the offset of the table. */
+  readonly entryAt: number;
   readonly table: Stretch;
 }
 
@@ -85,6 +89,7 @@ export async function readBitmaps(file: ReadableFile, header: Header): Promise<r
         (entry.flags & ~FLAGS_KNOWN) === 0 &&
         entry.type === DIRTY_TRACKING &&
         (entry.extraBytes === 0 || (entry.flags & Flag.extraDataCompatible) !== 0),
+      entryAt: directory.at + at,
       table: readTable(file, header, where, entry),
     });
     at = Math.ceil((nameAt + entry.nameBytes) / 8) * 8;
@@ -122,27 +127,39 @@ function readTable(
   return { at: tableAt(file, header.clusterBytes, where, at, tableEntries * 8), bytes: tableEntries * 8 };
 }
 
-/** Every stretch of the file that belongs to bitmaps: for counting references. */
-export async function* bitmapStretches(
-  file: ReadableFile,
-  header: Header,
-): AsyncGenerator<Stretch & { what: string }> {
+/** A stretch of the file, and where the eight bytes lie that name it. */
+export interface PointedStretch extends Stretch {
+  readonly what: string;
+  readonly pointerAt: number;
+  readonly kind: "directory" | "table" | "bits";
+}
+
+/** Every stretch of the file that belongs to bitmaps. @throws DiskError `corrupt` */
+export async function* bitmapStretches(file: ReadableFile, header: Header): AsyncGenerator<PointedStretch> {
   const directory = bitmapDirectory(file, header);
   if (!directory) return;
-  yield { what: "bitmap directory", at: directory.at, bytes: directory.bytes };
-  for (const bitmap of await readBitmaps(file, header)) {
-    const what = `bitmap ${quoted(bitmap.name)}`;
-    yield { what: `${what} table`, ...bitmap.table };
-    const table = viewOf(await readBytes(file, bitmap.table.at, bitmap.table.bytes));
-    for (let at = 0; at < table.byteLength; at += 8) {
-      const cluster = bitsAt(table.getBigUint64(at), header, bitmap, at);
-      if (cluster !== undefined) yield { what, at: cluster, bytes: header.clusterBytes };
+  const extension = header.extensions.find(({ type }) => type === ExtensionType.bitmaps)!;
+  const pointerAt = extension.at + BitmapsExtension.at.directoryAt;
+  yield { kind: "directory", what: "bitmap directory", at: directory.at, bytes: directory.bytes, pointerAt };
+  for (const { name, table, entryAt } of await readBitmaps(file, header)) {
+    const what = `bitmap ${quoted(name)}`;
+    yield { kind: "table", what: `${what} table`, ...table, pointerAt: entryAt };
+    const entries = viewOf(await readBytes(file, table.at, table.bytes));
+    for (let at = 0; at < table.bytes; at += 8) {
+      const bitsAt = bitsUnder(entries.getBigUint64(at), header, { name, table }, at);
+      if (bitsAt === undefined) continue;
+      yield { kind: "bits", what, at: bitsAt, bytes: header.clusterBytes, pointerAt: table.at + at };
     }
   }
 }
 
 /** File offset of the cluster of bits that a table entry names, if it names one. */
-function bitsAt(entry: bigint, header: Header, bitmap: Bitmap, entryAt: number): number | undefined {
+function bitsUnder(
+  entry: bigint,
+  header: Header,
+  bitmap: Pick<Bitmap, "name" | "table">,
+  entryAt: number,
+): number | undefined {
   const offset = Number(entry & OFFSET_MASK);
   const isReservedUsed = (entry & RESERVED_MASK) !== 0n || (offset !== 0 && (entry & ALL_ONES) !== 0n);
   if (isReservedUsed || offset % header.clusterBytes !== 0) {
@@ -184,7 +201,7 @@ export async function* markChanged(
       throw corrupt(what, bitmap.table.at, `${table.byteLength / 8} entries`, `more than ${span}`);
     }
     const entry = table.getBigUint64(entryAt);
-    const at = bitsAt(entry, header, bitmap, entryAt);
+    const at = bitsUnder(entry, header, bitmap, entryAt);
     if (at === undefined) {
       table.setBigUint64(entryAt, ALL_ONES);
       continue;

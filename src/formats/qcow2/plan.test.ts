@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { ExtentSet } from "../../bytes/extents.ts";
@@ -219,6 +220,38 @@ for (const variant of VARIANTS) {
       assert.equal(await punchedBytes(again.plan), 0, `${label}: nor to punch`);
     }
   });
+}
+
+for (const variant of VARIANTS) {
+  test(`packing shortens the file and moves nothing else: ${variant.name}`, async (t: TestContext) => {
+    if (!requires(t, "qemu-img", "qemu-io")) return;
+    for (const seed of seeds(1, 2)) {
+      const label = `SEED=${seed}`;
+      const folder = scratch(t);
+      const random = new Random(seed);
+      const path = makeImage(folder, variant, random);
+      const before = guestBytes(path);
+      const snapshot = variant.snapshot ? guestBytes(path, "first") : undefined;
+      const free = randomFree(random);
+      const asked = wish(free, { pack: true, punch: false });
+      const fileBytes = statSync(path).size;
+
+      const { plan } = await reclaim(path, asked);
+      if (canPack(variant)) assert.ok(plan.packBytes > 0, `${label}: something was done`);
+      assert.equal(fileBytes - statSync(path).size, plan.packBytes, `${label}: promise and result`);
+      assert.deepEqual(qemuCheck(path), { errors: 0, leaks: 0 }, label);
+      assertContent(guestBytes(path), before, free, label);
+      if (snapshot) assert.ok(guestBytes(path, "first").equals(snapshot), `${label}: snapshot`);
+
+      const again = await reclaim(path, asked);
+      assert.equal(again.plan.packBytes, 0, `${label}: a second run finds nothing to do`);
+    }
+  });
+}
+
+/** Whether whole clusters get free: not above a parent in version 2, nor where they are as large as the disk. */
+function canPack({ options, backing, dataFile }: Variant): boolean {
+  return !(options["compat"] === "0.10" && backing) && options["cluster_size"] !== 2 * MIB && !dataFile;
 }
 
 /** Asked only for ranges that must be blank. */

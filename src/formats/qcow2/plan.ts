@@ -12,6 +12,7 @@
  * Specification: QEMU's docs/interop/qcow2.txt.
  */
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
+import { viewOf } from "../../bytes/struct.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { batched } from "../../reclaim/batched.ts";
@@ -22,6 +23,7 @@ import { countedReferences } from "./check.ts";
 import type { Qcow2Context } from "./context.ts";
 import { AUTOCLEAR_AT, type Header, hex } from "./header.ts";
 import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
+import { type Packing, planPacking } from "./pack.ts";
 import { AUTOCLEAR_KNOWN, Release } from "./release.ts";
 import { type Consequences, ownedByCount, type RevisedTable, UNHEARD, Unmapping } from "./unmap.ts";
 
@@ -54,18 +56,37 @@ export async function planReclaim(
   const inImage = await imageHoles(context, draft, wish);
   const inData = await dataFileHoles(context, draft, wish);
   const changes = draft.changes.build();
+  const packing = wish.pack ? await packingOf(context, draft.release, unmapping) : undefined;
   return {
     unmapBytes: draft.unmapBytes,
     punchBytes: inImage.insideBytes + inData.insideBytes,
-    packBytes: 0,
+    packBytes: packing?.packBytes ?? 0,
     async *batches() {
       yield* batched(prepared(context, bitmaps, changes));
       yield* batched(holeSteps(context.header.dataFileName ?? "", inData));
       yield* batched(entryPatches(unmapping.tables(UNHEARD)));
       yield* batched(holeSteps("", inImage));
       yield* batched(draft.release.patches());
+      if (packing) yield* packing.batches();
     },
   };
+}
+
+/** Packing of the image as it will be when everything unmapped is released. */
+async function packingOf(
+  context: Qcow2Context,
+  release: Release,
+  unmapping: Unmapping,
+): Promise<Packing | undefined> {
+  const isFile = (await context.file.stat()).hostBytes !== null;
+  if (!isFile || !release.staysTrue || context.header.encryption !== "none") return undefined;
+  return planPacking(context, {
+    count: (cluster) => release.count(cluster),
+    activeTable: async (index, at) => {
+      const revised = await unmapping.revise(index, UNHEARD);
+      return revised ? { at, view: viewOf(revised.after) } : context.l2.get(at);
+    },
+  });
 }
 
 async function imageHoles({ file, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
@@ -73,7 +94,7 @@ async function imageHoles({ file, header }: Qcow2Context, draft: Draft, wish: Wi
   const isFile = (await file.stat()).hostBytes !== null;
   const inside = header.externalData ? ExtentSet.EMPTY : draft.holes.build();
   const blank = header.externalData ? ExtentSet.EMPTY : draft.blanks.build();
-  return holesIn(file, { garbage: await draft.release.garbage(isFile), inside, blank }, wish);
+  return holesIn(file, { garbage: await draft.release.settle(isFile), inside, blank }, wish);
 }
 
 async function dataFileHoles({ data, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {

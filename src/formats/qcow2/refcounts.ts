@@ -110,6 +110,16 @@ export class Refcounts {
     return at === 0 ? 0 : tableAt(this.#file, clusterBytes, `refcount block ${block}`, at, clusterBytes);
   }
 
+  /** Numbers of the blocks that exist, ascending: a table has room for many more. */
+  async existing(): Promise<number[]> {
+    const table = await this.table();
+    const blocks: number[] = [];
+    for (let block = 0; block < this.tableEntries; block++) {
+      if ((table.getUint32(block * 8) | table.getUint32(block * 8 + 4)) !== 0) blocks.push(block);
+    }
+    return blocks;
+  }
+
   /** Block number `block` as it lies on disk; undefined where all of its counts are 0. */
   async block(block: number): Promise<CachedTable | undefined> {
     const at = await this.blockAt(block);

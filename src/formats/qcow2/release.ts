@@ -40,6 +40,7 @@ export class Release {
   readonly #freed = new SparseBitmap();
   /** References dropped of clusters that keep others. */
   readonly #dropped = new Map<number, number>();
+  #staysTrue = true;
 
   constructor(context: Qcow2Context, references: References) {
     this.#context = context;
@@ -58,41 +59,55 @@ export class Release {
     }
   }
 
-  /** Whether nothing refers to a cluster any more, for which the image states `stated`. */
-  isGarbage(cluster: number, stated: number): boolean {
-    if (this.#freed.has(cluster)) return true;
-    return this.#references.get(cluster) === 0 && (stated === 0 || this.#takesLeaks);
-  }
-
-  /** The count to be stated for a cluster for which the image states `stated`. */
-  remaining(cluster: number, stated: number): number {
-    return this.isGarbage(cluster, stated) ? 0 : stated - (this.#dropped.get(cluster) ?? 0);
-  }
-
   /**
-   * File ranges of the clusters to which nothing will refer.
+   * To be called when all references were dropped. Returns the file ranges of the clusters that nothing refers to.
    * @param alsoFree those too that the image states free already
    */
-  async garbage(alsoFree: boolean): Promise<ExtentSet> {
+  async settle(alsoFree: boolean): Promise<ExtentSet> {
     const { file, header, refcounts } = this.#context;
     const { clusterBytes } = header;
-    const clusters = Math.ceil(file.bytes / clusterBytes);
     const garbage = new ExtentBuilder();
-    for (let first = 0; first < clusters; first += refcounts.blockEntries) {
-      const block = await refcounts.block(first / refcounts.blockEntries);
-      const end = Math.min(first + refcounts.blockEntries, clusters);
-      for (let cluster = first; cluster < end; cluster++) {
-        const stated = block ? readRefcount(block.view, refcounts.order, cluster - first) : 0;
-        if ((stated === 0 && !alsoFree) || !this.isGarbage(cluster, stated)) continue;
-        garbage.add(cluster * clusterBytes, Math.min((cluster + 1) * clusterBytes, file.bytes));
+    const inFile = Math.ceil(file.bytes / clusterBytes / refcounts.blockEntries);
+    const numbers = new Set(await refcounts.existing());
+    for (let number = 0; number < inFile; number++) numbers.add(number);
+    for (const number of numbers) {
+      const view = (await refcounts.block(number))?.view;
+      for (let i = 0; i < refcounts.blockEntries; i++) {
+        const cluster = number * refcounts.blockEntries + i;
+        const stated = view ? readRefcount(view, refcounts.order, i) : 0;
+        const start = cluster * clusterBytes;
+        if (!this.#isGarbage(cluster, stated)) {
+          if (stated > this.#references.get(cluster)) this.#staysTrue = false;
+        } else if ((stated > 0 || alsoFree) && start < file.bytes) {
+          garbage.add(start, Math.min(start + clusterBytes, file.bytes));
+        }
       }
     }
     return garbage.build();
   }
 
+  /** Whether the image will state for every cluster what `count` says: no leak stays. Known after `settle`. */
+  get staysTrue(): boolean {
+    return this.#staysTrue;
+  }
+
+  /** How many references to a cluster remain. */
+  count(cluster: number): number {
+    if (this.#freed.has(cluster)) return 0;
+    return this.#references.get(cluster) - (this.#dropped.get(cluster) ?? 0);
+  }
+
   /** Patches of the refcount blocks. */
   patches(): AsyncGenerator<PatchStep> {
-    return refcountPatches(this.#context, (cluster, stated) => this.remaining(cluster, stated));
+    return refcountPatches(this.#context, (cluster, stated) =>
+      this.#isGarbage(cluster, stated) ? 0 : stated - (this.#dropped.get(cluster) ?? 0),
+    );
+  }
+
+  /** Whether nothing refers to a cluster any more, for which the image states `stated`. */
+  #isGarbage(cluster: number, stated: number): boolean {
+    if (this.#freed.has(cluster)) return true;
+    return this.#references.get(cluster) === 0 && (stated === 0 || this.#takesLeaks);
   }
 }
 
@@ -101,9 +116,8 @@ export async function* refcountPatches(
   { refcounts }: Qcow2Context,
   remaining: (cluster: number, stated: number) => number,
 ): AsyncGenerator<PatchStep> {
-  for (let number = 0; number < refcounts.tableEntries; number++) {
-    const block = await refcounts.block(number);
-    if (block === undefined) continue;
+  for (const number of await refcounts.existing()) {
+    const block = (await refcounts.block(number))!;
     const before = bytesOf(block.view);
     const after = before.slice();
     const view = viewOf(after);

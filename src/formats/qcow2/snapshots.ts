@@ -28,6 +28,8 @@ const Entry = struct({
 });
 
 export interface SnapshotEntry {
+  /** File offset of the entry, which begins with the offset of its L1 table. */
+  readonly entryAt: number;
   readonly id: string;
   readonly name: string;
   readonly l1At: number;
@@ -72,9 +74,10 @@ export async function readSnapshots(file: ReadableFile, header: Header): Promise
     const text = (start: number, bytes: number) =>
       Buffer.from(tail.subarray(start, start + bytes)).toString("utf8");
     entries.push({
+      entryAt: at,
       id: text(extraBytes, idBytes),
       name: text(extraBytes + idBytes, nameBytes),
-      l1At: Number(fixed.l1At),
+      l1At: fixed.l1Entries === 0 ? 0 : Number(fixed.l1At), // an empty table lies nowhere, whatever its offset says
       l1Entries: fixed.l1Entries,
       virtualBytes: extraBytes >= 16 ? Number(view.getBigUint64(8)) : header.virtualBytes,
       stateBytes: extraBytes >= 8 ? Number(view.getBigUint64(0)) : fixed.stateBytes,

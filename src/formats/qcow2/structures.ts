@@ -22,9 +22,8 @@ export async function* structures(context: Qcow2Context): AsyncGenerator<Top> {
     yield { name: `L1 table${of}`, at: entry.l1At, bytes: entry.l1Entries * 8 };
     yield* l2Tables(context, await readL1(context, `L1 table${of}`, entry.l1At, entry.l1Entries), of);
   }
-  for (let block = 0; block < refcounts.tableEntries; block++) {
-    const at = await refcounts.blockAt(block);
-    if (at !== 0) yield { name: `refcount block ${block}`, at, bytes: clusterBytes };
+  for (const block of await refcounts.existing()) {
+    yield { name: `refcount block ${block}`, at: await refcounts.blockAt(block), bytes: clusterBytes };
   }
   if (header.cryptoHeader) yield { name: "LUKS header", ...header.cryptoHeader };
   for await (const { what, at, bytes } of bitmapStretches(file, header)) yield { name: what, at, bytes };
