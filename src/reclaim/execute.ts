@@ -51,6 +51,7 @@ export async function execute(
     if (options.signal?.aborted) return run.result(true);
     await run.batch(batch, files);
   }
+  run.report();
   return run.result(false);
 }
 
@@ -76,6 +77,11 @@ class Run {
 
   result(interrupted: boolean): Executed {
     return { interrupted, ...this.#done };
+  }
+
+  report(): void {
+    const { punchedBytes, zeroedBytes, cutBytes } = this.#done;
+    this.#options.onProgress?.(punchedBytes + zeroedBytes + cutBytes);
   }
 
   async batch(steps: readonly Step[], files: ReadonlyMap<string, HostFile>): Promise<void> {
@@ -123,8 +129,7 @@ class Run {
 
   async #pause(): Promise<void> {
     if (performance.now() - this.#lastPauseMs < SLICE_MS) return;
-    const { punchedBytes, zeroedBytes, cutBytes } = this.#done;
-    this.#options.onProgress?.(punchedBytes + zeroedBytes + cutBytes);
+    this.report();
     await setImmediate();
     this.#lastPauseMs = performance.now();
   }
