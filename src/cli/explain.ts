@@ -82,11 +82,9 @@ function verdict({ class: name, witness, owner, ownerPath }: ExplainedOffset): s
   const owned = [owner, ownerPath].filter((word) => word !== null).join(" ");
   switch (name) {
     case "returnable":
-      return witnesses.length === 2
-        ? `${witnesses[0]}: free.  ${witnesses[1]}: no owner.  Both agree.`
-        : `${witness}: free.`;
     case "hole":
-      return `${witness}: nothing is stored for it.`;
+      if (witnesses.length === 2) return `${witnesses[0]}: free.  ${witnesses[1]}: no owner.  Both agree.`;
+      return name === "hole" ? `${witness}: nothing is stored for it.` : `${witness}: free.`;
     case "unknown":
       return "Nobody can vouch for it, so it counts as used.";
     default:
@@ -95,7 +93,7 @@ function verdict({ class: name, witness, owner, ownerPath }: ExplainedOffset): s
 }
 
 function inImage({ fileOffset, class: name }: ExplainedOffset): string {
-  if (fileOffset === null) return "nowhere: the image stores nothing for this byte";
+  if (fileOffset === null) return "nowhere: nothing is stored for this byte";
   const still = name === "returnable" ? ", still on the host's disk" : "";
   return `at file offset ${hexadecimal(fileOffset)}${still}`;
 }

@@ -6,7 +6,7 @@
 import { styleText } from "node:util";
 import type { ByteClass, Survey } from "../disk.ts";
 import { columnsOf, type Screen, wrap } from "./text.ts";
-import { figure, size, type Unit, unitOf } from "./sizes.ts";
+import { figures, size, type Unit, unitOf } from "./sizes.ts";
 
 type Colour = Parameters<typeof styleText>[0];
 interface Look {
@@ -83,13 +83,17 @@ export function strip(survey: Pictured, screen: Screen): string {
 export function legend(survey: Pictured, screen: Screen, glyphs: Glyphs = "ascii"): string[] {
   const unit = unitOf(survey.virtualBytes);
   const about = survey.exact ? "" : "~";
-  const entries = CLASSES_BY_WEIGHT.flatMap((name) => {
-    const bytes = survey.regions.get(name)?.bytes ?? 0;
+  const present = CLASSES_BY_WEIGHT.map((name) => ({
+    name,
+    bytes: survey.regions.get(name)?.bytes ?? 0,
+  })).filter(({ bytes }) => bytes > 0);
+  const shown = figures(
+    present.map(({ bytes }) => bytes),
+    unit,
+  );
+  const entries = present.map(({ name }, i) => {
     const look = LOOKS[name];
-    if (bytes === 0) return [];
-    return [
-      { mark: look[glyphs], colour: look.colour, words: `${look.words} ${about}${figure(bytes, unit)}` },
-    ];
+    return { mark: look[glyphs], colour: look.colour, words: `${look.words} ${about}${shown[i]}` };
   });
   const lines: string[] = [];
   let line = "";

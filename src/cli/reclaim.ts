@@ -9,7 +9,7 @@ import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
 import { amounts, ProgressView } from "./progress.ts";
 import { coloured, map } from "./picture.ts";
 import { ask, mayWrite } from "./prompt.ts";
-import { figure, size, unitOf } from "./sizes.ts";
+import { figures, size, unitOf } from "./sizes.ts";
 import { labelled, notes, surveyJson } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { columnsOf, padEnd, printable, type Screen, wrap } from "./text.ts";
@@ -117,7 +117,11 @@ function means({ method, format, unmapBytes, punchBytes }: Survey): string {
   ].filter(({ bytes }) => bytes > 0);
   if (ways.length === 0) return "";
   if (ways.length === 1) return `   (${ways[0]!.words})`;
-  return `   (${ways.map(({ bytes, words }) => `${figure(bytes, unit)} ${words}`).join(", ")})`;
+  const each = figures(
+    ways.map(({ bytes }) => bytes),
+    unit,
+  );
+  return `   (${ways.map(({ words }, i) => `${each[i]} ${words}`).join(", ")})`;
 }
 
 function keeps(packs: boolean, refused: number): string {
@@ -176,9 +180,7 @@ export function renderResult(result: Reclaimed, screen: Screen): string {
     ["checked", checked(result)],
   ];
   const { hostFreeBefore: before, hostFreeAfter: after } = result;
-  const unit = unitOf(after.freeBytes);
-  const free = `${figure(before.freeBytes, unit)} -> ${figure(after.freeBytes, unit)} ${unit.name}`;
-  rows.push([`${printable(after.mountPoint, screen)} free`, free]);
+  rows.push([`${printable(after.mountPoint, screen)} free`, change(before.freeBytes, after.freeBytes)]);
   const width = Math.min(
     Math.max(...rows.map(([label]) => columnsOf(label))),
     Math.floor(screen.columns / 2),
@@ -191,14 +193,25 @@ export function renderResult(result: Reclaimed, screen: Screen): string {
 
 /** `31.5 -> 12.4 GiB    promised 19.1, returned 19.1` */
 function outcome(result: Reclaimed): string {
+  const { predictedBytes, reclaimedBytes } = result;
   const packs = result.method === "pack";
   const before = packs ? result.beforeFileBytes : result.beforeHostBytes;
   const after = packs ? result.afterFileBytes : result.afterHostBytes;
-  const larger = Math.max(before ?? 0, result.predictedBytes);
-  const unit = unitOf(larger);
-  const promise = `promised ${figure(result.predictedBytes, unit)}, returned ${figure(result.reclaimedBytes, unit)}`;
-  if (before === null || after === null) return `${promise} ${unit.name}`;
-  return `${figure(before, unit)} -> ${figure(after, unit)} ${unit.name}    ${promise}`;
+  const [promised, returned] =
+    before === null
+      ? [size(predictedBytes), size(reclaimedBytes)]
+      : figures([predictedBytes, reclaimedBytes], unitOf(before));
+  const sizes = before === null || after === null ? "" : `${change(before, after)}    `;
+  return `${sizes}promised ${promised}, returned ${returned}`;
+}
+
+/** `31.5 -> 12.4 GiB` */
+function change(before: number, after: number): string {
+  const unit = unitOf(Math.max(before, after));
+  const [from, to] = figures([before, after], unit);
+  return to!.endsWith(unit.name) || from!.endsWith(unit.name)
+    ? `${from} -> ${to}`
+    : `${from} -> ${to} ${unit.name}`;
 }
 
 /** The mapping of what is used is compared after every run; its bytes with `--verify`. */

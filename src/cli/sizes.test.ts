@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { duration, figure, parseBytes, size, sizeIn, unitOf } from "./sizes.ts";
+import { duration, figure, figures, parseBytes, size, sizeIn, unitOf } from "./sizes.ts";
 
 test("sizes are read in powers of 1024", () => {
   assert.equal(parseBytes("4096"), 4096);
@@ -21,7 +21,8 @@ test("sizes are shown in KiB, MiB and GiB, and never round to nothing", () => {
   assert.equal(size(16 * 2 ** 40), "16,384 GiB");
   const gibibytes = unitOf(40 * 2 ** 30);
   assert.equal(figure(12.3 * 2 ** 30, gibibytes), "12.3");
-  assert.equal(figure(12 * 2 ** 20, gibibytes), "12 MiB");
+  assert.deepEqual(figures([2 ** 30, 2 ** 29], gibibytes), ["1.0", "0.5"]);
+  assert.deepEqual(figures([2 ** 30, 12 * 2 ** 20], gibibytes), ["1 GiB", "12 MiB"]);
   assert.equal(sizeIn(2 ** 29, gibibytes), "0.5 GiB");
   assert.equal(sizeIn(0, gibibytes), "0.0 GiB");
 });

@@ -15,10 +15,15 @@ export function unitOf(bytes: number): Unit {
   return UNITS.find((unit) => bytes >= unit.bytes) ?? UNITS[3];
 }
 
-/** The figure alone: `12.3`. One that would round to nothing keeps a unit of its own: `12.4 KiB`. */
+/** The figure alone: `12.3`. */
 export function figure(bytes: number, unit: Unit): string {
-  if (roundsToNothing(bytes, unit)) return size(bytes);
   return grouped(bytes / unit.bytes, unit.bytes === 1 ? 0 : 1);
+}
+
+/** Figures for one line that names `unit` elsewhere; where one would round to nothing, all name their own. */
+export function figures(amounts: readonly number[], unit: Unit): string[] {
+  const own = amounts.some((bytes) => roundsToNothing(bytes, unit));
+  return amounts.map((bytes) => (own ? size(bytes) : figure(bytes, unit)));
 }
 
 /** `12.3 GiB`, in this unit even where another would be shorter: for columns of a table. */
@@ -26,15 +31,15 @@ export function sizeIn(bytes: number, unit: Unit): string {
   return roundsToNothing(bytes, unit) ? size(bytes) : `${figure(bytes, unit)} ${unit.name}`;
 }
 
-function roundsToNothing(bytes: number, unit: Unit): boolean {
-  return bytes > 0 && unit.bytes > 1 && bytes < unit.bytes / 20;
-}
-
 /** `12.3 GiB`; whole numbers of a unit lose their `.0`. */
 export function size(bytes: number): string {
   const unit = unitOf(bytes);
   const decimals = bytes % unit.bytes === 0 ? 0 : 1;
   return `${grouped(bytes / unit.bytes, decimals)} ${unit.name}`;
+}
+
+function roundsToNothing(bytes: number, unit: Unit): boolean {
+  return bytes > 0 && unit.bytes > 1 && bytes < unit.bytes / 20;
 }
 
 /** `1,234,567.8`. Not by `toLocaleString`: that loads 70 ms of locales. */

@@ -5,7 +5,7 @@ import type { Survey, VolumeReport, Witness } from "../disk.ts";
 import { batch } from "./batch.ts";
 import { type JudgeFlags, surveyOptions } from "./options.ts";
 import { coloured, legend, map, strip } from "./picture.ts";
-import { figure, size, sizeIn, unitOf } from "./sizes.ts";
+import { figures, size, sizeIn, unitOf } from "./sizes.ts";
 import type { Face } from "./terminal.ts";
 import { columnsOf, cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
 
@@ -39,7 +39,7 @@ export function render(survey: Survey, screen: Screen, { map: whole }: { map: bo
     "",
     ...picture,
     "",
-    ...amounts(survey, screen),
+    ...sums(survey, screen),
     "",
     ...volumes(survey, screen),
     ...spaced(notes("note", survey.notes, screen)),
@@ -70,13 +70,16 @@ const WITNESSES: Readonly<Record<Witness, string>> = {
   "mapping-table": "never written",
 };
 
-function amounts(survey: Survey, screen: Screen): string[] {
+function sums(survey: Survey, screen: Screen): string[] {
   const about = survey.exact ? "" : "~";
   const label = (text: string): string => ` ${padEnd(text, LABEL_COLUMNS + 2)}`;
   const sum = (total: number, parts: readonly { bytes: number; words: string }[]): string => {
-    const shown = parts
-      .filter((part) => part.bytes > 0)
-      .map((part) => `${about}${figure(part.bytes, unitOf(total))} ${part.words}`);
+    const present = parts.filter((part) => part.bytes > 0);
+    const each = figures(
+      present.map(({ bytes }) => bytes),
+      unitOf(total),
+    );
+    const shown = present.map(({ words }, i) => `${about}${each[i]} ${words}`);
     return `${about}${size(total)}${shown.length === 0 ? "" : `  = ${shown.join(" + ")}`}`;
   };
   const lines: string[] = [];

@@ -6,7 +6,7 @@ import type { FileSystem } from "../filesystems/filesystem.ts";
 import { prove } from "../reclaim/prove.ts";
 import type { Image } from "../formats/format.ts";
 import { largestOwners, reasonsFor } from "./explain-size.ts";
-import { onDisk, type Region, regionsOf } from "./layout.ts";
+import { type Region, regionsOf } from "./layout.ts";
 import { type Disk, open } from "./open.ts";
 import type { Explained, ExplainedOffset, ExplainOptions } from "./results.ts";
 import { prospectOf } from "./survey.ts";
@@ -47,14 +47,12 @@ async function explainOffset(disk: Disk, offset: number, options: ExplainOptions
   const verdict = await judge(root, offset, options);
   const spare = verdict.class === "returnable" || verdict.class === "unknown";
   if (!mapped && spare) {
-    const trail = [...verdict.trail, "never written or already returned: it owns nothing on the host"];
     const witness = verdict.class === "unknown" ? "mapping table" : verdict.witness;
-    return { offset, fileOffset, ...verdict, class: "hole", witness, trail };
+    return { offset, fileOffset, ...verdict, class: "hole", witness };
   }
   const trail = [...verdict.trail];
   if (pinned) trail.push("a snapshot or a reflink holds the same bytes: they stay until it goes");
   if (depth > 0) trail.push(`read from backing image number ${depth}`);
-  if (!mapped) trail.push("nothing is stored for it: it reads as zeros");
   const kept = verdict.class === "returnable" && (pinned || depth > 0);
   return { offset, fileOffset, ...verdict, ...(kept && { class: "used" as const }), trail };
 }
@@ -122,7 +120,6 @@ async function judgeBlock(filesystem: FileSystem, at: number, options: ExplainOp
     return { class: "unknown", witness: "none: counts as used", owner: null, ownerPath: null, trail };
   }
   if (proven?.free[0]?.has(at)) {
-    trail.push(`free: ${map} say so, and the ${walk} reaches no owner`);
     return { class: "returnable", witness: `${map} + ${walk}`, owner: null, ownerPath: null, trail };
   }
   const beyond = at >= filesystem.bytes;
