@@ -6,12 +6,24 @@
  * Every feature set of mke2fs meets raw and one kind of qcow2; every kind of qcow2 meets ext4 as it is made by default.
  */
 import assert from "node:assert/strict";
-import { statSync, truncateSync, writeFileSync } from "node:fs";
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import type { Extent } from "../src/bytes/extents.ts";
 import { reclaim, survey } from "../src/disk.ts";
-import { addFeatures, e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
+import {
+  addFeatures,
+  crowd,
+  dieIn,
+  e2fsck,
+  liveIn,
+  makeFilesystem,
+  printOf,
+  recover,
+  withPart,
+} from "../src/testing/kernel-guest.ts";
+import { lvcreate, runLvm } from "../src/testing/lvm.ts";
+import { blankDisk, withLoop } from "../src/testing/partitions.ts";
 import { attempt, requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
 
 const MiB = 2 ** 20;
@@ -35,7 +47,7 @@ interface Features {
 }
 
 /** Writes what lies around the filesystem, and says where the filesystem goes. */
-type Layout = (disk: string) => Extent;
+type Layout = (disk: string, t: TestContext) => Extent;
 
 const bare: Layout = () => ({ start: 0, end: DISK_BYTES });
 
@@ -53,6 +65,31 @@ const logical: Layout = (disk) => {
   return { start: 7 * MiB, end: 57 * MiB };
 };
 
+/** A GPT of 4096-byte sectors. */
+const gpt4K: Layout = (disk) => {
+  const script = "label: gpt\nstart=256, size=4MiB\nstart=1536, size=50MiB\n";
+  withLoop(disk, 4096, (device) => run("sfdisk", ["-q", "--no-reread", "--no-tell-kernel", device], script));
+  return { start: 6 * MiB, end: 56 * MiB };
+};
+
+/** As servers are installed: a volume group in a partition. */
+const lvm: Layout = (disk, t) => {
+  const { start, end } = gpt(disk, t);
+  withPart(disk, { start, end }, (device) =>
+    runLvm(
+      t,
+      [device],
+      [
+        ["vgcreate", "-s", "1M", "vg", device],
+        lvcreate("-L", "3M", "-n", "swap", "vg"),
+        lvcreate("-L", "40M", "-n", "root", "vg"),
+      ],
+    ),
+  );
+  // Behind the metadata, of 1 MiB, and the swap.
+  return { start: start + 4 * MiB, end: start + 44 * MiB };
+};
+
 const MATRIX: readonly Features[] = [
   { name: "ext2, 1 KiB blocks", mke2fs: ["-t", "ext2", "-b", "1024"] },
   {
@@ -61,8 +98,16 @@ const MATRIX: readonly Features[] = [
     layout: logical,
   },
   { name: "ext4, 1 KiB blocks, in a GPT partition", mke2fs: ["-t", "ext4", "-b", "1024"], layout: gpt },
-  { name: "ext4, 2 KiB blocks, 128-byte inodes", mke2fs: ["-t", "ext4", "-b", "2048", "-I", "128"] },
-  { name: "bigalloc", mke2fs: ["-t", "ext4", "-b", "4096", "-O", "bigalloc", "-C", "16384"] },
+  {
+    name: "ext4, 2 KiB blocks, 128-byte inodes, on LVM",
+    mke2fs: ["-t", "ext4", "-b", "2048", "-I", "128"],
+    layout: lvm,
+  },
+  {
+    name: "bigalloc, in a GPT partition of 4096-byte sectors",
+    mke2fs: ["-t", "ext4", "-b", "4096", "-O", "bigalloc", "-C", "16384"],
+    layout: gpt4K,
+  },
   {
     name: "uninit_bg, 32 bits",
     mke2fs: ["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^64bit,uninit_bg"],
@@ -94,12 +139,9 @@ const MATRIX: readonly Features[] = [
 const PLAIN: Features = { name: "ext4 by default", mke2fs: ["-t", "ext4", "-b", "4096"], layout: gpt };
 
 function makeGuest(t: TestContext, features: Features): Guest {
-  const folder = scratch(t);
-  const disk = join(folder, "guest.raw");
-  const early = join(folder, "early.raw");
-  writeFileSync(disk, "");
-  truncateSync(disk, DISK_BYTES);
-  const filesystem = (features.layout ?? bare)(disk);
+  const disk = blankDisk(t, DISK_BYTES);
+  const early = `${disk}.early`;
+  const filesystem = (features.layout ?? bare)(disk, t);
   makeFilesystem(disk, filesystem, features.mke2fs);
   liveIn(disk, filesystem, 1);
   run("cp", ["--sparse=always", disk, early]);
@@ -187,7 +229,6 @@ async function judge(guest: Guest, container: Container, folder: string): Promis
   const hashes = witnesses.map((witness) => witness());
   const isQcow2 = container !== rawImage;
   const format = isQcow2 ? "qcow2" : "raw";
-  run("sync", ["-f", path]);
   const before = hostBytes(path);
   const promised = await survey(path, { format });
   const volume = promised.volumes.find(({ start }) => start === guest.filesystem.start)!;
@@ -233,4 +274,42 @@ test(PLAIN.name, async (t) => {
   for (const container of CONTAINERS) {
     await t.test(container.name, (inner) => judge(guest, container, scratch(inner)));
   }
+});
+
+test("100,000 small files, half of them deleted", async (t) => {
+  if (!available(t)) return;
+  const disk = blankDisk(t, 256 * MiB);
+  const filesystem = { start: 0, end: 256 * MiB };
+  makeFilesystem(disk, filesystem, ["-t", "ext4", "-b", "1024", "-N", "110000"]);
+  crowd(disk, filesystem, 100_000);
+  const print = printOf(disk, filesystem);
+  await judge({ disk, early: disk, filesystem, print }, rawImage, scratch(t));
+});
+
+test("a guest that was killed: refused, or replayed as e2fsck does (H2)", async (t) => {
+  if (!available(t)) return;
+  const disk = blankDisk(t, DISK_BYTES);
+  const filesystem = gpt(disk, t);
+  makeFilesystem(disk, filesystem, ["-t", "ext4", "-b", "4096"]);
+  liveIn(disk, filesystem, 1);
+  const killed = join(scratch(t), "killed.raw");
+  dieIn(disk, filesystem, 2, killed);
+  const expected = join(scratch(t), "expected.raw");
+  run("cp", ["--sparse=always", killed, expected]);
+  recover(expected, filesystem);
+  const content = sha256(killed);
+
+  const { volumes } = await survey(killed, { format: "raw" });
+  assert.equal(volumes.find(({ start }) => start === filesystem.start)?.reason?.code, "journal-dirty");
+  assert.equal((await reclaim(killed, { format: "raw" })).applied, false);
+  assert.equal(sha256(killed), content);
+
+  const before = hostBytes(killed);
+  const done = await reclaim(killed, { format: "raw", allow: { replay: true }, verify: true });
+  assert.equal(done.applied, true);
+  assert.ok(hostBytes(killed) < before - MiB, `host bytes went from ${before} to ${hostBytes(killed)}`);
+  recover(killed, filesystem);
+  const { status, stdout } = e2fsck(killed, filesystem);
+  assert.equal(status, 0, stdout);
+  assert.equal(printOf(killed, filesystem), printOf(expected, filesystem));
 });

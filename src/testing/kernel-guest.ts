@@ -6,8 +6,19 @@
  * What every file is (content, holes, links, attributes, names, times) becomes one text, the print, to be compared
  * before and after.
  */
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { linkSync, openSync, closeSync, symlinkSync, unlinkSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  unlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Extent } from "../bytes/extents.ts";
@@ -18,7 +29,7 @@ const KiB = 1024;
 const MiB = 1024 * KiB;
 
 /** Attaches part of a file to a loop device until `use` is done. */
-function withLoop<T>(path: string, { start, end }: Extent, use: (device: string) => T): T {
+export function withPart<T>(path: string, { start, end }: Extent, use: (device: string) => T): T {
   const part = ["--offset", `${start}`, "--sizelimit", `${end - start}`];
   const device = run("losetup", ["--find", "--show", ...part, path]).trim();
   try {
@@ -30,7 +41,7 @@ function withLoop<T>(path: string, { start, end }: Extent, use: (device: string)
 
 /** Mounts the filesystem that lies in `extent` of a raw disk until `use` is done. */
 export function withMount<T>(path: string, extent: Extent, mode: "ro" | "rw", use: (folder: string) => T): T {
-  return withLoop(path, extent, (device) => {
+  return withPart(path, extent, (device) => {
     const folder = mkdtempSync(join(tmpdir(), "ullage-mount-"));
     run("mount", ["-o", `${mode},nodiscard`, device, folder]);
     try {
@@ -44,30 +55,59 @@ export function withMount<T>(path: string, extent: Extent, mode: "ro" | "rw", us
 
 /** Makes the filesystem. Inode tables are written at once, as those of a disk that is not new. */
 export function makeFilesystem(path: string, extent: Extent, options: readonly string[]): void {
-  withLoop(path, extent, (device) => run("mke2fs", ["-q", "-F", ...options, device]));
+  withPart(path, extent, (device) => run("mke2fs", ["-q", "-F", ...options, device]));
 }
 
 /** Adds features for which the kernel here may not be built, but which it reads. */
 export function addFeatures(path: string, extent: Extent, features: string): void {
-  withLoop(path, extent, (device) => run("tune2fs", ["-O", features, device]));
+  withPart(path, extent, (device) => run("tune2fs", ["-O", features, device]));
+}
+
+/** Replays the journal and repairs. @throws Error when e2fsck had more to repair than a journal leaves */
+export function recover(path: string, extent: Extent): void {
+  const { status, stdout } = withPart(path, extent, (device) => attempt("e2fsck", ["-fy", device]));
+  if (status > 1) throw new Error(stdout);
 }
 
 /** The exit code of `e2fsck -fn`, and what it said. */
 export function e2fsck(path: string, extent: Extent): { readonly status: number; readonly stdout: string } {
-  return withLoop(path, extent, (device) => attempt("e2fsck", ["-fn", device]));
+  return withPart(path, extent, (device) => attempt("e2fsck", ["-fn", device]));
 }
 
 /** Files that stay and files that go, in turn; then the second kind is deleted. */
 export function liveIn(path: string, extent: Extent, seed: number): void {
+  withMount(path, extent, "rw", (root) => live(root, seed));
+}
+
+/**
+ * As `liveIn`, but the power fails before the journal is written back: `copy` becomes the disk as it was then.
+ */
+export function dieIn(path: string, extent: Extent, seed: number, copy: string): void {
   withMount(path, extent, "rw", (root) => {
-    const random = new Random(seed);
-    const own = join(root, `life${seed}`);
-    for (const folder of [own, join(own, "many"), join(own, "deep")]) mkdirSync(folder);
-    const doomed = [...writeFiles(own, random), ...writeMany(join(own, "many"))];
-    writeSpecial(own, random);
-    run("sync", ["-f", root]);
-    for (const file of doomed) unlinkSync(file);
+    live(root, seed);
+    run("sync", [join(root, `life${seed}`, "empty")]);
+    run("cp", ["--sparse=always", path, copy]);
   });
+}
+
+/** `count` files of one block each; every second ten are deleted. */
+export function crowd(path: string, extent: Extent, count: number): void {
+  withMount(path, extent, "rw", (root) => {
+    const split = `head -c $((${count} * 100)) /dev/urandom | split -a 5 -b 100 --numeric-suffixes - "$1/crowd"`;
+    run("sh", ["-c", split, "sh", root]);
+    run("sync", ["-f", root]);
+    run("find", [root, "-name", "crowd*[02468]?", "-delete"]);
+  });
+}
+
+function live(root: string, seed: number): void {
+  const random = new Random(seed);
+  const own = join(root, `life${seed}`);
+  for (const folder of [own, join(own, "many"), join(own, "deep")]) mkdirSync(folder);
+  const doomed = [...writeFiles(own, random), ...writeMany(join(own, "many"))];
+  writeSpecial(own, random);
+  run("sync", ["-f", root]);
+  for (const file of doomed) unlinkSync(file);
 }
 
 /** @returns the files that are to be deleted */
