@@ -102,7 +102,7 @@ test("a full host refuses to allocate, and lets what is allocated be written", a
 test("records what was done", async () => {
   const trace: Operation[] = [];
   const file = new SimulatedFile(8192, { trace, name: "a" });
-  const data = Uint8Array.of(1);
+  const data = Buffer.of(1);
   await file.write(5, data);
   data[0] = 9;
   await file.punch({ start: 0, end: 4096 });

@@ -184,7 +184,7 @@ export class SimulatedFile implements HostFile {
 
   async write(at: number, from: Uint8Array): Promise<void> {
     const isFull = this.#wouldOverflow(at, from.length);
-    this.#change({ op: "write", at, data: from.slice() }, (data) => {
+    this.#change({ op: "write", at, data: new Uint8Array(from) }, (data) => {
       if (isFull) throw new DiskError("io", `${this.name}: no space left on device`, { code: "ENOSPC" });
       this.#content.write(at, data);
       this.#bytes = Math.max(this.#bytes, at + data.length);

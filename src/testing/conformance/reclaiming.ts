@@ -99,7 +99,7 @@ async function somebodyWrites(
   expected: Expectation,
   label: string,
 ): Promise<void> {
-  const model = expected.content.slice();
+  const model = new Uint8Array(expected.content);
   {
     await using image = await bench.openWritable(files);
     await image.read(0, model);

@@ -14,7 +14,7 @@ const SECTOR_BYTES = 512;
 
 export async function behavesLikeBytes(bench: Bench): Promise<void> {
   const files = copyOf(bench.sample.files);
-  const model = bench.sample.content.slice();
+  const model = new Uint8Array(bench.sample.content);
   for (let sitting = 0; sitting < 2; sitting++) {
     await using image = await bench.openWritable(files);
     for (let i = 0; i < OPERATIONS; i++) await doSomething(image, model, bench.random, `${bench.label} ${i}`);
