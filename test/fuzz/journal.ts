@@ -19,7 +19,7 @@ import {
   type Sample,
   spotOf,
 } from "../../src/testing/fuzz.ts";
-import { run } from "../../src/testing/tools.ts";
+import { attempt, run } from "../../src/testing/tools.ts";
 
 const BLOCK_BYTES = 1024;
 /** What the transactions write take part of. */
@@ -48,7 +48,7 @@ export const journal: FuzzTarget = {
     );
   },
 
-  run(bytes, _random, sample) {
+  run(bytes, random, sample, folder) {
     return outcome(async () => {
       const { extents } = sample as JournalSample;
       const device = fuzzDevice(bytes, sample.bytes.length);
@@ -62,10 +62,35 @@ export const journal: FuzzTarget = {
       const after = await readBytes(overlay, 0, overlay.bytes);
       for (const { start, end } of writes) after.set(before.subarray(start, end), start);
       assert(Buffer.compare(before, after) === 0, "nothing changes outside the writes");
-      return "replayed";
+      if (!random.oneIn(JUDGED_ONE_IN) || bytes.length < sample.bytes.length) return "replayed";
+      return judge(bytes, await readBytes(overlay, 0, overlay.bytes), extents, folder);
     });
   },
 };
+
+const JUDGED_ONE_IN = 10;
+
+/** e2fsck's own replay of the mutant must leave the same blocks; but the journal's and the superblock's. */
+function judge(
+  bytes: Uint8Array,
+  replayed: Uint8Array,
+  extents: readonly JournalExtent[],
+  folder: string,
+): string {
+  const image = join(folder, "judged.img");
+  writeFileSync(image, bytes);
+  const { stdout, status } = attempt("e2fsck", ["-y", "-E", "journal_only", image]);
+  if (status > 1 || stdout.includes("? yes")) return "replayed, but not by e2fsck";
+  const expected = new Uint8Array(readFileSync(image));
+  for (const content of [expected, replayed]) {
+    content.fill(0, SUPERBLOCK_AT, SUPERBLOCK_AT + BLOCK_BYTES);
+    for (const { start, blocks } of extents)
+      content.fill(0, start * BLOCK_BYTES, (start + blocks) * BLOCK_BYTES);
+  }
+  const at = expected.findIndex((byte, i) => byte !== replayed[i]);
+  assert(at < 0, `e2fsck's replay differs in block ${Math.floor(at / BLOCK_BYTES)}: ${stdout}`);
+  return "replayed, as by e2fsck";
+}
 
 function makeSample(folder: string, name: string, features: string, open: string): JournalSample {
   const [image, data] = [join(folder, "journal.img"), join(folder, "data")];
