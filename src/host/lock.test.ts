@@ -25,9 +25,13 @@ async function served(t: TestContext, image: string, ...options: readonly string
     stdio: "ignore",
   });
   t.after(() => ended(server));
-  for (let i = 0; i < 200 && !existsSync(socket) && server.exitCode === null; i++) await setTimeout(25);
-  assert(existsSync(socket), "qemu-nbd did not start");
-  return server;
+  // It listens before it has opened, and so locked, the image: only an answer tells that it has.
+  const answers = () => attempt("qemu-img", ["info", `nbd+unix:///?socket=${socket}`]).status === 0;
+  for (let i = 0; i < 200 && server.exitCode === null; i++) {
+    if (existsSync(socket) && answers()) return server;
+    await setTimeout(25);
+  }
+  assert.fail("qemu-nbd did not start");
 }
 
 async function ended(child: ChildProcess, signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
