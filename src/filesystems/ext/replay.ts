@@ -206,6 +206,8 @@ async function scan(journal: Journal): Promise<Log> {
     }
   }
   const transactions = (sequence - journal.sequence) >>> 0;
+  if (cursor.isRound && transactions === 0)
+    throw damaged("the log fills the journal without any commit block");
   return { blocks: blocks.slice(0, committed), end: sequence, transactions, wraps };
 }
 
