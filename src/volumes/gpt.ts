@@ -13,7 +13,7 @@ import { type Extent, ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { type Copy, type GptEntry, hasSignature, readCopy } from "./gpt/header.ts";
-import { readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./mbr/sector.ts";
+import { readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./boot-record.ts";
 import { gptTypeName, reachOutside, setOf } from "./partition-types.ts";
 import {
   describeOutside,

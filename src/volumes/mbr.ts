@@ -12,7 +12,7 @@ import { type Extent, ExtentSet } from "../bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { readExtended } from "./mbr/extended.ts";
-import { isExtended, type MbrEntry, readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./mbr/sector.ts";
+import { isExtended, type MbrEntry, readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./boot-record.ts";
 import { mbrTypeName, reachOutside, setOf } from "./partition-types.ts";
 import {
   describeOutside,

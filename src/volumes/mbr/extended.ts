@@ -11,7 +11,7 @@
 import type { Extent } from "../../bytes/extents.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
-import { isExtended, type MbrEntry, readEntries, SECTOR_BYTES } from "./sector.ts";
+import { isExtended, type MbrEntry, readEntries, SECTOR_BYTES } from "../boot-record.ts";
 
 const LOGICALS_MAX = 256;
 

@@ -9,9 +9,9 @@
  * The same two bytes 55 AA end the boot sector of FAT, exFAT and NTFS, whose code lies where the entries would be.
  * There is no checksum, so a table is believed only when all that could speak against it does not.
  */
-import { skip, struct, u32le, u8 } from "../../bytes/struct.ts";
-import type { BlockDevice } from "../../device/device.ts";
-import { readBytes } from "../../device/device.ts";
+import { skip, struct, u32le, u8 } from "../bytes/struct.ts";
+import type { BlockDevice } from "../device/device.ts";
+import { readBytes } from "../device/device.ts";
 
 /** All positions in MBRs count these, whatever the medium: the one exception cannot be told (see `mbr.ts`). */
 export const SECTOR_BYTES = 512;
