@@ -11,9 +11,9 @@ const root = process.env["ULLAGE_CORPUS"] ?? resolve(import.meta.dirname, "../..
 
 /** How each kind of packing is undone: `$1` is the packed file, `$2` what to write. */
 const UNPACK: Readonly<Record<string, string>> = {
-  ".gz": 'gzip -dc "$1" > "$2"',
-  ".bz2": 'bzip2 -dc "$1" > "$2"',
-  ".xz": 'xz -dc "$1" > "$2"',
+  ".gz": 'gzip -dc "$1" | cp --sparse=always /dev/stdin "$2"',
+  ".bz2": 'bzip2 -dc "$1" | cp --sparse=always /dev/stdin "$2"',
+  ".xz": 'xz -dc "$1" | cp --sparse=always /dev/stdin "$2"',
 };
 
 /** Path of the corpus; undefined, and the test is skipped (or fails under CI), where there is none. */
