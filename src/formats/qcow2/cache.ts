@@ -16,6 +16,7 @@ export class TableCache {
   readonly #tableBytes: number;
   readonly #countMax: number;
   readonly #tables = new Map<number, CachedTable>();
+  readonly #pinned = new Set<number>();
   readonly #loading = new Map<number, Promise<CachedTable>>();
 
   constructor(file: ReadableFile, tableBytes: number, budgetBytes: number) {
@@ -57,8 +58,20 @@ export class TableCache {
   keep(table: CachedTable): void {
     this.#tables.set(table.at, table);
     if (this.#tables.size <= this.#countMax) return;
-    const [oldest] = this.#tables.keys();
-    this.#tables.delete(oldest!);
+    for (const at of this.#tables.keys()) {
+      if (this.#pinned.has(at)) continue;
+      this.#tables.delete(at);
+      return;
+    }
+  }
+
+  /** Keeps the table at `at` in memory, for it is newer than the file; pinned tables are the caller's to bound. */
+  pin(at: number): void {
+    this.#pinned.add(at);
+  }
+
+  unpin(at: number): void {
+    this.#pinned.delete(at);
   }
 
   /** Drops the table at `at`: its cluster now holds something else. */

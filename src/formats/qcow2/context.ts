@@ -26,7 +26,7 @@ export interface Qcow2Context<File extends ReadableFile = ReadableFile> {
   readonly l2: TableCache;
   readonly refcounts: Refcounts;
   /** The structures whose place the header states, on which nothing else may lie. */
-  readonly tops: readonly Top[];
+  readonly tops: Top[];
 }
 
 export interface Top extends Stretch {

@@ -68,28 +68,43 @@ export class Refcounts {
   readonly blockEntries: number;
   /** Length of a block: a cluster. */
   readonly blockBytes: number;
-  /** Entries of the refcount table. */
-  readonly tableEntries: number;
   readonly #file: ReadableFile;
-  readonly #header: Header;
+  #tableAt: number;
+  #tableBytes: number;
   readonly #blocks: TableCache;
   #table: Promise<DataView> | undefined;
 
   constructor(file: ReadableFile, header: Header) {
     this.#file = file;
-    this.#header = header;
     this.order = header.refcountOrder;
     this.blockBytes = header.clusterBytes;
     this.blockEntries = (header.clusterBytes * 8) / 2 ** header.refcountOrder;
-    this.tableEntries = (header.refcountTableClusters * header.clusterBytes) / 8;
+    this.#tableAt = header.refcountTableAt;
+    this.#tableBytes = header.refcountTableClusters * header.clusterBytes;
     this.#blocks = new TableCache(file, header.clusterBytes, CACHE_BYTES);
+  }
+
+  /** File offset of the refcount table. */
+  get tableAt(): number {
+    return this.#tableAt;
+  }
+
+  /** Entries of the refcount table. */
+  get tableEntries(): number {
+    return this.#tableBytes / 8;
   }
 
   /** The refcount table, at most 8 MiB. */
   table(): Promise<DataView> {
-    const { refcountTableAt, refcountTableClusters, clusterBytes } = this.#header;
-    this.#table ??= readBytes(this.#file, refcountTableAt, refcountTableClusters * clusterBytes).then(viewOf);
+    this.#table ??= readBytes(this.#file, this.#tableAt, this.#tableBytes).then(viewOf);
     return this.#table;
+  }
+
+  /** The table lies somewhere else now, where there is more room. */
+  moveTable(at: number, table: DataView): void {
+    this.#tableAt = at;
+    this.#tableBytes = table.byteLength;
+    this.#table = Promise.resolve(table);
   }
 
   /**
@@ -102,12 +117,12 @@ export class Refcounts {
     const high = table.getUint32(block * 8);
     const low = table.getUint32(block * 8 + 4);
     if ((low & RESERVED_LOW) !== 0) {
-      const at = this.#header.refcountTableAt + block * 8;
+      const at = this.#tableAt + block * 8;
       throw corrupt(`refcount table entry ${block}`, at, hex(low & RESERVED_LOW), "0 in its reserved bits");
     }
     const at = high * 2 ** 32 + low;
-    const { clusterBytes } = this.#header;
-    return at === 0 ? 0 : tableAt(this.#file, clusterBytes, `refcount block ${block}`, at, clusterBytes);
+    const { blockBytes } = this;
+    return at === 0 ? 0 : tableAt(this.#file, blockBytes, `refcount block ${block}`, at, blockBytes);
   }
 
   /** Numbers of the blocks that exist, ascending: a table has room for many more. */

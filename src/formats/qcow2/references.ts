@@ -16,7 +16,7 @@ import { ClusterCounts } from "./counts.ts";
 import { hex, quoted } from "./corrupt.ts";
 import { readPadded } from "./padded.ts";
 import { refcountMax, type StatedRefcounts } from "./refcounts.ts";
-import { readSnapshots, type SnapshotEntry } from "./snapshots.ts";
+import { distinctL1s, L1_ENTRIES_MAX, readSnapshots, type SnapshotEntry } from "./snapshots.ts";
 import {
   COMPRESSED_HIGH,
   compressedStretch,
@@ -26,7 +26,6 @@ import {
   ZERO_LOW,
 } from "./tables.ts";
 
-const L1_ENTRIES_MAX = (32 * 2 ** 20) / 8;
 /** How many L2 tables at odd offsets are looked into: each reads across the others, so that many could cost any time. */
 const ODD_TABLES_MAX = 64;
 
@@ -57,13 +56,13 @@ export class ReferenceWalk {
   }
 
   async run(): Promise<void> {
-    const { header, l1 } = this.#context;
+    const { header, l1, refcounts } = this.#context;
     this.#mark(0, header.clusterBytes, 1);
     this.#mark(l1.at, l1.entries * 8, 1);
     await this.#walkL1(l1.view, l1.at, 1, true);
     await this.#walkSnapshots();
     await this.#walkTables();
-    this.#mark(header.refcountTableAt, header.refcountTableClusters * header.clusterBytes, 1);
+    this.#mark(refcounts.tableAt, refcounts.tableEntries * 8, 1);
     if (header.cryptoHeader) this.#mark(header.cryptoHeader.at, header.cryptoHeader.bytes, 1);
     await this.#orReport(async () => {
       for await (const { at, bytes } of bitmapStretches(this.#context.file, header)) this.#mark(at, bytes, 1);
@@ -173,28 +172,17 @@ export class ReferenceWalk {
       this.#report(`${of} has ${entry.l1Entries} entries, expected at most ${L1_ENTRIES_MAX}`, 1);
       return false;
     }
-    return entry.l1Entries > 0;
+    return true;
   }
 
-  /** Reads equal L1 tables once, and of overlapping ones only the first: then each byte is read once. */
   async #walkSnapshotL1s(entries: readonly SnapshotEntry[]): Promise<void> {
     const { file } = this.#context;
-    const sorted = [...entries].sort((a, b) => a.l1At - b.l1At || b.l1Entries - a.l1Entries);
-    let end = 0;
-    for (let i = 0; i < sorted.length;) {
-      const { l1At, l1Entries, name } = sorted[i]!;
-      const next = sorted.findIndex(
-        (entry, j) => j > i && (entry.l1At !== l1At || entry.l1Entries !== l1Entries),
-      );
-      const times = (next < 0 ? sorted.length : next) - i;
-      i += times;
+    for (const { entry, times, overlaps } of distinctL1s(entries)) {
+      const { l1At, l1Entries, name } = entry;
       this.#mark(l1At, l1Entries * 8, times);
-      if (l1At < end) {
+      if (overlaps)
         this.#report(`L1 table of snapshot ${quoted(name)} at ${hex(l1At)} overlaps another`, times);
-        continue;
-      }
-      end = l1At + l1Entries * 8;
-      if (l1At >= file.bytes) continue;
+      if (overlaps || l1At >= file.bytes) continue;
       const table = new Uint8Array(l1Entries * 8);
       await readPadded(file, l1At, table);
       await this.#walkL1(viewOf(table), l1At, times, false);
@@ -282,7 +270,7 @@ export class ReferenceWalk {
       const high = table.getUint32(block * 8);
       const low = table.getUint32(block * 8 + 4);
       if ((high | low) === 0) continue;
-      const entry = `refcount table entry ${block} at ${hex(header.refcountTableAt + block * 8)}`;
+      const entry = `refcount table entry ${block} at ${hex(refcounts.tableAt + block * 8)}`;
       const at = high * 2 ** 32 + ((low & OFFSET_LOW) >>> 0);
       const cluster = Math.floor(at / header.clusterBytes);
       if ((low & 0x1ff) !== 0) this.#report(`${entry} has reserved bits set`, 1);

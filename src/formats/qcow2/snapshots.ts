@@ -9,10 +9,12 @@
  */
 import { bits64be, skip, struct, u16be, u32be, viewOf } from "../../bytes/struct.ts";
 import { readBytes, type ReadableFile } from "../../device/device.ts";
-import { corrupt, tableAt } from "./corrupt.ts";
+import { DiskError } from "../../error.ts";
+import { corrupt, quoted, tableAt } from "./corrupt.ts";
 import type { Header } from "./header.ts";
 
-const L1_ENTRIES_MAX = (32 * 2 ** 20) / 8;
+/** Of one L1 table. */
+export const L1_ENTRIES_MAX = (32 * 2 ** 20) / 8;
 const EXTRA_BYTES_MAX = 1024;
 const TABLE_BYTES_MAX = 64 * 2 ** 20;
 
@@ -88,11 +90,41 @@ export async function readSnapshots(file: ReadableFile, header: Header): Promise
   return { entries, bytes: at - header.snapshotsAt };
 }
 
-/** Checks that the L1 table of a snapshot can be one. @throws DiskError `corrupt` */
+/** One L1 table, which several entries may name. */
+export interface SnapshotL1 {
+  readonly entry: SnapshotEntry;
+  readonly times: number;
+  /** It lies in part on the one before: whoever followed both would read the same bytes again and again (H24). */
+  readonly overlaps: boolean;
+}
+
+/** The L1 tables of snapshots, ascending, equal ones once. */
+export function distinctL1s(entries: readonly SnapshotEntry[]): SnapshotL1[] {
+  const sorted = entries
+    .filter(({ l1Entries }) => l1Entries > 0)
+    .sort((a, b) => a.l1At - b.l1At || b.l1Entries - a.l1Entries);
+  const distinct: SnapshotL1[] = [];
+  let end = 0;
+  for (const entry of sorted) {
+    const last = distinct.at(-1);
+    if (last?.entry.l1At === entry.l1At && last.entry.l1Entries === entry.l1Entries) {
+      distinct[distinct.length - 1] = { ...last, times: last.times + 1 };
+      continue;
+    }
+    distinct.push({ entry, times: 1, overlaps: entry.l1At < end });
+    end = Math.max(end, entry.l1At + entry.l1Entries * 8);
+  }
+  return distinct;
+}
+
+/** Checks that the L1 table of a snapshot can be one. @throws DiskError `corrupt`, `unsupported` */
 export function checkedSnapshot(file: ReadableFile, header: Header, entry: SnapshotEntry): void {
-  const structure = `L1 table of snapshot ${entry.id}`;
+  const structure = `L1 table of snapshot ${quoted(entry.name)}`;
   if (entry.l1Entries > L1_ENTRIES_MAX) {
     throw corrupt(structure, entry.l1At, `${entry.l1Entries} entries`, `at most ${L1_ENTRIES_MAX}`);
+  }
+  if (entry.virtualBytes > Number.MAX_SAFE_INTEGER) {
+    throw new DiskError("unsupported", `snapshot ${quoted(entry.name)} is a disk past 8 PiB`);
   }
   tableAt(file, header.clusterBytes, structure, entry.l1At, entry.l1Entries * 8);
 }

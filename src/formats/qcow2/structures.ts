@@ -4,23 +4,27 @@
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { bitmapStretches } from "./bitmaps.ts";
 import type { Qcow2Context, Top } from "./context.ts";
-import { quoted } from "./corrupt.ts";
-import { checkedSnapshot, readSnapshots } from "./snapshots.ts";
+import { corrupt, quoted } from "./corrupt.ts";
+import { ClusterCounts } from "./counts.ts";
+import { checkedSnapshot, distinctL1s, readSnapshots } from "./snapshots.ts";
 import { l2TableAt, readL1, type L1Table } from "./tables.ts";
 
-/** Every table with its name, some of them twice: snapshots share L2 tables. @throws DiskError `corrupt` */
+/** Every table with its name, and none twice. @throws DiskError `corrupt` */
 export async function* structures(context: Qcow2Context): AsyncGenerator<Top> {
   const { file, header, l1, refcounts } = context;
   const { clusterBytes } = header;
+  const seen = new ClusterCounts();
   yield* context.tops;
-  yield* l2Tables(context, l1, "");
+  yield* l2Tables(context, l1, "", seen);
   const snapshots = await readSnapshots(file, header);
   if (snapshots.bytes > 0) yield { name: "snapshot table", at: header.snapshotsAt, bytes: snapshots.bytes };
-  for (const entry of snapshots.entries) {
+  for (const { entry, overlaps } of distinctL1s(snapshots.entries)) {
     checkedSnapshot(file, header, entry);
     const of = ` of snapshot ${quoted(entry.name)}`;
-    yield { name: `L1 table${of}`, at: entry.l1At, bytes: entry.l1Entries * 8 };
-    yield* l2Tables(context, await readL1(context, `L1 table${of}`, entry.l1At, entry.l1Entries), of);
+    const name = `L1 table${of}`;
+    if (overlaps) throw corrupt(name, entry.l1At, "an overlap with another L1 table", "clusters of its own");
+    yield { name, at: entry.l1At, bytes: entry.l1Entries * 8 };
+    yield* l2Tables(context, await readL1(context, name, entry.l1At, entry.l1Entries), of, seen);
   }
   for (const block of await refcounts.existing()) {
     yield { name: `refcount block ${block}`, at: await refcounts.blockAt(block), bytes: clusterBytes };
@@ -29,10 +33,14 @@ export async function* structures(context: Qcow2Context): AsyncGenerator<Top> {
   for await (const { what, at, bytes } of bitmapStretches(file, header)) yield { name: what, at, bytes };
 }
 
-function* l2Tables(context: Qcow2Context, l1: L1Table, of: string): Generator<Top> {
+/** The L2 tables under `l1` that are not among the `seen`: snapshots share most of theirs. */
+function* l2Tables(context: Qcow2Context, l1: L1Table, of: string, seen: ClusterCounts): Generator<Top> {
+  const { clusterBytes } = context.header;
   for (let index = 0; index < l1.entries; index++) {
     const at = l2TableAt(context, l1, index);
-    if (at !== 0) yield { name: `L2 table ${index}${of}`, at, bytes: context.header.clusterBytes };
+    if (at === 0 || seen.get(at / clusterBytes) > 0) continue;
+    seen.set(at / clusterBytes, 1);
+    yield { name: `L2 table ${index}${of}`, at, bytes: clusterBytes };
   }
 }
 
