@@ -8,7 +8,7 @@ import { render as renderCheck } from "../src/cli/check.ts";
 import { render as renderExplain } from "../src/cli/explain.ts";
 import { cells, map, strip } from "../src/cli/picture.ts";
 import { barLine } from "../src/cli/progress.ts";
-import { renderPlan, renderResult } from "../src/cli/reclaim.ts";
+import { renderDryRun, renderPlan, renderResult } from "../src/cli/reclaim.ts";
 import { render as renderSurvey } from "../src/cli/survey.ts";
 import type { Screen } from "../src/cli/text.ts";
 import type { ByteClass, Reclaimed, Survey } from "../src/disk.ts";
@@ -119,7 +119,7 @@ disk.qcow2   qcow2, 64 KiB clusters, no snapshots, not in use
  file size   31.6 GiB    guest sees 40 GiB    --pack makes it 18.9 GiB shorter
 
  VOLUME   FILESYSTEM       USED       FREE   STATE     WITNESS
- 1 EFI    -             0.5 GiB    0.0 GiB   unknown
+ 1 EFI    -             0.5 GiB          -   unknown
  2 root   ext4         12.2 GiB   27.3 GiB   clean     bitmaps + inode walk
  unknown   1: fat32 is not read yet (unknown-content)
  hint      1: it counts as used
@@ -224,6 +224,20 @@ disk.qcow2   qcow2 / ext4, not in use, locked by this process
   );
   assert.match(renderResult({ ...reclaimed, verified: true }, plain), /hashed before and after: equal/);
   assert.match(renderResult({ ...reclaimed, applied: false }, plain), /Nothing was changed/);
+  draws(
+    renderResult(
+      { ...reclaimed, method: "pack", afterFileBytes: 12.7 * GiB, packedBytes: 18.9 * GiB },
+      plain,
+    ),
+    `
+ disk.qcow2  31.6 -> 12.7 GiB    promised 18.9, returned 18.9
+ on disk     31.5 -> 12.4 GiB
+ checked     image clean; every used block still mapped as before
+ /srv free   4.0 -> 23.1 GiB
+`,
+  );
+  const empty = { ...survey, reclaimableBytes: 0 };
+  assert.match(renderDryRun({ ...reclaimed, applied: false, survey: empty }, plain), /nothing to return/);
 });
 
 test("an explanation", () => {

@@ -1,6 +1,7 @@
 /**
  * Failures as the command line tells them: an exit code, a sentence, a hint, an object in the JSON document.
  */
+import { resolve } from "node:path";
 import { DiskError, type ErrorKind } from "../error.ts";
 import { printable, type Screen, wrap } from "./text.ts";
 
@@ -50,12 +51,20 @@ export function failureOf(error: unknown): Failure {
 export function renderFailure(failure: Failure, path: string | undefined, screen: Screen): string {
   const safe = (text: string): string => printable(text, screen);
   const where = path === undefined ? "" : `${safe(path)}: `;
+  // A file that fails names itself, so that messages about other files than the image are understood.
+  const message =
+    path === undefined ? failure.message : withoutPrefix(failure.message, [path, resolve(path)]);
   // A usage error is about the words of the command line, not about the image.
   const kind = failure.kind === "usage" ? "" : `${failure.kind === "io" ? "I/O error" : failure.kind}: `;
-  const lines = wrap("ullage: ", `${where}${kind}${safe(failure.message)}`, screen.columns);
+  const lines = wrap("ullage: ", `${where}${kind}${safe(message)}`, screen.columns);
   if (failure.hint !== null) lines.push(...wrap("  hint: ", safe(failure.hint), screen.columns));
   if (process.env["ULLAGE_DEBUG"] !== undefined && failure.stack !== undefined) {
     lines.push(...failure.stack.split("\n").map(safe));
   }
   return lines.join("\n");
+}
+
+function withoutPrefix(message: string, paths: readonly string[]): string {
+  const prefix = paths.map((path) => `${path}: `).find((start) => message.startsWith(start));
+  return prefix === undefined ? message : message.slice(prefix.length);
 }

@@ -72,8 +72,7 @@ async function confirmed(
   if (face.json) return true;
   face.out(`${renderPlan(prospect, face.screen, { locked: true })}\n`);
   if (flags.yes === true) return true;
-  const promise = size(prospect.method === "pack" ? prospect.packableBytes : prospect.reclaimableBytes);
-  const question = `Return ${promise} to ${printable(host.mountPoint, face.screen)}?`;
+  const question = `Return ${size(promiseOf(prospect))} to ${printable(host.mountPoint, face.screen)}?`;
   const yes = await ask(question, {
     m: { word: "map", show: () => face.out(`\n${map(prospect, face.screen)}\n`) },
     "?": { word: "why safe", show: () => face.out(`\n${whySafe(prospect, face.screen)}\n`) },
@@ -82,13 +81,17 @@ async function confirmed(
   return yes;
 }
 
+/** What the plan is for: space on the host, or a shorter file. */
+function promiseOf({ method, packableBytes, reclaimableBytes }: Survey): number {
+  return method === "pack" ? packableBytes : reclaimableBytes;
+}
+
 export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked: boolean }): string {
   const systems = [...new Set(survey.volumes.flatMap(({ filesystem }) => filesystem ?? []))];
   const stack = [survey.format, ...systems].map((word) => printable(word, screen)).join(" / ");
   const path = printable(survey.path, screen);
   const about = survey.exact ? "" : "~";
   const packs = survey.method === "pack";
-  const promise = packs ? survey.packableBytes : survey.reclaimableBytes;
   const refused = survey.volumes.filter((volume) => volume.state !== "clean").length;
   const final = "files already deleted in the guest can no longer be undeleted";
   return [
@@ -98,7 +101,7 @@ export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked:
       screen.columns,
     ),
     "",
-    ...labelled("returns", `${about}${size(promise)}${means(survey)}`, screen),
+    ...labelled("returns", `${about}${size(promiseOf(survey))}${means(survey)}`, screen),
     ...labelled("keeps", keeps(packs, refused), screen),
     ...labelled("proof", proofOf(survey), screen),
     ...labelled("needs", "no spare space; safe to interrupt at any instant", screen),
@@ -158,27 +161,29 @@ function whySafe(survey: Survey, screen: Screen): string {
 }
 
 export function renderDryRun(result: Reclaimed, screen: Screen): string {
-  return [
-    renderPlan(result.survey, screen, { locked: false }),
-    "",
-    " Nothing was changed: this was a dry run.",
-  ].join("\n");
+  if (promiseOf(result.survey) === 0) return nothing(result, screen);
+  const plan = renderPlan(result.survey, screen, { locked: false });
+  return `${plan}\n\n Nothing was changed: this was a dry run.`;
+}
+
+function nothing({ path, survey }: Reclaimed, screen: Screen): string {
+  const untrusted = survey.volumes.some((volume) => volume.state !== "clean");
+  const why = untrusted ? " What is refused or unknown counts as used: ullage survey says why." : "";
+  const text = `${printable(path, screen)}: nothing to return; nothing was changed.${why}`;
+  return wrap(" ", text, screen.columns).join("\n");
 }
 
 export function renderResult(result: Reclaimed, screen: Screen): string {
   if (!result.applied) {
-    return result.predictedBytes === 0
-      ? wrap(
-          " ",
-          `${printable(result.path, screen)}: nothing to return; nothing was changed.`,
-          screen.columns,
-        ).join("\n")
-      : " Nothing was changed.";
+    return promiseOf(result.survey) === 0 ? nothing(result, screen) : " Nothing was changed.";
   }
   const rows: (readonly [string, string])[] = [
     [printable(result.path, screen), outcome(result)],
     ["checked", checked(result)],
   ];
+  if (result.method === "pack" && result.beforeHostBytes !== null && result.afterHostBytes !== null) {
+    rows.splice(1, 0, ["on disk", change(result.beforeHostBytes, result.afterHostBytes)]);
+  }
   const { hostFreeBefore: before, hostFreeAfter: after } = result;
   rows.push([`${printable(after.mountPoint, screen)} free`, change(before.freeBytes, after.freeBytes)]);
   const width = Math.min(
@@ -191,16 +196,16 @@ export function renderResult(result: Reclaimed, screen: Screen): string {
   ].join("\n");
 }
 
-/** `31.5 -> 12.4 GiB    promised 19.1, returned 19.1` */
+/** `31.5 -> 12.4 GiB    promised 19.1, returned 19.1`: of the file's length where that is what was promised. */
 function outcome(result: Reclaimed): string {
-  const { predictedBytes, reclaimedBytes } = result;
   const packs = result.method === "pack";
-  const before = packs ? result.beforeFileBytes : result.beforeHostBytes;
-  const after = packs ? result.afterFileBytes : result.afterHostBytes;
-  const [promised, returned] =
-    before === null
-      ? [size(predictedBytes), size(reclaimedBytes)]
-      : figures([predictedBytes, reclaimedBytes], unitOf(before));
+  const [before, after] = packs
+    ? [result.beforeFileBytes, result.afterFileBytes]
+    : [result.beforeHostBytes, result.afterHostBytes];
+  const both = packs
+    ? [result.survey.packableBytes, result.packedBytes]
+    : [result.predictedBytes, result.reclaimedBytes];
+  const [promised, returned] = before === null ? both.map(size) : figures(both, unitOf(before));
   const sizes = before === null || after === null ? "" : `${change(before, after)}    `;
   return `${sizes}promised ${promised}, returned ${returned}`;
 }

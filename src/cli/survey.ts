@@ -29,16 +29,11 @@ export function surveyJson(survey: Survey): Omit<Survey, "regions"> {
 }
 
 export function render(survey: Survey, screen: Screen, { map: whole }: { map: boolean }): string {
-  const picture = whole
-    ? [map(survey, screen)]
-    : survey.virtualBytes === 0
-      ? []
-      : [strip(survey, screen), ...legend(survey, screen)];
+  const picture = whole ? [map(survey, screen)] : [strip(survey, screen), ...legend(survey, screen)];
   return [
     ...heading(survey, screen),
     "",
-    ...picture,
-    "",
+    ...(survey.virtualBytes === 0 ? [] : [...picture, ""]),
     ...sums(survey, screen),
     "",
     ...volumes(survey, screen),
@@ -84,11 +79,14 @@ function sums(survey: Survey, screen: Screen): string[] {
   };
   const lines: string[] = [];
   if (survey.hostBytes !== null) {
-    const kept = Math.max(0, survey.hostBytes - survey.reclaimableBytes - survey.tableBytes);
+    // Tables that were never written are not on the host's disk.
+    const stored = Math.max(0, survey.hostBytes - survey.reclaimableBytes);
+    const tables = Math.min(survey.tableBytes, stored);
+    const kept = stored - tables;
     const parts = [
       { bytes: kept, words: survey.unknownBytes === 0 ? "used" : "kept" },
       { bytes: survey.reclaimableBytes, words: "returnable" },
-      { bytes: survey.tableBytes, words: "image tables" },
+      { bytes: tables, words: "image tables" },
     ];
     lines.push(...wrap(label("on disk"), sum(survey.hostBytes, parts), screen.columns));
   }
@@ -121,7 +119,7 @@ function volumes(survey: Survey, screen: Screen): string[] {
         cut(nameOf(volume, screen), nameColumns),
         volume.filesystem === null ? "-" : printable(volume.filesystem, screen),
         about + sizeIn(volume.usedBytes, unit),
-        about + sizeIn(volume.freeBytes, unit),
+        volume.state === "clean" ? about + sizeIn(volume.freeBytes, unit) : "-",
         volume.state,
         volume.witness === null ? "" : printable(volume.witness, screen),
       ]),
