@@ -52,7 +52,7 @@ function openParentIn(files: Files): OpenParent {
 const openReader = (scenario: Scenario, files: Files): Promise<Image> =>
   formatOf(scenario.format).open(simulatedSource(new Map(files), IMAGE), openParentIn(files));
 
-const openWriter = (scenario: Scenario, files: Files): Promise<WritableImage> =>
+export const openWriter = (scenario: Scenario, files: Files): Promise<WritableImage> =>
   formatOf(scenario.format).openWritable!(simulatedSource(new Map(files), IMAGE), openParentIn(files));
 
 interface Planned {
@@ -61,7 +61,7 @@ interface Planned {
   readonly free: ExtentSet;
 }
 
-async function planned(image: WritableImage, deed: Deed): Promise<Planned> {
+export async function planned(image: WritableImage, deed: Deed): Promise<Planned> {
   const disk = new Disk(IMAGE, image, simulatedSource(new Map(), IMAGE), false, {});
   const { free, kept } = await usageOf(disk, await allocationOf(image), { proof: "full" });
   if (deed === "repair") return { plan: await image.repairLeaks!(), kept, free };

@@ -12,7 +12,7 @@ import { MUTATIONS } from "./mutations.ts";
 
 const ROOT = path.join(import.meta.dirname, "..");
 
-for (const { hazard, guard, file, from, to, tests } of MUTATIONS) {
+for (const { hazard, guard, file, from, to, tests, only } of MUTATIONS) {
   test(`${hazard}: without "${guard}" a test fails`, () => {
     const scratch = mkdtempSync(path.join(tmpdir(), "ullage-mutation-"));
     try {
@@ -27,7 +27,8 @@ for (const { hazard, guard, file, from, to, tests } of MUTATIONS) {
         mutated,
         source.replace(from, () => to),
       );
-      const run = spawnSync(process.execPath, ["--test", "--test-reporter=spec", ...tests], {
+      const names = only === undefined ? [] : [`--test-name-pattern=${only}`];
+      const run = spawnSync(process.execPath, ["--test", "--test-reporter=spec", ...names, ...tests], {
         cwd: scratch,
         encoding: "utf8",
         env: environment(),

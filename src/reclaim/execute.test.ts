@@ -151,7 +151,7 @@ test("a copy keeps holes, and reads what the map calls zeros (H8)", async () => 
     to: mebibyte,
   };
   const executed = await execute(planOf([copy]), new Map([["", file]]));
-  assert.deepEqual(file.peek(mebibyte, 3 * mebibyte), expected);
+  assert.ok(Buffer.from(file.peek(mebibyte, 3 * mebibyte)).equals(expected));
   assert.equal(executed.movedBytes, 3 * mebibyte);
   assert.equal(file.hostBytes, before - 3 * mebibyte + 8192);
 
@@ -161,7 +161,7 @@ test("a copy keeps holes, and reads what the map calls zeros (H8)", async () => 
   };
   await lying.zero({ start: mebibyte, end: 4 * mebibyte });
   await execute(planOf([copy]), new Map([["", lying]]));
-  assert.deepEqual(lying.peek(mebibyte, 3 * mebibyte), expected);
+  assert.ok(Buffer.from(lying.peek(mebibyte, 3 * mebibyte)).equals(expected));
 });
 
 test("a host without holes is given zeros by a copy", async () => {
