@@ -5,7 +5,7 @@ import { type BlockDevice, readBytes, type Run, wholeMap } from "../device/devic
 import { corpusFiles, unpack } from "../testing/corpus.ts";
 import { fileDevice } from "../testing/file-device.ts";
 import { guestBytes, qemuCheck } from "../testing/qemu.ts";
-import { KINDS, loadFolder, makeImage, openIn, sourceIn } from "../testing/qcow2-images.ts";
+import { KINDS, loadFolder, makeImage, openIn, sourceIn } from "../testing/qcow2-kinds.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { sourceOf } from "../testing/simulated-source.ts";

@@ -3,7 +3,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite, test } from "node:test";
 import { createImage, qemuCheck, qemuIo } from "../../testing/qemu.ts";
-import { type Kind, makeImage } from "../../testing/qcow2-images.ts";
+import { type Kind, makeImage } from "../../testing/qcow2-kinds.ts";
 import { Random, seeds } from "../../testing/seeds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { sourceOf } from "../../testing/simulated-source.ts";

@@ -5,7 +5,7 @@
 import { dirname } from "node:path";
 import { conformance } from "../../testing/conformance.ts";
 import { guestBytes } from "../../testing/qemu.ts";
-import { KINDS, loadFolder, makeImage, parentsIn } from "../../testing/qcow2-images.ts";
+import { KINDS, loadFolder, makeImage, parentsIn } from "../../testing/qcow2-kinds.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
 import { qcow2 } from "../qcow2.ts";
 

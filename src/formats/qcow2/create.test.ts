@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { readBytes } from "../../device/device.ts";
 import { qemuCheck } from "../../testing/qemu.ts";
-import { loadFolder, openIn, parentsIn } from "../../testing/qcow2-images.ts";
+import { loadFolder, openIn, parentsIn } from "../../testing/qcow2-kinds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
