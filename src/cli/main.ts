@@ -1,21 +1,10 @@
 /**
- * The command line: which commands and options there are, and the exit code. What a command needs is loaded when it
- * is called, since a survey of a big disk takes less time than loading everything would.
+ * The command line: its words in, an exit code out.
  */
 import { existsSync, readFileSync } from "node:fs";
-import { Command, CommanderError, Option } from "commander";
+import { Command, CommanderError } from "commander";
+import { addCommands, type Finish } from "./commands.ts";
 import { EXIT, failureOf, renderFailure } from "./failure.ts";
-import {
-  addJudgeOptions,
-  addProofOption,
-  addReadOptions,
-  addWriteOptions,
-  parseKeyValues,
-  parseOffset,
-  parseSector,
-  parseSize,
-  type ReadFlags,
-} from "./options.ts";
 import { faceOf, leaveOnInterrupt, outliveReaders } from "./terminal.ts";
 import { printable } from "./text.ts";
 
@@ -29,83 +18,13 @@ Examples:
 Exit status: 0 done, 1 bug, 2 usage, 3 corrupt, 4 unsupported, 5 refused as unsafe, 6 busy, 7 I/O error,
 130 interrupted at a safe point.`;
 
-function program(finish: (exit: number) => void): Command {
-  const face = (flags: ReadFlags): ReturnType<typeof faceOf> => faceOf(flags.json === true);
+function program(finish: Finish): Command {
   const ullage = new Command("ullage")
     .description("Finds the space that a virtual machine's disk no longer uses, and takes it back.")
     .version(version(), "--version")
     .helpOption("-h, --help", "show this, or the options of a command")
     .addHelpText("after", EXAMPLES);
-
-  addJudgeOptions(
-    addReadOptions(
-      ullage
-        .command("survey", { isDefault: true })
-        .description("what is used, free and returnable, and who says so; changes nothing")
-        .argument("<image...>", "disk images")
-        .option("--map", "draw the whole disk"),
-    ),
-  ).action(async (paths: string[], flags: ReadFlags) => {
-    finish(await (await import("./survey.ts")).run(paths, flags, face(flags)));
-  });
-
-  addWriteOptions(
-    addJudgeOptions(
-      addReadOptions(
-        ullage
-          .command("reclaim")
-          .description("show the plan, ask, give the space back, compare promise and result")
-          .argument("<image...>", "disk images")
-          .option("--verify", "hash everything that is used before and after"),
-      ),
-    ),
-  ).action(async (paths: string[], flags: ReadFlags) => {
-    finish(await (await import("./reclaim.ts")).run(paths, flags, face(flags)));
-  });
-
-  addProofOption(
-    addReadOptions(
-      ullage
-        .command("explain")
-        .description("why is it so big; or who owns a byte, or where a file lies")
-        .argument("<image>", "disk image")
-        .argument("[offset...]", "offsets on the guest's disk: 1048576, 0x100000, 1M", parseOffset)
-        .option("--sector <n>", "the same by number of the 512-byte sector, may be repeated", parseSector)
-        .option("--path <file>", "where a file of the guest lies: /etc/passwd or 2:/etc/passwd"),
-    ),
-  ).action(async (path: string, offsets: readonly number[], flags: ReadFlags) => {
-    finish(await (await import("./explain.ts")).run(path, offsets, flags, face(flags)));
-  });
-
-  addWriteOptions(
-    addReadOptions(
-      ullage
-        .command("check")
-        .description("the image's own structures: errors and leaks")
-        .argument("<image...>", "disk images")
-        .addOption(new Option("--repair <what>", "give leaked clusters back").choices(["leaks"])),
-    ),
-  ).action(async (paths: string[], flags: ReadFlags) => {
-    finish(await (await import("./check.ts")).run(paths, flags, face(flags)));
-  });
-
-  addReadOptions(
-    ullage
-      .command("create")
-      .description("make a new, empty image")
-      .argument("<image>", "file to make; it must not exist")
-      .argument("<bytes>", "size that the guest sees: 20G", parseSize)
-      .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues),
-  ).action(async (path: string, bytes: number, flags: ReadFlags) => {
-    finish(await (await import("./image.ts")).runCreate(path, bytes, flags, face(flags)));
-  });
-
-  addReadOptions(
-    ullage.command("info").description("describe images").argument("<image...>", "disk images"),
-  ).action(async (paths: string[], flags: ReadFlags) => {
-    finish(await (await import("./image.ts")).runInfo(paths, flags, face(flags)));
-  });
-
+  addCommands(ullage, finish);
   return ullage;
 }
 
@@ -131,13 +50,11 @@ async function main(words: readonly string[]): Promise<void> {
   }
   try {
     if (words.length === 0) ullage.help({ error: true });
-    const typo = words[0]!;
-    if (
-      /^[a-z]+$/.test(typo) &&
-      !ullage.commands.some((command) => command.name() === typo) &&
-      !existsSync(typo)
-    ) {
-      ullage.error(`error: "${typo}" is neither a command nor a file`);
+    const [first] = words;
+    const known = ["help", ...ullage.commands.map((command) => command.name())];
+    // A lone word that is no file was meant as a command.
+    if (/^[a-z]+$/.test(first!) && !known.includes(first!) && !existsSync(first!)) {
+      ullage.error(`error: "${first}" is neither a command nor a file`);
     }
     await ullage.parseAsync(words, { from: "user" });
   } catch (error) {

@@ -1,0 +1,100 @@
+/**
+ * The commands and their options. What a command needs is loaded when it is called: a survey of a big disk takes less
+ * time than loading everything would.
+ */
+import { type Command, Option } from "commander";
+import {
+  addJudgeOptions,
+  addProofOption,
+  addReadOptions,
+  addWriteOptions,
+  parseKeyValues,
+  parseOffset,
+  parseSector,
+  parseSize,
+  type ReadFlags,
+} from "./options.ts";
+import { type Face, faceOf } from "./terminal.ts";
+
+/** Takes the exit code of a command. */
+export type Finish = (exit: number) => void;
+
+export function addCommands(ullage: Command, finish: Finish): void {
+  const finished = async (flags: ReadFlags, run: (face: Face) => Promise<number>): Promise<void> =>
+    finish(await run(faceOf(flags.json === true)));
+
+  surveyCommand(ullage).action((paths: string[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./survey.ts")).run(paths, flags, face)),
+  );
+  reclaimCommand(ullage).action((paths: string[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./reclaim.ts")).run(paths, flags, face)),
+  );
+  explainCommand(ullage).action((path: string, offsets: readonly number[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./explain.ts")).run(path, offsets, flags, face)),
+  );
+  checkCommand(ullage).action((paths: string[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./check.ts")).run(paths, flags, face)),
+  );
+  createCommand(ullage).action((path: string, bytes: number, flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./image.ts")).runCreate(path, bytes, flags, face)),
+  );
+  infoCommand(ullage).action((paths: string[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./image.ts")).runInfo(paths, flags, face)),
+  );
+}
+
+function surveyCommand(ullage: Command): Command {
+  const command = ullage
+    .command("survey", { isDefault: true })
+    .description("what is used, free and returnable, and who says so; changes nothing")
+    .argument("<image...>", "disk images")
+    .option("--map", "draw the whole disk");
+  return addReadOptions(addJudgeOptions(command));
+}
+
+function reclaimCommand(ullage: Command): Command {
+  const command = ullage
+    .command("reclaim")
+    .description("show the plan, ask, give the space back, compare promise and result")
+    .argument("<image...>", "disk images");
+  return addReadOptions(addJudgeOptions(addWriteOptions(command))).option(
+    "--verify",
+    "hash everything that is used before and after",
+  );
+}
+
+function explainCommand(ullage: Command): Command {
+  const command = ullage
+    .command("explain")
+    .description("why is it so big; or who owns a byte, or where a file lies")
+    .argument("<image>", "disk image")
+    .argument("[offset...]", "offsets on the guest's disk: 1048576, 0x100000, 1M", parseOffset)
+    .option("--sector <n>", "the same by number of the 512-byte sector, may be repeated", parseSector)
+    .option("--path <file>", "where a file of the guest lies: /etc/passwd or 2:/etc/passwd");
+  return addReadOptions(addProofOption(command));
+}
+
+function checkCommand(ullage: Command): Command {
+  const command = ullage
+    .command("check")
+    .description("the image's own structures: errors and leaks")
+    .argument("<image...>", "disk images")
+    .addOption(new Option("--repair <what>", "give leaked clusters back").choices(["leaks"]));
+  return addReadOptions(addWriteOptions(command));
+}
+
+function createCommand(ullage: Command): Command {
+  const command = ullage
+    .command("create")
+    .description("make a new, empty image")
+    .argument("<image>", "file to make; it must not exist")
+    .argument("<bytes>", "size that the guest sees: 20G", parseSize)
+    .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues);
+  return addReadOptions(command);
+}
+
+function infoCommand(ullage: Command): Command {
+  return addReadOptions(
+    ullage.command("info").description("describe images").argument("<image...>", "disk images"),
+  );
+}
