@@ -175,7 +175,7 @@ test("a host without holes is given zeros by a copy", async () => {
   assert.deepEqual(file.peek(), new Uint8Array(8192));
 });
 
-test("aborts between two batches only", async () => {
+test("aborts between two batches", async () => {
   const abort = new AbortController();
   const { files, trace } = recording(new Map([["", filled(4096)]]));
   const file = files.get("")!;
@@ -237,4 +237,26 @@ test("two million punches: other events get their turn", async () => {
   assert.equal(executed.punchedBytes, count * 4096);
   assert.ok(turns > 3, `${turns} turns`);
   assert.equal(progress, count * 4096);
+});
+
+test("an interruption ends a long batch in its middle, with what was done flushed", async () => {
+  const file = filled(4 * 4096);
+  const punch = file.punch.bind(file);
+  const stop = new AbortController();
+  file.punch = async (range) => {
+    const until = performance.now() + 30;
+    while (performance.now() < until); // A slow host.
+    await punch(range);
+    stop.abort();
+  };
+  const trace = (file.trace = []);
+  const batch = [0, 8192].map((start): Step => ({
+    file: "",
+    op: "zero",
+    range: { start, end: start + 4096 },
+  }));
+  file.zero = file.punch;
+  const executed = await execute(planOf(batch), new Map([["", file]]), { signal: stop.signal });
+  assert.equal(executed.interrupted, true);
+  assert.deepEqual(summary(trace), ["punch 0-4096", "flush"]);
 });

@@ -1,7 +1,7 @@
 /**
  * Carries out a plan: batch by batch, a flush of every touched file after each.
  *
- *   batch 1 → flush → batch 2 → flush → …          abort: only at an arrow's end, where nothing is half done
+ *   batch 1 → flush → batch 2 → flush → …          abort: after any step; what was done is flushed first
  *
  * Within a batch any order is harmless by the plan's own promise, so the steps are grouped: patches become few reads
  * and writes, and neighbouring punches one. A patch is checked against what is on disk first; whatever fails stops
@@ -16,7 +16,7 @@ import { applyPatches, type Patch } from "./patches.ts";
 import type { Plan, Step } from "./plan.ts";
 
 export interface ExecuteOptions {
-  /** Aborted: the run ends after the current batch. */
+  /** Aborted: the run ends after the current step. */
   readonly signal?: AbortSignal;
   /** Called now and then with the bytes punched, zeroed and cut off so far. */
   readonly onProgress?: (doneBytes: number) => void;
@@ -48,8 +48,7 @@ export async function execute(
 ): Promise<Executed> {
   const run = new Run(options);
   for await (const batch of plan.batches()) {
-    if (options.signal?.aborted) return run.result(true);
-    await run.batch(batch, files);
+    if (options.signal?.aborted || !(await run.batch(batch, files))) return run.result(true);
   }
   run.report();
   return run.result(false);
@@ -84,15 +83,23 @@ class Run {
     this.#options.onProgress?.(punchedBytes + zeroedBytes + cutBytes);
   }
 
-  async batch(steps: readonly Step[], files: ReadonlyMap<string, HostFile>): Promise<void> {
-    for (const [name, work] of sorted(steps)) {
-      const file = files.get(name);
-      assert(file !== undefined, `the plan names an open file, not "${name}"`);
-      await this.#carryOut(name, work, file);
+  /** @returns false when the signal ended it early: any part of a batch is harmless */
+  async batch(steps: readonly Step[], files: ReadonlyMap<string, HostFile>): Promise<boolean> {
+    let isWhole = true;
+    try {
+      for (const [name, work] of sorted(steps)) {
+        const file = files.get(name);
+        assert(file !== undefined, `the plan names an open file, not "${name}"`);
+        await this.#carryOut(name, work, file);
+      }
+    } catch (error) {
+      if (!(error instanceof Interruption)) throw error;
+      isWhole = false;
     }
     for (const name of new Set(steps.map((step) => step.file))) await files.get(name)!.flush();
-    this.#done.batches++;
-    await this.#pause();
+    if (isWhole) this.#done.batches++;
+    this.report();
+    return isWhole;
   }
 
   async #carryOut(name: string, work: Work, file: HostFile): Promise<void> {
@@ -132,8 +139,12 @@ class Run {
     this.report();
     await setImmediate();
     this.#lastPauseMs = performance.now();
+    if (this.#options.signal?.aborted) throw new Interruption();
   }
 }
+
+/** Ends a batch after a step. */
+class Interruption extends Error {}
 
 /** The steps of a batch for one file, by kind. */
 interface Work {
