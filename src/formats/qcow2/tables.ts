@@ -62,6 +62,16 @@ export interface Entry {
   readonly zero: number;
 }
 
+/** What there is where there is no table. */
+export const NO_ENTRY: Entry = {
+  kind: "unallocated",
+  host: -1,
+  hostBytes: 0,
+  copied: false,
+  alloc: 0,
+  zero: 0,
+};
+
 /** A stretch of guest bytes that the table treats alike. */
 export interface Segment extends Extent {
   readonly kind: "unallocated" | "zero" | "data" | "compressed";
@@ -326,7 +336,7 @@ class Scan {
     if (segment.host < 0 || header.externalData) return;
     const { clusterBytes } = header;
     const first = Math.floor(segment.host / clusterBytes) * clusterBytes;
-    const structure = `cluster of guest offset ${hex(segment.start)}`;
+    const structure = `clusters from guest offset ${hex(segment.start)}`;
     const lastCluster = Math.floor((segment.host + segment.hostBytes - 1) / clusterBytes) * clusterBytes;
     if (segment.kind !== "compressed" && lastCluster >= data.bytes) {
       throw corrupt(
