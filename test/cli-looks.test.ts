@@ -236,6 +236,24 @@ disk.qcow2   qcow2 / ext4, not in use, locked by this process
  /srv free   4.0 -> 23.1 GiB
 `,
   );
+  const refused = { code: "journal-dirty", message: "the journal is dirty", hint: "boot the guest" };
+  const dirty = { ...survey.volumes[0]!, state: "refused" as const, reason: refused };
+  draws(
+    renderPlan({ ...survey, volumes: [dirty, survey.volumes[1]!] }, plain, { locked: false }).split(
+      "\n\n",
+    )[1]!,
+    `
+ returns   19.1 GiB   (18.9 clusters unmapped, 0.2 holes inside clusters)
+ keeps     every block that the guest uses, and all of 1 volume that is not
+           trusted; nothing is moved
+ refused   1: the journal is dirty (journal-dirty)
+ hint      1: boot the guest
+ proof     bitmap says free AND no inode reaches it; 0 disagreements
+ needs     no spare space; safe to interrupt at any instant
+ FINAL     files already deleted in the guest can no longer be undeleted
+ note      your next incremental backup may grow
+`,
+  );
   const empty = { ...survey, reclaimableBytes: 0 };
   assert.match(renderDryRun({ ...reclaimed, applied: false, survey: empty }, plain), /nothing to return/);
 });

@@ -184,6 +184,14 @@ test("an image that is busy, unsafe or unknown has its own exit code", (t) => {
   assert.equal(parent.exit, 5, parent.err);
   assert.match(parent.err, /hint: /);
 
+  const dirty = makeDisk(directory, "dirty.qcow2");
+  run("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", dirty, `${dirty}.raw`]);
+  run("debugfs", ["-w", "-R", "feature needs_recovery", `${dirty}.raw`]);
+  const refused = ullage("reclaim", "--yes", "dirty.qcow2.raw");
+  assert.equal(refused.exit, 5, refused.err);
+  assert.match(refused.err, /journal.*hint: /s);
+  assert.equal(ullage("survey", "dirty.qcow2.raw").exit, 0);
+
   const unknown = readFileSync(path.join(directory, "parent.qcow2"));
   unknown[72] = 0x80;
   writeFileSync(path.join(directory, "unknown.qcow2"), unknown);

@@ -10,7 +10,7 @@ import { amounts, ProgressView } from "./progress.ts";
 import { coloured, map } from "./picture.ts";
 import { ask, mayWrite } from "./prompt.ts";
 import { figures, size, unitOf } from "./sizes.ts";
-import { labelled, notes, surveyJson } from "./survey.ts";
+import { labelled, notes, reasonOf, surveyJson } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { columnsOf, padEnd, printable, type Screen, wrap } from "./text.ts";
 
@@ -27,7 +27,7 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
       interruption.signal.throwIfAborted();
       const progress = new ProgressView(face);
       try {
-        return await reclaim(path, {
+        const result = await reclaim(path, {
           ...surveyOptions(flags),
           dryRun: flags.dryRun === true,
           verify: flags.verify === true,
@@ -38,6 +38,8 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
             return confirmed(prospect, host, flags, face);
           },
         });
+        requireTrust(result);
+        return result;
       } catch (error) {
         progress.stop();
         throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
@@ -49,6 +51,15 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
       flags.dryRun === true ? renderDryRun(result, face.screen) : renderResult(result, face.screen),
     json: reclaimedJson,
   });
+}
+
+/** @throws DiskError `refused` when nothing can come back because a volume is not trusted */
+function requireTrust({ applied, survey }: Reclaimed): void {
+  const refused = survey.volumes.find((volume) => volume.state === "refused");
+  if (applied || promiseOf(survey) > 0 || !refused?.reason) return;
+  const { code, message, hint } = refused.reason;
+  const name = refused.name === "" ? "" : `volume ${refused.name}: `;
+  throw new DiskError("refused", `${name}${message}`, { code, hint });
 }
 
 /** The result; of the survey behind it only what a dry run is asked for. */
@@ -103,6 +114,9 @@ export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked:
     "",
     ...labelled("returns", `${about}${size(promiseOf(survey))}${means(survey)}`, screen),
     ...labelled("keeps", keeps(packs, refused), screen),
+    ...survey.volumes
+      .filter(({ state }) => state === "refused")
+      .flatMap((volume) => reasonOf(volume, screen)),
     ...labelled("proof", proofOf(survey), screen),
     ...labelled("needs", "no spare space; safe to interrupt at any instant", screen),
     ...labelled("FINAL", final, screen).map((line) => coloured(line, "bold", screen)),
@@ -167,8 +181,8 @@ export function renderDryRun(result: Reclaimed, screen: Screen): string {
 }
 
 function nothing({ path, survey }: Reclaimed, screen: Screen): string {
-  const untrusted = survey.volumes.some((volume) => volume.state !== "clean");
-  const why = untrusted ? " What is refused or unknown counts as used: ullage survey says why." : "";
+  const unknown = survey.volumes.some((volume) => volume.state !== "clean");
+  const why = unknown ? " What is unknown counts as used: ullage survey says why." : "";
   const text = `${printable(path, screen)}: nothing to return; nothing was changed.${why}`;
   return wrap(" ", text, screen.columns).join("\n");
 }

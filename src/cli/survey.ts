@@ -141,23 +141,31 @@ function nameOf({ name, label }: Pick<VolumeReport, "name" | "label">, screen: S
 }
 
 function remarks(volume: VolumeReport, screen: Screen): string[] {
-  const name = volume.name === "" ? "" : `${printable(volume.name, screen)}: `;
-  const lines: string[] = [];
-  if (volume.reason !== null) {
-    const { code, message, hint } = volume.reason;
-    const text = `${name}${printable(message, screen)} (${printable(code, screen)})`;
-    const colour = volume.state === "refused" ? "yellow" : "gray";
-    lines.push(...labelled(volume.state, text, screen).map((line) => coloured(line, colour, screen)));
-    if (hint !== "") lines.push(...labelled("hint", `${name}${printable(hint, screen)}`, screen));
-  }
+  const name = prefixOf(volume, screen);
+  const lines = reasonOf(volume, screen);
   if (volume.leakedBytes > 0) {
     const text = `${name}${size(volume.leakedBytes)} are marked used, but nothing reaches them: kept`;
     lines.push(...labelled("leaked", text, screen));
   }
   return [
     ...lines,
-    ...volume.notes.flatMap((note) => labelled("note", `${name}${printable(note, screen)}`, screen)),
+    ...volume.notes.flatMap((note) => labelled("note", name + printable(note, screen), screen)),
   ];
+}
+
+/** Why a volume is not trusted, and what to do about it. */
+export function reasonOf(volume: VolumeReport, screen: Screen): string[] {
+  if (volume.reason === null) return [];
+  const name = prefixOf(volume, screen);
+  const { code, message, hint } = volume.reason;
+  const text = `${name}${printable(message, screen)} (${printable(code, screen)})`;
+  const colour = volume.state === "refused" ? "yellow" : "gray";
+  const lines = labelled(volume.state, text, screen).map((line) => coloured(line, colour, screen));
+  return hint === "" ? lines : [...lines, ...labelled("hint", name + printable(hint, screen), screen)];
+}
+
+function prefixOf({ name }: VolumeReport, screen: Screen): string {
+  return name === "" ? "" : `${printable(name, screen)}: `;
 }
 
 /** ` note        text, wrapped and indented` */
