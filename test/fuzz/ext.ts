@@ -23,8 +23,11 @@ import { fixChecksums } from "./ext-checksums.ts";
 
 const PAYLOAD = Buffer.from("ullage".padEnd(128, "."));
 
+const DIRTY = "ext4, dirty journal";
+
 const VARIANTS: Readonly<Record<string, readonly string[]>> = {
   "ext4, 1k": ["-t", "ext4", "-b", "1024"],
+  [DIRTY]: ["-t", "ext4", "-b", "1024", "-J", "size=1"],
   "ext4, 4k, no checksums": ["-t", "ext4", "-b", "4096", "-O", "^metadata_csum,uninit_bg"],
   "ext2, 1k": ["-t", "ext2", "-b", "1024"],
   "ext2, 1k, old": ["-t", "ext2", "-b", "1024", "-r", "0"],
@@ -37,7 +40,7 @@ const VARIANTS: Readonly<Record<string, readonly string[]>> = {
 
 export const ext: FuzzTarget = {
   name: "ext",
-  needs: ["mke2fs", "e2fsck"],
+  needs: ["mke2fs", "e2fsck", "debugfs", "dumpe2fs"],
 
   async samples(folder) {
     const tree = join(folder, "tree");
@@ -68,7 +71,8 @@ export const ext: FuzzTarget = {
         free[0]!.within({ start: 0, end: device.bytes }).equals(free[0]!),
         "free space lies on the device",
       );
-      if (bytes.length === sample.bytes.length && random.oneIn(JUDGED_ONE_IN)) judge(bytes, free[0]!, folder);
+      if (sample.name !== DIRTY && bytes.length === sample.bytes.length && random.oneIn(JUDGED_ONE_IN))
+        judge(bytes, free[0]!, folder);
       return "proven";
     });
   },
@@ -94,9 +98,18 @@ function makeSample(folder: string, tree: string, name: string, options: readonl
   const image = join(folder, "ext.img");
   writeFileSync(image, new Uint8Array(3 * 2 ** 20));
   run("mke2fs", ["-q", "-F", "-N", "160", "-d", tree, ...options, image]);
+  if (name === DIRTY) leaveDirty(folder, image);
   const bytes = new Uint8Array(readFileSync(image));
   const chunks = chunksOf(bytes, (chunk) => PAYLOAD.equals(chunk));
   return { name, bytes, spots: [...favourites(chunks, bytes), ...chunks], fix: fixChecksums };
+}
+
+/** Leaves a transaction in the journal that writes the root's inode table block as it is. */
+function leaveDirty(folder: string, image: string): void {
+  const block = Number(/Inode table at (\d+)/.exec(run("dumpe2fs", [image]))![1]);
+  const content = join(folder, "block");
+  run("dd", [`if=${image}`, `of=${content}`, "bs=1k", "count=1", `skip=${block}`, "status=none"]);
+  run("debugfs", ["-w", "-f", "-", image], `jo -c\njw -b ${block} ${content}\njc\n`);
 }
 
 /** The superblock and what follows it count as often as all the rest. */
