@@ -40,6 +40,8 @@ const DirectoryEntry = struct({
   extraBytes: u32be,
 });
 
+/** Where the flags lie in a directory entry. */
+export const FLAGS_AT = DirectoryEntry.at.flags;
 const Flag = { inUse: 1, auto: 2, extraDataCompatible: 4 } as const;
 const FLAGS_KNOWN = Flag.inUse | Flag.auto | Flag.extraDataCompatible;
 const DIRTY_TRACKING = 1;
@@ -54,6 +56,7 @@ export interface Bitmap {
   readonly isAuto: boolean;
   /** Whether all of it is known to us, so that we can keep it up to date. */
   readonly isUnderstood: boolean;
+  readonly flags: number;
   /** File offset of its entry in the directory, which begins with the offset of the table. */
   readonly entryAt: number;
   readonly table: Stretch;
@@ -89,6 +92,7 @@ export async function readBitmaps(file: ReadableFile, header: Header): Promise<r
         (entry.flags & ~FLAGS_KNOWN) === 0 &&
         entry.type === DIRTY_TRACKING &&
         (entry.extraBytes === 0 || (entry.flags & Flag.extraDataCompatible) !== 0),
+      flags: entry.flags,
       entryAt: directory.at + at,
       table: readTable(file, header, where, entry),
     });

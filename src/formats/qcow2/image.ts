@@ -19,13 +19,13 @@ export class Qcow2Image extends Qcow2Disk implements Image {
   readonly format = "qcow2";
   readonly parent: Image | undefined;
   readonly #context: Qcow2Context;
-  readonly #compressed: CompressedClusters;
+  protected readonly compressed: CompressedClusters;
 
   constructor(context: Qcow2Context, parent: Image | undefined) {
     const compressed = new CompressedClusters(context);
     super(context, context.l1, context.header.virtualBytes, parent, compressed);
     this.#context = context;
-    this.#compressed = compressed;
+    this.compressed = compressed;
     this.parent = parent;
   }
 
@@ -76,7 +76,7 @@ export class Qcow2Image extends Qcow2Disk implements Image {
           entry.l1At,
           entry.l1Entries,
         );
-        return new Qcow2Disk(this.#context, l1, entry.virtualBytes, this.parent, this.#compressed);
+        return new Qcow2Disk(this.#context, l1, entry.virtualBytes, this.parent, this.compressed);
       },
     }));
   }

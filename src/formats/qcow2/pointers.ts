@@ -48,7 +48,7 @@ export interface Mapping {
 
 /** Visits every cluster that one pointer refers to. */
 export async function visitPointers(context: Qcow2Context, mapping: Mapping, visit: Visit): Promise<void> {
-  const { file, header, l1, l2 } = context;
+  const { file, header, l1, l2, refcounts } = context;
   const { clusterBytes } = header;
   const visitOne = (at: number, bytes: number, pointerAt: number, level: number) => {
     const isOne = bytes <= clusterBytes && mapping.count(at / clusterBytes) === 1;
@@ -56,7 +56,7 @@ export async function visitPointers(context: Qcow2Context, mapping: Mapping, vis
   };
   const { l1At, refcountTableAt, snapshotsAt } = HeaderV2.at;
   visitOne(header.l1At, header.l1Entries * 8, l1At, 2);
-  visitOne(header.refcountTableAt, header.refcountTableClusters * clusterBytes, refcountTableAt, 2);
+  visitOne(refcounts.tableAt, refcounts.tableEntries * 8, refcountTableAt, 2);
   await visitTables(context, l1, mapping, (index, at) => mapping.activeTable(index, at), visit);
   const snapshots = await readSnapshots(file, header);
   visitOne(header.snapshotsAt, snapshots.bytes, snapshotsAt, 3);
@@ -107,7 +107,7 @@ function visitEntries(context: Qcow2Context, table: CachedTable, mapping: Mappin
 async function visitRefcountBlocks({ header, refcounts }: Qcow2Context, visit: Visit): Promise<void> {
   for (const block of await refcounts.existing()) {
     const at = await refcounts.blockAt(block);
-    visit(at / header.clusterBytes, header.refcountTableAt + block * 8, 0, 1);
+    visit(at / header.clusterBytes, refcounts.tableAt + block * 8, 0, 1);
   }
 }
 

@@ -96,6 +96,7 @@ export class Unmapping {
     const { header, l1, l2 } = this.#context;
     const span = { start: index * header.l2SpanBytes, end: (index + 1) * header.l2SpanBytes };
     const at = l2TableAt(this.#context, l1, index);
+    if (at === 0 && header.backing === undefined) return undefined;
     const blank = this.#blank.within(span);
     if (at === 0 || !this.#ownership.ownsTable(index, at)) {
       for (const extent of blank) consequences.mustBeZero(extent);

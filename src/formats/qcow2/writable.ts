@@ -2,9 +2,9 @@
  * An image opened for writing: the files are locked, the disk is written by `write.ts`, and plans see every change.
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { HostFile } from "../../device/device.ts";
+import type { HostFile, Place } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
-import type { Image, WritableImage } from "../format.ts";
+import type { Finding, Image, WritableImage } from "../format.ts";
 import type { Qcow2Context } from "./context.ts";
 import { Qcow2Image } from "./image.ts";
 import { Qcow2Writer } from "./write.ts";
@@ -16,7 +16,8 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
   constructor(context: Qcow2Context<HostFile>, parent: Image | undefined) {
     super(context, parent);
     this.#context = context;
-    this.#writer = new Qcow2Writer(context, this);
+    const disk = { bytes: this.bytes, read: (at: number, into: Uint8Array) => super.read(at, into) };
+    this.#writer = new Qcow2Writer(context, disk, this.compressed);
   }
 
   override get files(): ReadonlyMap<string, HostFile> {
@@ -24,6 +25,15 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
     const files = new Map([["", file]]);
     if (header.externalData) files.set(header.dataFileName!, data);
     return files;
+  }
+
+  override read(at: number, into: Uint8Array): Promise<void> {
+    return this.#writer.reading(super.read(at, into));
+  }
+
+  /** Whoever writes has to go through the writer. */
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    return access === "read" ? super.locate(at, bytes, access) : undefined;
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
@@ -40,6 +50,11 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
 
   flush(): Promise<void> {
     return this.#writer.flush();
+  }
+
+  override async *check(): AsyncGenerator<Finding> {
+    await this.#writer.flush();
+    yield* super.check();
   }
 
   override async plan(wish: Wish): Promise<Plan> {

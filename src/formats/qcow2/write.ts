@@ -1,44 +1,315 @@
 /**
  * Writing to the active disk of an image.
+ *
+ *   write     in place where the mapping is the only owner; otherwise into a new cluster, with a copy of what the
+ *             write leaves of it; tables change in memory alone
+ *   commit    file flushed → L2 entries, L1 entries written → flushed → dropped clusters punched → flushed → released
+ *
+ * So a mapping never becomes durable before what it refers to, a cluster is free only when nothing durable refers to
+ * it and its punch returned (H12), and it is claimed by nobody before that (H14). A crash leaves leaks at worst. What
+ * the guest reads changes at once, for readers use the same tables in memory.
+ *
+ * Changes are made one after the other. When one fails the writer is dead: the image has to be opened anew (H13).
  */
-import type { Extent } from "../../bytes/extents.ts";
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice, HostFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
+import { Allocator } from "./allocate.ts";
+import { BitmapKeeper } from "./bitmap-keeper.ts";
+import { Changes } from "./changes.ts";
+import { countedReferences } from "./check.ts";
+import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
+import { SUBCLUSTERS } from "./header.ts";
+import { refuseUnwritable } from "./plan.ts";
+import { refuseEncrypted } from "./read.ts";
+import { COPIED_HIGH, decodeEntry, type Entry, l1Copied, l2TableAt, NO_ENTRY } from "./tables.ts";
+import { type Consequences, ownedByFlag, Unmapping } from "./unmap.ts";
 
-/** What `WritableDevice` asks for, over one open image. Reads go through `Qcow2Disk` and see every change at once. */
+/** Changed tables and dropped clusters held in memory before they are committed. */
+const UNCOMMITTED_BYTES_MAX = 8 * 2 ** 20;
+const ZEROS = new Uint8Array(2 ** 20);
+
 export class Qcow2Writer {
   readonly #context: Qcow2Context<HostFile>;
-  readonly #disk: BlockDevice;
+  readonly #disk: Pick<BlockDevice, "bytes" | "read">;
+  readonly #compressed: CompressedClusters;
+  readonly #allocator: Allocator;
+  readonly #changes: Changes;
+  readonly #bitmaps: BitmapKeeper;
+  readonly #readers = new Set<Promise<unknown>>();
+  #hasBegun = false;
+  #isUnflushed = false;
+  #failure: unknown;
+  #last: Promise<void> = Promise.resolve();
 
   /** @param disk the active disk as the guest reads it */
-  constructor(context: Qcow2Context<HostFile>, disk: BlockDevice) {
+  constructor(
+    context: Qcow2Context<HostFile>,
+    disk: Pick<BlockDevice, "bytes" | "read">,
+    compressed: CompressedClusters,
+  ) {
     this.#context = context;
     this.#disk = disk;
+    this.#compressed = compressed;
+    this.#allocator = new Allocator(context);
+    this.#changes = new Changes(context, this.#allocator);
+    this.#bitmaps = new BitmapKeeper(context);
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
-    return this.#refuse(`write of ${from.length} bytes at ${at}`);
+    return this.#change({ start: at, end: at + from.length }, () => this.#write(at, from));
   }
 
   zero(range: Extent): Promise<void> {
-    return this.#refuse(`zeros at ${range.start}`);
+    return this.#change(range, () => this.#zero(range));
   }
 
   discard(range: Extent): Promise<void> {
-    return this.#refuse(`discard at ${range.start}`);
+    return this.#change(range, () => this.#discard(range));
   }
 
   flush(): Promise<void> {
-    return this.#context.file.flush();
+    return this.#exclusive(() => this.#commit());
   }
 
   /** Makes everything durable; to be called before the files are closed. */
   close(): Promise<void> {
-    return Promise.resolve();
+    if (this.#failure !== undefined) return Promise.resolve();
+    return this.#exclusive(async () => {
+      await this.#commit();
+      if (this.#hasBegun) await this.#bitmaps.close();
+    });
   }
 
-  #refuse(what: string): Promise<never> {
-    return Promise.reject(new DiskError("unsupported", `${what} on a disk of ${this.#disk.bytes} bytes`));
+  /** Watches a read of the disk: clusters that it may be looking at are not given away before it ends. */
+  async reading(read: Promise<void>): Promise<void> {
+    const reader = read.catch(() => {});
+    this.#readers.add(reader);
+    try {
+      await read;
+    } finally {
+      this.#readers.delete(reader);
+    }
+  }
+
+  #change(range: Extent, act: () => Promise<void>): Promise<void> {
+    if (range.start >= range.end) return Promise.resolve();
+    return this.#exclusive(async () => {
+      if (!this.#hasBegun) await this.#begin();
+      this.#bitmaps.mark(range);
+      this.#isUnflushed = true;
+      await act();
+      await this.#commitWhenLarge();
+    });
+  }
+
+  /** One change after the other; after a failure none (H13). */
+  #exclusive(act: () => Promise<void>): Promise<void> {
+    const done = this.#last.then(async () => {
+      if (this.#failure !== undefined) {
+        const message = "an earlier write failed: the image has to be opened anew";
+        throw new DiskError("io", message, { cause: this.#failure });
+      }
+      try {
+        await act();
+      } catch (error) {
+        if (this.#hasBegun) this.#failure = error;
+        throw error;
+      }
+    });
+    this.#last = done.catch(() => {});
+    return done;
+  }
+
+  /** Before the first change. @throws DiskError `refused`, `unsupported`, `corrupt` (H17) */
+  async #begin(): Promise<void> {
+    refuseUnwritable(this.#context.header);
+    refuseEncrypted(this.#context);
+    await countedReferences(this.#context);
+    this.#hasBegun = true;
+    await this.#bitmaps.open();
+  }
+
+  async #commitWhenLarge(): Promise<void> {
+    if (this.#changes.bytes > UNCOMMITTED_BYTES_MAX) await this.#commit();
+  }
+
+  async #commit(): Promise<void> {
+    if (!this.#isUnflushed) return;
+    await this.#changes.commit(async () => {
+      await Promise.all(this.#readers);
+      this.#compressed.forget();
+    });
+    this.#isUnflushed = false;
+  }
+
+  async #write(at: number, from: Uint8Array): Promise<void> {
+    const { clusterBytes } = this.#context.header;
+    for (let done = 0; done < from.length;) {
+      const start = at + done;
+      const left = from.subarray(done);
+      const { host, bytes } = await this.#inPlace(start, left.length);
+      if (bytes > 0) {
+        await this.#context.data.write(host, left.subarray(0, bytes));
+        done += bytes;
+      } else {
+        const piece = left.subarray(0, clusterBytes - (start % clusterBytes));
+        await this.#writeCluster(start, piece);
+        await this.#commitWhenLarge();
+        done += piece.length;
+      }
+    }
+  }
+
+  /** The longest run from `at` on that can be written where it lies. */
+  async #inPlace(at: number, bytesMax: number): Promise<{ host: number; bytes: number }> {
+    const { clusterBytes } = this.#context.header;
+    let host = -1;
+    let bytes = 0;
+    while (bytes < bytesMax) {
+      const offset = (at + bytes) % clusterBytes;
+      const { entry, isOwned } = await this.#entry(Math.floor((at + bytes) / clusterBytes));
+      if (!isOwned || entry.kind !== "data") break;
+      if (host < 0) host = entry.host + offset;
+      else if (entry.host !== host + bytes) break;
+      bytes += clusterBytes - offset;
+    }
+    return { host, bytes: Math.min(bytes, bytesMax) };
+  }
+
+  /** The entry of a guest cluster, and whether nobody else refers to its host cluster. */
+  async #entry(cluster: number): Promise<{ entry: Entry; isOwned: boolean }> {
+    const { header, l1, l2 } = this.#context;
+    const index = Math.floor(cluster / header.l2Entries);
+    const at = l2TableAt(this.#context, l1, index);
+    if (at === 0) return { entry: NO_ENTRY, isOwned: false };
+    const table = l2.peek(at) ?? (await l2.get(at));
+    const entry = decodeEntry(this.#context, table, cluster % header.l2Entries);
+    const isAlone = l1Copied(l1, index) && entry.copied && entry.kind !== "compressed";
+    return { entry, isOwned: isAlone && entry.host >= 0 };
+  }
+
+  /** Writes inside one guest cluster whose entry has to change. */
+  async #writeCluster(at: number, from: Uint8Array): Promise<void> {
+    const { data, header } = this.#context;
+    const { clusterBytes, externalData, l2Entries, subclusterBytes } = header;
+    const cluster = Math.floor(at / clusterBytes);
+    const start = cluster * clusterBytes;
+    const { entry, isOwned } = await this.#entry(cluster);
+    // Subclusters that get a place: those that are written, and those that only the old place held.
+    const first = Math.floor((at - start) / subclusterBytes);
+    const last = Math.floor((at + from.length - 1 - start) / subclusterBytes);
+    const moved = isOwned ? 0 : entry.kind === "compressed" ? ALL : entry.alloc;
+    const isPlaced = (i: number) => (i >= first && i <= last) || ((moved >>> i) & 1) === 1;
+    const count = clusterBytes / subclusterBytes;
+    const content = new Map<number, Uint8Array>();
+    for (let i = 0; i < count;) {
+      let end = i;
+      while (end < count && isPlaced(end)) end++;
+      if (end > i) {
+        const offset = i * subclusterBytes;
+        content.set(offset, await this.#content(start + offset, (end - i) * subclusterBytes, at, from));
+      }
+      i = end + 1;
+    }
+    const host = isOwned ? entry.host : externalData ? start : await this.#allocator.claim();
+    for (const [offset, bytes] of content) await data.write(host + offset, bytes);
+    const index = cluster % l2Entries;
+    const table = await this.#changes.ownTable(Math.floor(cluster / l2Entries));
+    const high = (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0;
+    const offset = index * header.l2EntryBytes;
+    table.view.setUint32(offset, high);
+    table.view.setUint32(offset + 4, host % 2 ** 32);
+    if (header.extendedL2) {
+      let placed = isOwned ? entry.alloc : 0;
+      for (let i = 0; i < SUBCLUSTERS; i++) if (isPlaced(i)) placed |= 1 << i;
+      table.view.setUint32(offset + 8, entry.zero & ~placed);
+      table.view.setUint32(offset + 12, placed);
+    }
+    this.#changes.touch(table, index);
+    if (!isOwned && entry.host >= 0 && !externalData)
+      this.#changes.drop(entry.host, entry.host + entry.hostBytes);
+  }
+
+  /** What `bytes` guest bytes at `start` will hold when `from` is written at `at`. */
+  async #content(start: number, bytes: number, at: number, from: Uint8Array): Promise<Uint8Array> {
+    const end = start + bytes;
+    if (at <= start && at + from.length >= end) return from.subarray(start - at, end - at);
+    const content = new Uint8Array(bytes);
+    await this.#disk.read(start, content.subarray(0, Math.max(0, this.#disk.bytes - start)));
+    const from0 = Math.max(at, start);
+    const from1 = Math.min(at + from.length, end);
+    if (from0 < from1) content.set(from.subarray(from0 - at, from1 - at), from0 - start);
+    return content;
+  }
+
+  async #zero(range: Extent): Promise<void> {
+    const { header, l1 } = this.#context;
+    const spans = ExtentSet.of(range).spans(header.l2SpanBytes);
+    for (const index of spans) {
+      const span = ExtentSet.of(range).within({
+        start: index * header.l2SpanBytes,
+        end: (index + 1) * header.l2SpanBytes,
+      });
+      const at = l2TableAt(this.#context, l1, index);
+      const isRead = at !== 0 || header.backing !== undefined;
+      if (isRead && header.version === 3) await this.#changes.ownTable(index);
+      const { blanked, unreachable } = await this.#unmap(index, { free: ExtentSet.EMPTY, blank: span });
+      for (const host of blanked) await this.#zeroHost(host);
+      for (const { start, end } of unreachable) {
+        for (let from = start; from < end; from += ZEROS.length) {
+          await this.#write(from, ZEROS.subarray(0, Math.min(ZEROS.length, end - from)));
+        }
+      }
+      await this.#commitWhenLarge();
+    }
+  }
+
+  /** What lies past the end of the file reads as zeros already. */
+  async #zeroHost({ start, end }: Extent): Promise<void> {
+    const { data } = this.#context;
+    if (start < data.bytes) await data.zero({ start, end: Math.min(end, data.bytes) });
+  }
+
+  async #discard(range: Extent): Promise<void> {
+    const { header } = this.#context;
+    const free = ExtentSet.of(range);
+    for (const index of free.spans(header.l2SpanBytes)) {
+      await this.#unmap(index, { free, blank: ExtentSet.EMPTY });
+      await this.#commitWhenLarge();
+    }
+  }
+
+  /** Drops mappings under one L1 entry; returns what of `blank` that leaves to be done. */
+  async #unmap(index: number, wish: { free: ExtentSet; blank: ExtentSet }) {
+    const { data, header, l2 } = this.#context;
+    const discarded: Extent[] = [];
+    const blanked: Extent[] = [];
+    const unreachable: Extent[] = [];
+    const consequences: Consequences = {
+      unmap: (_, host) => {
+        if (header.externalData) discarded.push(host);
+        else this.#changes.drop(host.start, host.end);
+      },
+      // Inside a cluster that stays nothing can be punched later, for it may have been written by then.
+      hole: (host) => {
+        if (header.rawExternalData) discarded.push(host);
+      },
+      blank: (host) => blanked.push(host),
+      change: () => {},
+      mustBeZero: (guest) => unreachable.push(guest),
+    };
+    const unmapping = new Unmapping(this.#context, ownedByFlag(this.#context), wish);
+    const revised = await unmapping.revise(index, consequences);
+    if (revised) this.#changes.replace(await l2.get(revised.at), revised.after);
+    // In an external file nothing is given to anybody else: its holes need no order.
+    for (const host of discarded) {
+      const end = Math.min(host.end, data.bytes);
+      if (host.start < end) await data.discard({ start: host.start, end });
+    }
+    return { blanked, unreachable };
   }
 }
+
+const ALL = 0xffffffff;

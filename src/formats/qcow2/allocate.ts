@@ -1,0 +1,129 @@
+/**
+ * Claiming and dropping host clusters of an open image.
+ *
+ *   claim   first cluster that is stated free; its refcount is written at once, and durable before anything refers
+ *           to it, for whoever adds the reference flushes first
+ *   drop    written when the reference is durably gone; the cluster can be claimed again from then on (H14)
+ *
+ * Where no refcount block covers a cluster, the cluster becomes that block, and counts itself. Where the refcount
+ * table is full, a larger one is made behind everything it covered, with the blocks that count it:
+ *
+ *   | all that the old table covers | blocks | new table |
+ */
+import { bytesOf, viewOf } from "../../bytes/struct.ts";
+import type { HostFile } from "../../device/device.ts";
+import { assert, DiskError } from "../../error.ts";
+import { SECTOR_BYTES } from "../../reclaim/differences.ts";
+import type { CachedTable } from "./cache.ts";
+import type { Qcow2Context } from "./context.ts";
+import { HeaderV2 } from "./header.ts";
+import { readRefcount, writeRefcount } from "./refcounts.ts";
+
+const TABLE_BYTES_MAX = 8 * 2 ** 20;
+
+export class Allocator {
+  readonly #context: Qcow2Context<HostFile>;
+  /** No cluster before it is free. */
+  #hint = 0;
+
+  constructor(context: Qcow2Context<HostFile>) {
+    this.#context = context;
+  }
+
+  /** Claims a free cluster; returns its file offset. What it holds is undefined. */
+  async claim(): Promise<number> {
+    const { header, refcounts } = this.#context;
+    const { blockEntries, order } = refcounts;
+    for (;;) {
+      const number = Math.floor(this.#hint / blockEntries);
+      if (number >= refcounts.tableEntries) await this.#growTable();
+      const block = (await refcounts.block(number)) ?? (await this.#addBlock(number));
+      for (let i = this.#hint % blockEntries; i < blockEntries; i++) {
+        if (readRefcount(block.view, order, i) !== 0) continue;
+        const cluster = number * blockEntries + i;
+        await this.#state(block, i, 1);
+        this.#hint = cluster + 1;
+        return cluster * header.clusterBytes;
+      }
+      this.#hint = (number + 1) * blockEntries;
+    }
+  }
+
+  /** Takes `times` references from the count of a cluster; returns what remains. */
+  async drop(cluster: number, times: number): Promise<number> {
+    const { refcounts } = this.#context;
+    const block = await refcounts.block(Math.floor(cluster / refcounts.blockEntries));
+    const index = cluster % refcounts.blockEntries;
+    assert(block !== undefined, `cluster ${cluster} is counted`);
+    const count = readRefcount(block.view, refcounts.order, index) - times;
+    assert(count >= 0, `cluster ${cluster} had ${times} references`);
+    await this.#state(block, index, count);
+    if (count === 0) this.#hint = Math.min(this.#hint, cluster);
+    return count;
+  }
+
+  /** Writes one count. */
+  async #state(block: CachedTable, index: number, count: number): Promise<void> {
+    const { file, refcounts } = this.#context;
+    writeRefcount(block.view, refcounts.order, index, count);
+    const bit = index * 2 ** refcounts.order;
+    const sector = Math.floor(bit / 8 / SECTOR_BYTES) * SECTOR_BYTES;
+    await file.write(block.at + sector, bytesOf(block.view).subarray(sector, sector + SECTOR_BYTES));
+  }
+
+  /** The cluster at the hint becomes refcount block `number`. */
+  async #addBlock(number: number): Promise<CachedTable> {
+    const { file, header, refcounts } = this.#context;
+    const at = this.#hint * header.clusterBytes;
+    const block = viewOf(new Uint8Array(header.clusterBytes));
+    writeRefcount(block, refcounts.order, this.#hint % refcounts.blockEntries, 1);
+    await file.write(at, bytesOf(block));
+    await file.flush();
+    const table = await refcounts.table();
+    table.setBigUint64(number * 8, BigInt(at));
+    await file.write(refcounts.tableAt + number * 8, bytesOf(table).subarray(number * 8, number * 8 + 8));
+    return (await refcounts.block(number))!;
+  }
+
+  /** @throws DiskError `unsupported` where the file would pass what a table may count */
+  async #growTable(): Promise<void> {
+    const { file, header, refcounts } = this.#context;
+    const { clusterBytes } = header;
+    const { blockEntries, order, tableEntries } = refcounts;
+    const oldClusters = (tableEntries * 8) / clusterBytes;
+    const clusters = oldClusters + Math.max(1, oldClusters >>> 1);
+    if (clusters * clusterBytes > TABLE_BYTES_MAX) {
+      throw new DiskError("unsupported", `the refcount table would be longer than ${TABLE_BYTES_MAX} bytes`);
+    }
+    const blocks = Math.ceil(clusters / (blockEntries - 1));
+    const first = tableEntries * blockEntries;
+    const table = viewOf(new Uint8Array(clusters * clusterBytes));
+    bytesOf(table).set(bytesOf(await refcounts.table()));
+    for (let i = 0; i < blocks; i++) {
+      const block = viewOf(new Uint8Array(clusterBytes));
+      const counted = Math.min(blockEntries, blocks + clusters - i * blockEntries);
+      for (let j = 0; j < counted; j++) writeRefcount(block, order, j, 1);
+      await file.write((first + i) * clusterBytes, bytesOf(block));
+      table.setBigUint64((tableEntries + i) * 8, BigInt((first + i) * clusterBytes));
+    }
+    const at = (first + blocks) * clusterBytes;
+    await file.write(at, bytesOf(table));
+    await file.flush();
+    const oldFirst = refcounts.tableAt / clusterBytes;
+    await this.#adoptTable(at, table);
+    for (let i = 0; i < oldClusters; i++) await this.drop(oldFirst + i, 1);
+  }
+
+  /** The header names another refcount table: offset and length lie in one sector. */
+  async #adoptTable(at: number, table: DataView): Promise<void> {
+    const { file, header, refcounts, tops } = this.#context;
+    const words = viewOf(new Uint8Array(12));
+    words.setBigUint64(0, BigInt(at));
+    words.setUint32(8, table.byteLength / header.clusterBytes);
+    await file.write(HeaderV2.at.refcountTableAt, bytesOf(words));
+    await file.flush();
+    refcounts.moveTable(at, table);
+    const old = tops.findIndex(({ name }) => name === "refcount table");
+    tops[old] = { name: "refcount table", at, bytes: table.byteLength };
+  }
+}
