@@ -136,6 +136,15 @@ test("a wiped primary leaves the backup", async (t) => {
   assert.deepEqual(volumeExtents(await gpt.open([disk])), whole);
 });
 
+test("a wiped backup is said", async (t) => {
+  if (!requires(t, "sgdisk")) return;
+  const disk = await loaded(t);
+  await disk.write(disk.bytes - 512, new Uint8Array(512));
+  const { volumes, notes } = await gpt.open([disk]);
+  assert.equal(volumes.length, 3);
+  assert.match(notes[0]!, /backup GPT header at 33553920 has no signature/);
+});
+
 test("both copies damaged: everything is used", async (t) => {
   if (!requires(t, "sgdisk")) return;
   const disk = await loaded(t);
@@ -157,27 +166,41 @@ test("valid copies that differ: everything is used", async (t) => {
 
 test("impossible partitions: everything is used", async (t) => {
   if (!requires(t, "sgdisk")) return;
-  const cases: [string, Parameters<typeof Entry.encode>[0], HeaderFields, string | undefined][] = [
-    ["unchanged", {}, {}, undefined],
+  const cases: [string, Parameters<typeof Entry.encode>[0], HeaderFields, string?, RegExp?][] = [
+    ["unchanged", {}, {}],
     ["overlaps its neighbour", { lastLba: (12 * MiB) / 512 }, {}, "gpt-overlap"],
     ["overlaps the entries", { firstLba: 33, lastLba: 40 }, { firstUsableLba: 33 }, "gpt-overlap"],
     ["begins before the usable range", { firstLba: 33, lastLba: 40 }, {}, "gpt-range"],
     ["ends behind the usable range", { firstLba: 40000, lastLba: 65503 }, {}, "gpt-range"],
     ["ends behind the disk", { firstLba: 40000, lastLba: 70000 }, { lastUsableLba: 70000 }, "gpt-range"],
-    ["ends before it begins", { firstLba: 9000, lastLba: 8998 }, {}, "gpt-damaged"],
+    [
+      "ends before it begins",
+      { firstLba: 9000, lastLba: 8998 },
+      {},
+      "gpt-damaged",
+      /begins at LBA 9000 and ends at 8998/,
+    ],
     ["is past 2^53", { firstLba: 9000, lastLba: 2 ** 52 }, {}, "gpt-range"],
-    ["entries of 100 bytes", {}, { entryBytes: 100 }, "gpt-damaged"],
-    ["a million entries", {}, { entryCount: 1e6 }, "gpt-damaged"],
-    ["entries behind the disk", {}, { entriesLba: 65536 }, "gpt-damaged"],
-    ["another place", {}, { ownLba: 7 }, "gpt-damaged"],
-    ["revision 2", {}, { revision: 0x20000 }, "gpt-damaged"],
-    ["a header of 20 bytes", {}, { headerBytes: 20 }, "gpt-damaged"],
-    ["usable range turned around", {}, { firstUsableLba: 9, lastUsableLba: 5 }, "gpt-damaged"],
+    ["entries of 100 bytes", {}, { entryBytes: 100 }, "gpt-damaged", /entries of 100 bytes/],
+    ["a million entries", {}, { entryCount: 1e6 }, "gpt-damaged", /1000000 entries of 128/],
+    ["entries behind the disk", {}, { entriesLba: 65536 }, "gpt-damaged", /reach behind the disk/],
+    ["another place", {}, { ownLba: 7 }, "gpt-damaged", /says it is at LBA 7, expected 1/],
+    ["revision 2", {}, { revision: 0x20000 }, "gpt-damaged", /revision 0x00020000/],
+    ["a header of 20 bytes", {}, { headerBytes: 20 }, "gpt-damaged", /is 20 bytes long/],
+    [
+      "usable range turned around",
+      {},
+      { firstUsableLba: 9, lastUsableLba: 5 },
+      "gpt-damaged",
+      /usable LBAs 9 to 5/,
+    ],
   ];
-  for (const [name, entry, fields, code] of cases) {
+  for (const [name, entry, fields, code, message = /./] of cases) {
     const disk = await loaded(t);
     await rewrite(disk, 1, entry, fields);
-    assert.equal(refusalCode(await gpt.open([disk])), code, name);
+    const table = await gpt.open([disk]);
+    assert.equal(refusalCode(table), code, name);
+    if (code !== undefined) assert.match(table.refusal!.message, message, name);
   }
 });
 

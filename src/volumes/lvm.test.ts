@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
+import { viewOf } from "../bytes/struct.ts";
 import { readBytes } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
 import { draw } from "../testing/draw.ts";
@@ -12,7 +13,7 @@ import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
 import { lvm } from "./lvm.ts";
-import { Label, lvmCrc } from "./lvm/label.ts";
+import { Label, lvmCrc, PvHeader } from "./lvm/label.ts";
 import { Header, Slot } from "./lvm/metadata-area.ts";
 import { parseText } from "./lvm/text.ts";
 import type { VolumeTable } from "./volume.ts";
@@ -290,6 +291,11 @@ test("metadata that does not add up: everything is used", async (t) => {
     ["segment missing", (text) => text.replace("segment_count = 2", "segment_count = 3"), "lvm-damaged"],
     ["segment not next", (text) => text.replace("start_extent = 10", "start_extent = 11"), "lvm-damaged"],
     ["stripes missing", (text) => text.replace("stripe_count = 1", "stripe_count = 2"), "lvm-damaged"],
+    ["another text", (text) => text.replace("Text Format Volume Group", "Something"), "lvm-damaged"],
+    ["a newer version", (text) => text.replace("version = 1", "version = 2"), "lvm-damaged"],
+    ["two groups", (text) => `${text.replace(/\0/g, "")} vg1 { }`, "lvm-damaged"],
+    ["a group with a strange name", (text) => text.replace("vg0 {", '"vg0 " {'), "lvm-damaged"],
+    ["a volume with a strange name", (text) => text.replace("root {", '"../root" {'), "lvm-damaged"],
     ["no braces", (text) => text.replace("{", ""), "lvm2-damaged"],
     ["a name twice", (text) => text.replace("max_lv = 0", "seqno = 4"), "lvm2-damaged"],
   ];
@@ -309,7 +315,7 @@ test("two metadata areas must agree", async (t) => {
   assert.equal(refusalCode(await lvm.open([disk])), "lvm-contradiction");
 });
 
-test("metadata elsewhere, pending or damaged: everything is used", async (t) => {
+test("metadata elsewhere or damaged: everything is used", async (t) => {
   if (!available(t)) return;
   const [bare] = lvmDisks(t, [32 * MiB], ([pv]) => [["pvcreate", pv!]]);
   await using noGroup = await fileDevice(bare!);
@@ -330,12 +336,59 @@ test("metadata elsewhere, pending or damaged: everything is used", async (t) => 
     );
     assert.equal(refusalCode(await lvm.open([disk])), code, name);
   }
-  const pending = await SimulatedFile.load(path);
-  const header = await readBytes(pending, 4096, 512);
-  Slot.encode({ offset: 512, bytes: 100 }, header, Header.bytes + Slot.bytes);
-  Header.encode({ crc: lvmCrc(header.subarray(4)) }, header);
-  await pending.write(4096, header);
-  assert.equal(refusalCode(await lvm.open([pending])), "lvm-pending");
+});
+
+test("a metadata area that does not add up", async (t) => {
+  if (!available(t)) return;
+  const path = linear(t);
+  for (const [change, code, message] of [
+    [
+      (area: Uint8Array) => Slot.encode({ offset: 512, bytes: 9 }, area, Header.bytes + Slot.bytes),
+      "lvm-pending",
+    ],
+    [(area: Uint8Array) => Slot.encode({ flags: 1 }, area, Header.bytes), "lvm-no-metadata"],
+    [(area: Uint8Array) => Slot.encode({ offset: 0 }, area, Header.bytes), "lvm-no-metadata"],
+    [(area: Uint8Array) => area.fill(0x20, 4, 20), "lvm2-damaged", /no magic/],
+    [(area: Uint8Array) => Header.encode({ version: 2 }, area), "lvm2-damaged", /version 2/],
+    [(area: Uint8Array) => Header.encode({ start: 8192 }, area), "lvm2-damaged", /bytes at 8192/],
+    [(area: Uint8Array) => Header.encode({ bytes: 8192 }, area), "lvm2-damaged", /8192 bytes at 4096/],
+    [(area: Uint8Array) => Slot.encode({ offset: 100 }, area, Header.bytes), "lvm2-damaged", /at 100 in/],
+    [(area: Uint8Array) => Slot.encode({ bytes: 2 ** 40 }, area, Header.bytes), "lvm2-damaged", /a text of/],
+    [(area: Uint8Array) => Slot.encode({ crc: 1 }, area, Header.bytes), "lvm2-damaged", /expected 1$/],
+  ] as const) {
+    const disk = await SimulatedFile.load(path);
+    const area = await readBytes(disk, 4096, 512);
+    change(area);
+    Header.encode({ crc: lvmCrc(area.subarray(4)) }, area);
+    await disk.write(4096, area);
+    const table = await lvm.open([disk]);
+    assert.equal(refusalCode(table), code);
+    if (message !== undefined) assert.match(table.refusal!.message, message);
+  }
+});
+
+test("a label that does not add up", async (t) => {
+  if (!available(t)) return;
+  const path = linear(t);
+  const areaLength = 32 + PvHeader.bytes + 32 + 8;
+  for (const [change, message] of [
+    [(sector: Uint8Array) => Label.encode({ sector: 2 }, sector), /says it is in sector 2/],
+    [(sector: Uint8Array) => Label.encode({ headerOffset: 8 }, sector), /PV header at 8/],
+    [(sector: Uint8Array) => Label.encode({ headerOffset: 500 }, sector), /cut short/],
+    [(sector: Uint8Array) => sector.fill(1, 32 + PvHeader.bytes), /cut short|past/],
+    [(sector: Uint8Array) => viewOf(sector).setUint32(areaLength, 2 ** 31, true), /does not fit/],
+    [(sector: Uint8Array) => viewOf(sector).setUint32(areaLength, 512, true), /does not fit/],
+    [(sector: Uint8Array) => PvHeader.encode({ deviceBytes: 65 * MiB }, sector, 32), /on a device of/],
+  ] as const) {
+    const disk = await SimulatedFile.load(path);
+    const sector = await readBytes(disk, 512, 512);
+    change(sector);
+    Label.encode({ crc: lvmCrc(sector.subarray(20)) }, sector);
+    await disk.write(512, sector);
+    const table = await lvm.open([disk]);
+    assert.notEqual(refusalCode(table), undefined);
+    assert.match(table.refusal!.message, message);
+  }
 });
 
 test("a text may go around the end of its area", async (t) => {

@@ -165,6 +165,8 @@ test("what merely ends with 55AA is no table", async (t) => {
   const plain = new SimulatedFile(MiB);
   await plain.write(510, Uint8Array.of(0x55, 0xaa));
   assert.equal(await mbr.probe(plain), false, "no entries");
+  await plain.write(446, entry(0x83, 0, 100));
+  assert.equal(await mbr.probe(plain), false, "a partition in sector 0");
   const code = new SimulatedFile(MiB);
   await code.write(0, new Random(1).bytes(510));
   await code.write(510, Uint8Array.of(0x55, 0xaa));
