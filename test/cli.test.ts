@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import {
   copyFileSync,
   mkdtempSync,
@@ -196,6 +197,47 @@ test("an image that is busy, unsafe or unknown has its own exit code", (t) => {
   unknown[72] = 0x80;
   writeFileSync(path.join(directory, "unknown.qcow2"), unknown);
   assert.equal(ullage("survey", "unknown.qcow2").exit, 4);
+});
+
+test("an image that QEMU holds is surveyed, with approximate figures, and not written: exit 6", async (t) => {
+  if (!requires(t, ...DISK_TOOLS, "qemu-io")) return;
+  const image = makeDisk(directory, "held.qcow2");
+  const holder = spawn("qemu-io", [image], { stdio: ["pipe", "pipe", "ignore"] });
+  t.after(() => holder.kill());
+  await once(holder.stdout, "data");
+  const survey = json("survey", "held.qcow2");
+  assert.equal(survey.exit, 0);
+  assert.equal(survey.images[0]!["inUse"], true);
+  assert.equal(survey.images[0]!["exact"], false);
+  const { exit, images } = json("reclaim", "--yes", "held.qcow2");
+  assert.equal(exit, 6);
+  assert.equal((images[0]!["error"] as { kind: string }).kind, "busy");
+});
+
+test("Ctrl-C stops at a safe point, says how far it came, and a second run completes", async (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  const image = makeDisk(directory, "stopped.qcow2");
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    const child = spawn(process.execPath, [
+      BINARY,
+      "reclaim",
+      "--yes",
+      "--verify",
+      image,
+      image,
+      image,
+      image,
+    ]);
+    let err = "";
+    child.stderr.on("data", (chunk: Buffer) => (err += chunk.toString()));
+    await once(child.stdout, "data");
+    child.kill(signal);
+    const [exit] = (await once(child, "close")) as [number | null];
+    assert.equal(exit, 130, err);
+    assert.match(err, /stopping at the next safe point/);
+  }
+  assert.equal(ullage("reclaim", "--yes", "stopped.qcow2").exit, 0);
+  assert.equal(json("check", "stopped.qcow2").images[0]!["errors"], 0);
 });
 
 test("colour only on a terminal, and nothing but text elsewhere", (t) => {
