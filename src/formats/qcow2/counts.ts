@@ -33,6 +33,17 @@ export class ClusterCounts {
     return Math.max(0, wanted - max);
   }
 
+  /** As `add`, where that is quickly done; false: it was not done. */
+  addNarrow(cluster: number, times: number, max: number): boolean {
+    const page = this.#page(Math.floor(cluster / PAGE_CLUSTERS));
+    if (!(page instanceof Uint8Array)) return false;
+    const index = cluster % PAGE_CLUSTERS;
+    const count = page[index]! + times;
+    if (count > 0xff || count > max) return false;
+    page[index] = count;
+    return true;
+  }
+
   /** Whether any cluster of `[start, end)` may have a count: false is certain. */
   mayHave(start: number, end: number): boolean {
     for (let number = Math.floor(start / PAGE_CLUSTERS); number * PAGE_CLUSTERS < end; number++) {
