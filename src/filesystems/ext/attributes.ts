@@ -38,7 +38,7 @@ export function checkAttributeBlock(sb: Superblock, inode: Inode, bytes: Uint8Ar
 
 /** The part of inline data that found no room in the block map: the attribute `system.data` of the inode. */
 export function inlineRest(inode: Inode): Uint8Array {
-  const { bytes } = inode;
+  const bytes = inode.whole;
   const none = new Uint8Array(0);
   if (bytes.length <= GOOD_OLD_BYTES) return none;
   const view = viewOf(bytes);

@@ -57,63 +57,65 @@ export interface Inode {
   readonly xattrBlock: number;
   /** The 60 bytes of the block map. */
   readonly map: Uint8Array;
-  /** The whole inode: inline data goes on in its attributes. */
-  readonly bytes: Uint8Array;
+  /** The whole inode where it holds inline data, which goes on in its attributes; else empty. */
+  readonly whole: Uint8Array;
   /** Where the checksums of its extent and directory blocks start from. */
   readonly seed: number;
 }
 
-/** Decodes the inode at `at`. @throws Refused when its checksum does not match */
-export function decodeInode(sb: Superblock, number: number, table: Uint8Array, at: number): Inode {
-  const view = viewOf(table);
-  const u16 = (field: number) => view.getUint16(at + field, true);
-  const u32 = (field: number) => view.getUint32(at + field, true);
-  const bytes = table.subarray(at, at + sb.inodeBytes);
+const NOTHING = new Uint8Array(0);
+
+/** Decodes the inode at `at` in `table`. @throws Refused when its checksum does not match */
+export function decodeInode(sb: Superblock, number: number, table: DataView, at: number): Inode {
+  const u16 = (field: number) => table.getUint16(at + field, true);
+  const u32 = (field: number) => table.getUint32(at + field, true);
   const seed = sb.checksums ? inodeSeed(sb, number, u32(0x64)) : 0;
-  if (sb.checksums) verify(number, bytes, seed);
+  if (sb.checksums) verify(sb, number, table, at, seed);
+  const copy = (from: number, bytes: number) =>
+    new Uint8Array(table.buffer, table.byteOffset + from, bytes).slice();
+  const flags = u32(0x20);
   return {
     number,
     type: u16(0) & 0xf000,
-    flags: u32(0x20),
+    flags,
     links: u16(LINKS_AT),
     size: u32(4) + u32(0x6c) * 2 ** 32,
     sectors: u32(0x1c) + u16(0x74) * 2 ** 32,
     xattrBlock: u32(0x68) + (hasIncompat(sb, "64bit") ? u16(0x76) * 2 ** 32 : 0),
-    map: bytes.slice(MAP_AT, MAP_AT + MAP_BYTES),
-    bytes,
+    map: copy(at + MAP_AT, MAP_BYTES),
+    whole: (flags & FLAG.inlineData) === 0 ? NOTHING : copy(at, sb.inodeBytes),
     seed,
   };
 }
 
+const salt = new Uint8Array(8);
+const saltView = viewOf(salt);
+
 function inodeSeed(sb: Superblock, number: number, generation: number): number {
-  const salt = new Uint8Array(8);
-  viewOf(salt).setUint32(0, number, true);
-  viewOf(salt).setUint32(4, generation, true);
+  saltView.setUint32(0, number, true);
+  saltView.setUint32(4, generation, true);
   return crc32c(sb.seed, salt);
 }
 
-const ZEROS = new Uint8Array(2);
+/** Room for the largest inode, with its checksums blanked out. */
+const blanked = new Uint8Array(65536);
+const blankedView = viewOf(blanked);
 
-function verify(number: number, bytes: Uint8Array, seed: number): void {
-  const view = viewOf(bytes);
-  let found = view.getUint16(CHECKSUM_LOW_AT, true);
-  let crc = crc32c(seed, bytes, 0, CHECKSUM_LOW_AT);
-  crc = crc32c(crc, ZEROS);
-  crc = crc32c(crc, bytes, CHECKSUM_LOW_AT + 2, EXTRA_AT);
-  const hasHigh = bytes.length > EXTRA_AT && view.getUint16(EXTRA_AT, true) >= 4;
+function verify(sb: Superblock, number: number, table: DataView, at: number, seed: number): void {
+  blanked.set(new Uint8Array(table.buffer, table.byteOffset + at, sb.inodeBytes));
+  let found = table.getUint16(at + CHECKSUM_LOW_AT, true);
+  blankedView.setUint16(CHECKSUM_LOW_AT, 0);
+  const hasHigh = sb.inodeBytes > EXTRA_AT && blankedView.getUint16(EXTRA_AT, true) >= 4;
   if (hasHigh) {
-    found += view.getUint16(CHECKSUM_HIGH_AT, true) * 2 ** 16;
-    crc = crc32c(crc, bytes, EXTRA_AT, CHECKSUM_HIGH_AT);
-    crc = crc32c(crc, ZEROS);
-    crc = crc32c(crc, bytes, CHECKSUM_HIGH_AT + 2);
-  } else {
-    crc = crc32c(crc, bytes, EXTRA_AT);
-    crc &= 0xffff;
+    found += table.getUint16(at + CHECKSUM_HIGH_AT, true) * 2 ** 16;
+    blankedView.setUint16(CHECKSUM_HIGH_AT, 0);
   }
-  if (found === crc) return;
+  const crc = crc32c(seed, blanked, 0, sb.inodeBytes);
+  const expected = hasHigh ? crc : crc & 0xffff;
+  if (found === expected) return;
   // A reserved inode that was never written has no checksum either.
-  if (bytes.every((byte) => byte === 0)) return;
-  throw badChecksum(`inode ${number}`, found, crc);
+  if (found === 0 && blanked.subarray(0, sb.inodeBytes).every((byte) => byte === 0)) return;
+  throw badChecksum(`inode ${number}`, found, expected);
 }
 
 /** Where inode `number` lies, in bytes. @throws Refused when there is no such inode */
@@ -129,7 +131,7 @@ export function inodeAt({ sb, groups }: Volume, number: number): number {
 /** Reads one inode. @throws Refused when there is no such inode, or it is damaged */
 export async function readInode(volume: Volume, number: number): Promise<Inode> {
   const bytes = await readBytes(volume.device, inodeAt(volume, number), volume.sb.inodeBytes);
-  return decodeInode(volume.sb, number, bytes, 0);
+  return decodeInode(volume.sb, number, viewOf(bytes), 0);
 }
 
 /**

@@ -77,7 +77,7 @@ export class Owners {
     const at = inodeAt(this.#volume, inode.number);
     const first = Math.min(inode.size, MAP_BYTES);
     const rest = isInline ? inlineRest(inode) : new Uint8Array(0);
-    const restAt = at + rest.byteOffset - inode.bytes.byteOffset;
+    const restAt = at + rest.byteOffset - inode.whole.byteOffset;
     return [
       { fileOffset: 0, at: at + MAP_AT, bytes: first, unwritten: false },
       { fileOffset: MAP_BYTES, at: restAt, bytes: rest.length, unwritten: false },

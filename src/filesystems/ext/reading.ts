@@ -6,7 +6,8 @@ import type { BlockDevice } from "../../device/device.ts";
 const READ_BYTES_MAX = 1 << 20;
 /** Reading on is cheaper than a second read across a gap as small as this. */
 const GAP_BYTES_MAX = 1 << 16;
-const IN_FLIGHT = 4;
+/** A job's result is used up before the fourth job behind it starts, so that four buffers go round. */
+export const IN_FLIGHT = 4;
 
 /**
  * Reads the block at each of `positions` (block numbers, best ascending) and hands them over in the given order, with
@@ -31,8 +32,13 @@ export async function readScattered(
       from = to;
     }
   }
+  const buffers: Uint8Array[] = [];
+  let turn = 0;
   async function readBatch(from: number, to: number) {
-    const bytes = new Uint8Array((positions[to - 1]! - positions[from]! + 1) * blockBytes);
+    const length = (positions[to - 1]! - positions[from]! + 1) * blockBytes;
+    const place = turn++ % IN_FLIGHT;
+    if ((buffers[place]?.length ?? 0) < length) buffers[place] = new Uint8Array(length);
+    const bytes = buffers[place]!.subarray(0, length);
     await device.read(positions[from]! * blockBytes, bytes);
     return { from, to, bytes };
   }

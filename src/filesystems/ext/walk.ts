@@ -11,6 +11,7 @@
  */
 import type { Visit } from "../filesystem.ts";
 import { SparseBitmap } from "../../bytes/bitmap.ts";
+import { viewOf } from "../../bytes/struct.ts";
 import { checkAttributeBlock } from "./attributes.ts";
 import { readNode, readRoot, type MapNode, type MapSink } from "./block-map.ts";
 import { Claims } from "./claims.ts";
@@ -19,7 +20,7 @@ import { bitmapDamage, INODE_UNINIT, type Volume } from "./groups.ts";
 import { decodeInode, FLAG, INODE, LINKS_AT, TYPE, type Inode } from "./inode.ts";
 import { visitStructures } from "./layout.ts";
 import { structureOwner } from "./owners.ts";
-import { pipelined, readScattered } from "./reading.ts";
+import { IN_FLIGHT, pipelined, readScattered } from "./reading.ts";
 import { contradiction, damaged } from "./refused.ts";
 
 /** Groups whose inode bitmaps are in memory at a time. */
@@ -100,8 +101,10 @@ class Walker implements MapSink {
   ): Generator<Promise<{ group: number; index: number; bytes: Uint8Array }>> {
     const { device, sb, groups } = this.#volume;
     const perSlice = SLICE_BYTES / sb.inodeBytes;
+    const buffers = Array.from({ length: IN_FLIGHT }, () => new Uint8Array(SLICE_BYTES));
+    let turn = 0;
     const readSlice = async (group: number, index: number, count: number) => {
-      const bytes = new Uint8Array(count * sb.inodeBytes);
+      const bytes = buffers[turn++ % IN_FLIGHT]!.subarray(0, count * sb.inodeBytes);
       await device.read(groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes, bytes);
       return { group, index, bytes };
     };
@@ -117,6 +120,7 @@ class Walker implements MapSink {
   #scan(group: number, index: number, bytes: Uint8Array, bitmap: Uint8Array): void {
     const { sb } = this.#volume;
     const links = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2);
+    const table = viewOf(bytes);
     const step = sb.inodeBytes / 2;
     let at = LINKS_AT / 2;
     for (let bit = index; at < links.length; at += step, bit++) {
@@ -128,7 +132,7 @@ class Walker implements MapSink {
           `inode ${number}: ${links[at]} links found, but the inode bitmap of group ${group} calls it free`,
         );
       }
-      this.#visitInode(decodeInode(sb, number, bytes, (bit - index) * sb.inodeBytes));
+      this.#visitInode(decodeInode(sb, number, table, (bit - index) * sb.inodeBytes));
     }
   }
 
@@ -161,8 +165,11 @@ class Walker implements MapSink {
   checkNames(): void {
     const { sb } = this.#volume;
     const end = sb.inodes + 1;
-    for (let inode = this.#named.nextSet(1, end); inode < end; inode = this.#named.nextSet(inode + 1, end)) {
-      if (!this.#used.has(inode)) throw contradiction(`inode ${inode} is free, but a directory names it`);
+    for (let from = this.#named.nextSet(1, end); from < end;) {
+      const to = this.#named.nextClear(from, end);
+      const free = this.#used.nextClear(from, to);
+      if (free < to) throw contradiction(`inode ${free} is free, but a directory names it`);
+      from = this.#named.nextSet(to, end);
     }
   }
 
