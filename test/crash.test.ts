@@ -15,7 +15,7 @@ test("H12: no crash of a reclaim, pack or repair loses a byte, or dangles", asyn
   for await (const scenario of crashScenarios(scratch(t))) {
     await t.test(`${scenario.name} (SEED=${seed})`, async () => {
       const random = new Random(seed!);
-      const visited = await crashWalk(scenario, { random, statesPerFlush: 64, onwardOneIn: 24 });
+      const visited = await crashWalk(scenario, { random, statesPerFlush: 150, onwardOneIn: 30 });
       assert.ok(visited > 0);
       states += visited;
     });

@@ -62,7 +62,7 @@ export async function prospectOf(disk: Disk, options: SurveyOptions, earnest: Ea
   let packableBytes = 0;
   try {
     chosen = await image.plan({ ...wish, pack: method === "pack" });
-    packableBytes = (method === "pack" ? chosen : await image.plan({ ...wish, pack: true })).packBytes;
+    packableBytes = await chosen.packableBytes();
   } catch (error) {
     if (earnest !== "survey" || !(error instanceof DiskError) || error.kind === "io") throw error;
     notes.push(`reclaim would refuse: ${error.message}${error.hint === undefined ? "" : ` (${error.hint})`}`);

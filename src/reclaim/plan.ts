@@ -34,6 +34,8 @@ export interface Plan {
   readonly punchBytes: number;
   /** By how many bytes the files get shorter. */
   readonly packBytes: number;
+  /** By how many bytes the files would get shorter if the same wish asked to pack. Reads only. */
+  packableBytes(): Promise<number>;
   /** The steps; a flush of all files stands between two batches. May be called again: the same steps. */
   batches(): AsyncIterable<readonly Step[]>;
 }
@@ -59,6 +61,7 @@ export const EMPTY_PLAN: Plan = {
   unmapBytes: 0,
   punchBytes: 0,
   packBytes: 0,
+  packableBytes: async () => 0,
   // oxlint-disable-next-line require-yield
   async *batches() {},
 };

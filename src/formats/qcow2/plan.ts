@@ -56,11 +56,13 @@ export async function planReclaim(
   const inImage = await imageHoles(context, draft, wish);
   const inData = await dataFileHoles(context, draft, wish);
   const changes = draft.changes.build();
-  const packing = wish.pack ? await packingOf(context, draft.release, unmapping) : undefined;
+  const pack = () => packingOf(context, draft.release, unmapping);
+  const packing = wish.pack ? await pack() : undefined;
   return {
     unmapBytes: draft.unmapBytes,
     punchBytes: inImage.insideBytes + inData.insideBytes,
     packBytes: packing?.packBytes ?? 0,
+    packableBytes: async () => (packing ?? (await pack()))?.packBytes ?? 0,
     async *batches() {
       yield* batched(prepared(context, bitmaps, changes));
       yield* batched(holeSteps(context.header.dataFileName ?? "", inData));

@@ -11,7 +11,7 @@ import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import { DiskError } from "../../error.ts";
 import { batched } from "../../reclaim/batched.ts";
 import { differences, type PatchStep } from "../../reclaim/differences.ts";
-import type { Plan } from "../../reclaim/plan.ts";
+import { EMPTY_PLAN, type Plan } from "../../reclaim/plan.ts";
 import { countedReferences } from "./check.ts";
 import type { Qcow2Context } from "./context.ts";
 import { refuseUnwritable } from "./plan.ts";
@@ -30,9 +30,7 @@ export async function planRepairLeaks(context: Qcow2Context): Promise<Plan> {
   }
   const references = await countedReferences(context);
   return {
-    unmapBytes: 0,
-    punchBytes: 0,
-    packBytes: 0,
+    ...EMPTY_PLAN,
     async *batches() {
       yield* batched(refcountPatches(context, (cluster) => references.get(cluster)));
       yield* batched(copiedPatches(context, references));
