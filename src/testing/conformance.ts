@@ -29,6 +29,8 @@ export interface Variant {
   make(t: TestContext, random: Random): Promise<Sample | undefined>;
   /** Opens the parents that the image names, among its files. Default: it has none. */
   openParent?(files: Files): OpenParent;
+  /** Whether any range can be made to read as zeros in place; not where a snapshot or a parent holds it. Default true. */
+  readonly canBlank?: boolean;
   /** How many seeds each test runs with. Default 2. */
   readonly seeds?: number;
 }

@@ -9,13 +9,21 @@ import { KINDS, loadFolder, makeImage, parentsIn } from "../../testing/qcow2-kin
 import { requires, run, scratch } from "../../testing/tools.ts";
 import { qcow2 } from "../qcow2.ts";
 
-const CHOSEN = ["v2, 512 B, parent", "64 KiB, parent, snapshots, zlib", "subclusters, parent", "data file"];
+const CHOSEN = [
+  "v2",
+  "512 B, 1-bit refcounts",
+  "v2, 512 B, parent",
+  "64 KiB, parent, snapshots, zlib",
+  "subclusters, parent",
+  "data file",
+];
 
 conformance(
   qcow2,
   KINDS.filter(({ name }) => CHOSEN.includes(name)).map((kind) => ({
     name: kind.name,
     seeds: 1,
+    canBlank: kind.backing === undefined && !kind.snapshots && !kind.compressed,
     async make(t, random) {
       if (!requires(t, "qemu-img", "qemu-io")) return undefined;
       const path = makeImage(scratch(t), kind, random);

@@ -1,6 +1,7 @@
 /**
  * One sample of a format under test: how to open it, what to wish for, and how to reclaim as the disk layer does.
  */
+import { ExtentSet } from "../../bytes/extents.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "../../formats/format.ts";
 import { execute } from "../../reclaim/execute.ts";
 import type { Plan } from "../../reclaim/plan.ts";
@@ -41,7 +42,10 @@ export class Bench {
   wish(): Expectation {
     const { content } = this.sample;
     const free = someSectors(this.random, content.length, 2);
-    const blank = someSectors(this.random, content.length, 20).subtract(free);
+    const blank =
+      this.#variant.canBlank === false
+        ? ExtentSet.EMPTY
+        : someSectors(this.random, content.length, 20).subtract(free);
     return { content, free, blank };
   }
 
