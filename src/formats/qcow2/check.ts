@@ -22,8 +22,25 @@ export interface Inspection {
   readonly findings: readonly Finding[];
 }
 
+/** One inspection serves the check and all plans of an open image, until somebody writes to it. */
+const inspections = new WeakMap<Qcow2Context, Promise<Inspection>>();
+
 /** Reads all tables of the image. Of what is corrupt in them nothing is thrown: it is found. */
-export async function inspect(context: Qcow2Context): Promise<Inspection> {
+export function inspect(context: Qcow2Context): Promise<Inspection> {
+  let inspection = inspections.get(context);
+  if (inspection === undefined) {
+    inspection = inspectAnew(context);
+    inspections.set(context, inspection);
+  }
+  return inspection;
+}
+
+/** The image changes: what was found about it is not true any more. */
+export function forgetInspection(context: Qcow2Context): void {
+  inspections.delete(context);
+}
+
+async function inspectAnew(context: Qcow2Context): Promise<Inspection> {
   const findings = new Findings();
   const stated = new StatedRefcounts(context.refcounts, context.file);
   const walk = new ReferenceWalk(context, stated, (message, count, mendable) => {

@@ -249,26 +249,33 @@ class Rounds {
       if (number === last) continue;
       last = number;
       const at = this.#place(await refcounts.blockAt(number), change.moved);
-      const [before, after] = ([0, 1] as const).map((when) =>
-        this.#block(number, change.claimed[when], change.released[when]),
-      );
-      steps.push(...differences("", at, before!, after!));
+      const before = this.#block(number);
+      const after = before.slice();
+      this.#overlay(before, number, change.claimed[0], change.released[0]);
+      this.#overlay(after, number, change.claimed[1], change.released[1]);
+      steps.push(...differences("", at, before, after));
     }
     return steps;
   }
 
-  /** A refcount block when targets are claimed and sources released from the given moves on. */
-  #block(number: number, claimed: number, released: number): Uint8Array {
-    const { refcounts } = this.#context;
-    const { sources, targets } = this.#moves;
-    const { order, blockEntries } = refcounts;
-    const bytes = new Uint8Array(refcounts.blockBytes);
+  /** A refcount block before anything moves. */
+  #block(number: number): Uint8Array {
+    const { blockBytes, blockEntries, order } = this.#context.refcounts;
+    const bytes = new Uint8Array(blockBytes);
     const view = viewOf(bytes);
-    const first = number * blockEntries;
     for (let i = 0; i < blockEntries; i++) {
-      const count = this.#mapping.count(first + i);
+      const count = this.#mapping.count(number * blockEntries + i);
       if (count > 0) writeRefcount(view, order, i, count);
     }
+    return bytes;
+  }
+
+  /** Counts targets as claimed and sources as released from the given moves on. */
+  #overlay(block: Uint8Array, number: number, claimed: number, released: number): void {
+    const { blockEntries, order } = this.#context.refcounts;
+    const { sources, targets } = this.#moves;
+    const view = viewOf(block);
+    const first = number * blockEntries;
     const set = (clusters: Float64Array, from: number, count: number) => {
       const end = lowerBound(clusters, first + blockEntries);
       for (let i = Math.max(from, lowerBound(clusters, first)); i < end; i++) {
@@ -277,7 +284,6 @@ class Rounds {
     };
     set(targets, claimed, 1);
     set(sources, released, 0);
-    return bytes;
   }
 }
 

@@ -50,11 +50,12 @@ export class Release {
 
   /** One reference to a host cluster goes. */
   drop(cluster: number): void {
-    const dropped = (this.#dropped.get(cluster) ?? 0) + 1;
-    if (dropped < this.#references.get(cluster)) {
+    const references = this.#references.get(cluster);
+    const dropped = references === 1 ? 1 : (this.#dropped.get(cluster) ?? 0) + 1;
+    if (dropped < references) {
       this.#dropped.set(cluster, dropped);
     } else {
-      this.#dropped.delete(cluster);
+      if (references > 1) this.#dropped.delete(cluster);
       this.#freed.setRange(cluster, cluster + 1);
     }
   }

@@ -141,12 +141,15 @@ class Revision {
   }
 
   run(l1Index: number): void {
-    const { clusterBytes, l2Entries, virtualBytes } = this.#context.header;
-    const { table, unwanted } = this.#task;
+    const { clusterBytes, extendedL2, l2Entries, l2EntryBytes, virtualBytes } = this.#context.header;
+    const { table, unwanted, blank } = this.#task;
+    const skipsUnallocated = !extendedL2 && blank.count === 0;
     for (const cluster of unwanted.spans(clusterBytes)) {
+      const index = cluster - l1Index * l2Entries;
+      const at = index * l2EntryBytes;
+      if (skipsUnallocated && (table.view.getUint32(at) | table.view.getUint32(at + 4)) === 0) continue;
       const start = cluster * clusterBytes;
       const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
-      const index = cluster - l1Index * l2Entries;
       this.#decide(index, decodeEntry(this.#context, table, index), guest);
     }
   }

@@ -17,7 +17,7 @@ import { DiskError } from "../../error.ts";
 import { Allocator } from "./allocate.ts";
 import { BitmapKeeper } from "./bitmap-keeper.ts";
 import { Changes } from "./changes.ts";
-import { countedReferences } from "./check.ts";
+import { countedReferences, forgetInspection } from "./check.ts";
 import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
 import { SUBCLUSTERS } from "./header.ts";
@@ -97,6 +97,7 @@ export class Qcow2Writer {
     if (range.start >= range.end) return Promise.resolve();
     return this.#exclusive(async () => {
       if (!this.#hasBegun) await this.#begin();
+      forgetInspection(this.#context);
       this.#bitmaps.mark(range);
       this.#isUnflushed = true;
       await act();
