@@ -9,42 +9,60 @@ import type { Image } from "../formats/format.ts";
 import type { Plan } from "../reclaim/plan.ts";
 import type { FileAllocation } from "./allocation.ts";
 
-interface Tally {
-  readonly punched: ExtentBuilder;
-  readonly written: ExtentBuilder;
-  truncatedTo: number;
-}
-
 /** In bytes of the host's disk; on a block device, which has no such figure, the bytes that will be discarded. */
 export async function predict(
   plan: Plan,
   image: Image,
   files: ReadonlyMap<string, FileAllocation>,
 ): Promise<number> {
-  const tallies = new Map<string, Tally>();
-  for await (const batch of plan.batches()) {
-    for (const step of batch) {
-      let tally = tallies.get(step.file);
-      if (!tally) {
-        tally = { punched: new ExtentBuilder(), written: new ExtentBuilder(), truncatedTo: Infinity };
-        tallies.set(step.file, tally);
-      }
-      if (step.op === "punch") tally.punched.add(step.range.start, step.range.end);
-      else if (step.op === "copy") tally.written.add(step.to, step.to + step.from.end - step.from.start);
-      else if (step.op === "truncate") tally.truncatedTo = Math.min(tally.truncatedTo, step.bytes);
-    }
-  }
+  const moved = plan.packBytes > 0 ? await moves(plan, files) : new Map<string, Moves>();
   let bytes = 0;
-  for (const [name, tally] of tallies) {
-    const file = image.files.get(name)!;
+  for (const [name, file] of image.files) {
     const { blockBytes } = await file.stat();
     const { allocated, shared } = files.get(name)!;
-    const end = Math.max(file.bytes, Math.ceil(file.bytes / blockBytes) * blockBytes);
-    const cut = tally.truncatedTo < end ? ExtentSet.of({ start: tally.truncatedTo, end }) : ExtentSet.EMPTY;
-    const written = tally.written.build().alignOutward(blockBytes).subtract(cut);
-    const given = tally.punched.build().union(cut).alignInward(blockBytes).subtract(written);
-    bytes += given.intersect(allocated.alignOutward(blockBytes).subtract(shared)).bytes;
-    bytes -= written.subtract(allocated).bytes;
+    const { written, targets, truncatedTo } = moved.get(name) ?? unmoved();
+    const end = Math.ceil(file.bytes / blockBytes) * blockBytes;
+    const cut = truncatedTo < end ? ExtentSet.of({ start: truncatedTo, end }) : ExtentSet.EMPTY;
+    const filled = written.build().alignOutward(blockBytes).subtract(cut);
+    const punched = plan.punched.get(name) ?? ExtentSet.EMPTY;
+    const given = punched.union(targets.build()).union(cut).alignInward(blockBytes);
+    const owned = allocated.alignOutward(blockBytes).subtract(shared);
+    bytes += given.subtract(filled).intersect(owned).bytes - filled.subtract(allocated).bytes;
   }
   return bytes;
+}
+
+/** What packing does to a file. */
+interface Moves {
+  /** Where something is copied to; what is a hole at its source becomes one there. */
+  readonly targets: ExtentBuilder;
+  /** The part of them that gets data. */
+  readonly written: ExtentBuilder;
+  truncatedTo: number;
+}
+
+function unmoved(): Moves {
+  return { targets: new ExtentBuilder(), written: new ExtentBuilder(), truncatedTo: Infinity };
+}
+
+async function moves(
+  plan: Plan,
+  allocations: ReadonlyMap<string, FileAllocation>,
+): Promise<Map<string, Moves>> {
+  const files = new Map<string, Moves>();
+  for await (const batch of plan.batches()) {
+    for (const step of batch) {
+      if (step.op !== "copy" && step.op !== "truncate") continue;
+      let file = files.get(step.file);
+      if (!file) files.set(step.file, (file = unmoved()));
+      if (step.op === "copy") {
+        file.targets.add(step.to, step.to + step.from.end - step.from.start);
+        for (const { start, end } of allocations.get(step.file)!.allocated.within(step.from)) {
+          file.written.add(start - step.from.start + step.to, end - step.from.start + step.to);
+        }
+      }
+      if (step.op === "truncate") file.truncatedTo = Math.min(file.truncatedTo, step.bytes);
+    }
+  }
+  return files;
 }

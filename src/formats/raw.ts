@@ -166,6 +166,7 @@ function planOf(punches: ExtentSet, zeros: ExtentSet): Plan {
   return {
     ...EMPTY_PLAN,
     punchBytes: punches.bytes,
+    punched: new Map([["", punches]]),
     async *batches() {
       yield* batched("zero", zeros);
       yield* batched("punch", punches);

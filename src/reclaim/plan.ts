@@ -34,6 +34,8 @@ export interface Plan {
   readonly punchBytes: number;
   /** By how many bytes the files get shorter. */
   readonly packBytes: number;
+  /** What the steps punch, by file. */
+  readonly punched: ReadonlyMap<string, ExtentSet>;
   /** By how many bytes the files would get shorter if the same wish asked to pack. Reads only. */
   packableBytes(): Promise<number>;
   /** The steps; a flush of all files stands between two batches. May be called again: the same steps. */
@@ -61,6 +63,7 @@ export const EMPTY_PLAN: Plan = {
   unmapBytes: 0,
   punchBytes: 0,
   packBytes: 0,
+  punched: new Map(),
   packableBytes: async () => 0,
   // oxlint-disable-next-line require-yield
   async *batches() {},

@@ -62,6 +62,10 @@ export async function planReclaim(
     unmapBytes: draft.unmapBytes,
     punchBytes: inImage.insideBytes + inData.insideBytes,
     packBytes: packing?.packBytes ?? 0,
+    punched: new Map([
+      [context.header.dataFileName ?? "", inData.punched],
+      ["", inImage.punched],
+    ]),
     packableBytes: async () => (packing ?? (await pack()))?.packBytes ?? 0,
     async *batches() {
       yield* batched(prepared(context, bitmaps, changes));
