@@ -22,13 +22,6 @@ export function needsReplay(sb: Superblock): boolean {
 /** @throws Refused */
 export async function checkState(device: BlockDevice, sb: Superblock): Promise<void> {
   checkFeatures(sb);
-  if (hasIncompat(sb, "journal_dev")) {
-    throw new Refused(
-      "journal-device",
-      "this is the external journal of another filesystem",
-      "name the disk that holds the filesystem too",
-    );
-  }
   if (sb.bytes > device.bytes) {
     throw new Refused(
       "truncated",

@@ -9,6 +9,7 @@ import { crc32c } from "../../bytes/checksum.ts";
 import { raw, skip, struct, u16le, u32le, u32leArray, u8, uuidText } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { COMPAT, INCOMPAT, RO_COMPAT } from "./features.ts";
+import { geometryOf, type Geometry } from "./geometry.ts";
 import { badChecksum, damaged, Refused } from "./refused.ts";
 
 export const SUPERBLOCK_AT = 1024;
@@ -97,8 +98,8 @@ export const SuperblockLayout = struct({
   checksum: u32le,
 });
 
-/** The fields of the disk that decide something, and the geometry that follows from them, checked. */
-export interface Superblock {
+/** The fields of the disk that decide something. */
+export interface Superblock extends Geometry {
   readonly label: Uint8Array;
   readonly uuidBytes: Uint8Array;
   readonly uuid: string;
@@ -117,27 +118,6 @@ export interface Superblock {
   readonly orphanFileInode: number;
   readonly mmpBlock: number;
 
-  readonly blockBytes: number;
-  /** Blocks per cluster: 1 without bigalloc. */
-  readonly clusterBlocks: number;
-  readonly clusterBytes: number;
-  /** The block where group 0 starts. */
-  readonly firstBlock: number;
-  /** End of the filesystem as a block number. */
-  readonly blocks: number;
-  readonly bytes: number;
-  readonly groups: number;
-  readonly blocksPerGroup: number;
-  readonly clustersPerGroup: number;
-  readonly inodes: number;
-  readonly inodesPerGroup: number;
-  readonly inodeBytes: number;
-  /** First inode that is not reserved. */
-  readonly firstInode: number;
-  readonly inodeTableBlocks: number;
-  readonly descriptorBytes: number;
-  readonly descriptorsPerBlock: number;
-  readonly descriptorBlocks: number;
   readonly reservedGdtBlocks: number;
   readonly firstMetaGroup: number;
   readonly backupGroups: readonly number[];
@@ -151,12 +131,6 @@ export interface Superblock {
 
 export const STATE_VALID = 1;
 export const STATE_ERROR = 2;
-
-/** More groups than any disk that can be served here: 512 TiB with blocks of 4 KiB (H24). */
-const GROUPS_MAX = 1 << 22;
-const OS_LINUX = 0;
-const OS_FREEBSD = 3;
-const OS_LITES = 4;
 
 export function hasCompat(sb: Superblock, feature: keyof typeof COMPAT): boolean {
   return (sb.compat & COMPAT[feature]) !== 0;
@@ -178,13 +152,21 @@ export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
   if (fields.magic !== MAGIC) {
     throw damaged(`superblock: magic 0x${fields.magic.toString(16)} found, 0xef53 expected`);
   }
-  const compat = fields.revision === 0 ? 0 : fields.compat;
-  const incompat = fields.revision === 0 ? 0 : fields.incompat;
-  const roCompat = fields.revision === 0 ? 0 : fields.roCompat;
-  if (fields.revision > 1) throw damaged(`superblock: revision ${fields.revision} found, at most 1 expected`);
+  const { revision, compat, incompat, roCompat } = fields;
+  if (revision > 1) throw damaged(`superblock: revision ${revision} found, at most 1 expected`);
+  if (revision === 0 && (compat | incompat | roCompat) !== 0) {
+    throw damaged("superblock: features found, none expected in revision 0");
+  }
   const checksums = (roCompat & RO_COMPAT.metadata_csum) !== 0;
   if (checksums) verifyChecksum(bytes, fields.checksum, fields.checksumType);
 
+  if ((incompat & INCOMPAT.journal_dev) !== 0) {
+    throw new Refused(
+      "journal-device",
+      "this is the external journal of another filesystem",
+      "name the disk that holds the filesystem too",
+    );
+  }
   return {
     label: fields.volumeName,
     uuidBytes: fields.uuid,
@@ -202,7 +184,7 @@ export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
     prjQuotaInode: fields.prjQuotaInode,
     orphanFileInode: fields.orphanFileInode,
     mmpBlock: fields.mmpBlockLow + fields.mmpBlockHigh * 2 ** 32,
-    ...geometry(fields, incompat, roCompat),
+    ...geometryOf(fields),
     reservedGdtBlocks: fields.reservedGdtBlocks,
     firstMetaGroup: fields.firstMetaGroup,
     backupGroups: fields.backupGroups,
@@ -224,92 +206,4 @@ function verifyChecksum(bytes: Uint8Array, found: number, type: number): void {
   if (type !== 1) throw damaged(`superblock: checksum type ${type} found, 1 (crc32c) expected`);
   const expected = crc32c(0xffffffff, bytes, 0, SuperblockLayout.at.checksum);
   if (found !== expected) throw badChecksum("superblock", found, expected);
-}
-
-type Fields = ReturnType<typeof SuperblockLayout.decode>;
-
-/** Sizes and counts, each checked against all others: nothing later divides by zero or overflows (H23). */
-function geometry(fields: Fields, incompat: number, roCompat: number) {
-  const require = (holds: boolean, message: string) => {
-    if (!holds) throw damaged(`superblock: ${message}`);
-  };
-  require(fields.logBlockSize <= 6, `log_block_size ${fields.logBlockSize} found, 0 to 6 expected`);
-  const blockBytes = 1024 << fields.logBlockSize;
-  const bigalloc = (roCompat & RO_COMPAT.bigalloc) !== 0;
-  const logRatio = bigalloc ? fields.logClusterSize - fields.logBlockSize : 0;
-  require(logRatio >= 0 &&
-    fields.logClusterSize <= 20, `log_cluster_size ${fields.logClusterSize} is impossible`);
-  const clusterBlocks = 1 << logRatio;
-
-  const firstBlock = blockBytes === 1024 && !bigalloc ? 1 : 0;
-  require(fields.firstDataBlock ===
-    firstBlock, `first_data_block ${fields.firstDataBlock} found, ${firstBlock} expected`);
-  const is64bit = (incompat & INCOMPAT["64bit"]) !== 0;
-  const blocks = fields.blocksCountLow + (is64bit ? fields.blocksCountHigh * 2 ** 32 : 0);
-  require(blocks > firstBlock &&
-    blocks * blockBytes <= Number.MAX_SAFE_INTEGER, `blocks_count ${blocks} is impossible`);
-
-  const { blocksPerGroup, inodesPerGroup } = fields;
-  const clustersPerGroup = bigalloc ? fields.clustersPerGroup : blocksPerGroup;
-  require(clustersPerGroup > 0 &&
-    clustersPerGroup <= blockBytes * 8 &&
-    clustersPerGroup % 8 ===
-      0, `${clustersPerGroup} clusters per group found, a multiple of 8 up to ${blockBytes * 8} expected`);
-  require(blocksPerGroup ===
-    clustersPerGroup *
-      clusterBlocks, `blocks_per_group ${blocksPerGroup} found, ${clustersPerGroup * clusterBlocks} expected`);
-  const groups = Math.ceil((blocks - firstBlock) / blocksPerGroup);
-  require(groups <= GROUPS_MAX, `${groups} groups found, at most ${GROUPS_MAX} are supported`);
-
-  const inodeBytes = fields.revision === 0 ? 128 : fields.inodeSize;
-  require(inodeBytes >= 128 &&
-    inodeBytes <= blockBytes &&
-    Number.isInteger(Math.log2(inodeBytes)), `inode_size ${inodeBytes} is impossible`);
-  const inodesPerBlock = blockBytes / inodeBytes;
-  require(inodesPerGroup >= inodesPerBlock &&
-    inodesPerGroup <= blockBytes * 8 &&
-    inodesPerGroup % 8 === 0, `inodes_per_group ${inodesPerGroup} is impossible`);
-  require(fields.inodesCount ===
-    inodesPerGroup * groups, `inodes_count ${fields.inodesCount} found, ${inodesPerGroup * groups} expected`);
-  const firstInode = fields.revision === 0 ? 11 : fields.firstInode;
-  require(firstInode >= 11 && firstInode <= fields.inodesCount, `first_ino ${firstInode} is impossible`);
-
-  const descriptorBytes = is64bit ? fields.descriptorSize : 32;
-  require(descriptorBytes === 32 ||
-    [64, 128, 256, 512, 1024].includes(
-      descriptorBytes,
-    ), `desc_size ${descriptorBytes} found, a power of two from 64 to 1024 expected`);
-  require(!is64bit || descriptorBytes >= 64, `desc_size ${descriptorBytes} found, at least 64 expected`);
-  const descriptorsPerBlock = blockBytes / descriptorBytes;
-  const descriptorBlocks = Math.ceil(groups / descriptorsPerBlock);
-  const metaBg = (incompat & INCOMPAT.meta_bg) !== 0;
-  require(!metaBg ||
-    fields.firstMetaGroup <=
-      descriptorBlocks, `first_meta_bg ${fields.firstMetaGroup} found, at most ${descriptorBlocks} expected`);
-  if (![OS_LINUX, OS_FREEBSD, OS_LITES].includes(fields.creatorOs)) {
-    throw new Refused(
-      "creator-os",
-      `superblock: creator ${fields.creatorOs} keeps other fields in its inodes than Linux`,
-      "all of this filesystem counts as used",
-    );
-  }
-  return {
-    blockBytes,
-    clusterBlocks,
-    clusterBytes: blockBytes * clusterBlocks,
-    firstBlock,
-    blocks,
-    bytes: blocks * blockBytes,
-    groups,
-    blocksPerGroup,
-    clustersPerGroup,
-    inodes: fields.inodesCount,
-    inodesPerGroup,
-    inodeBytes,
-    firstInode,
-    inodeTableBlocks: Math.ceil(inodesPerGroup / inodesPerBlock),
-    descriptorBytes,
-    descriptorsPerBlock,
-    descriptorBlocks,
-  };
 }

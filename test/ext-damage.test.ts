@@ -5,11 +5,11 @@ import assert from "node:assert/strict";
 import { closeSync, openSync, readSync, truncateSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { prove } from "../../reclaim/prove.ts";
-import { fileDevice } from "../../testing/file-device.ts";
-import { requires, run, scratch } from "../../testing/tools.ts";
-import { ext } from "../ext.ts";
-import type { Refusal } from "../../error.ts";
+import { prove } from "../src/reclaim/prove.ts";
+import { fileDevice } from "../src/testing/file-device.ts";
+import { requires, run, scratch } from "../src/testing/tools.ts";
+import { ext } from "../src/filesystems/ext.ts";
+import type { Refusal } from "../src/error.ts";
 
 /** A filesystem of 8 MiB in blocks of 1 KiB with a fragmented file, a directory and an attribute block. */
 function healthy(t: TestContext, options: string): string {
