@@ -459,9 +459,26 @@ test("the text is parsed in bounded depth and linear time", () => {
   const section = parseText('a { b = [1, "x\\"y", -2.5] # } "\n c { } }\n\0');
   assert.deepEqual(section.section("a").array("b"), [1, 'x"y', -2.5]);
   assert.equal(section.section("a").sections("c").length, 0);
+  const typed = parseText('n = 1 m = -1 s = "x" l = ["x"] b { }');
+  for (const wrong of [
+    () => typed.number("s"),
+    () => typed.number("m"),
+    () => typed.number("none"),
+    () => typed.string("n"),
+    () => typed.string("l"),
+    () => typed.array("s"),
+    () => typed.array("b"),
+    () => typed.section("l"),
+    () => typed.section("none"),
+  ]) {
+    assert.throws(wrong, { kind: "corrupt", message: /^LVM metadata: .* expected a/ });
+  }
   for (const text of [
     "a {".repeat(50_000),
     "a",
+    "a {",
+    "@",
+    "a = @",
     "a =",
     "a = [1",
     "a = [1 2]",

@@ -203,6 +203,25 @@ test("a table before an unpartitioned filesystem or volume is ambiguous", async 
   }
 });
 
+test("a magic inside of a partition is the partition's", async () => {
+  const disk = new SimulatedFile(MiB);
+  await disk.write(446, entry(0x83, 1, 100));
+  await disk.write(510, Uint8Array.of(0x55, 0xaa));
+  await disk.write(1080, Uint8Array.of(0x53, 0xef));
+  assert.equal((await mbr.open([disk])).volumes.length, 1);
+});
+
+test("a disk of three sectors", async () => {
+  const disk = new SimulatedFile(3 * 512);
+  await disk.write(446, entry(0x83, 1, 2));
+  await disk.write(510, Uint8Array.of(0x55, 0xaa));
+  assert.equal((await mbr.open([disk])).volumes[0]!.device.bytes, 1024);
+  assert.equal(await gpt.probe(disk), false);
+  await disk.write(446, entry(0xee, 1, 2));
+  assert.equal(await gpt.probe(disk), true);
+  assert.equal((await gpt.open([disk])).refusal!.code, "gpt-damaged");
+});
+
 test("partition 1 in sector 1", async (t) => {
   if (corpus(t) === undefined || !requires(t, "sfdisk")) return;
   const path = unpack(t, "log2timeline+dfvfs/test_data/mbr.raw");

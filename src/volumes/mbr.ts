@@ -150,7 +150,7 @@ async function doubtAboutGaps(
   const sectorsEnd = Math.max(...partitions.map(({ end }) => end / SECTOR_BYTES));
   if (sectorsEnd * 4096 <= disk.bytes) return "the table may count sectors of 512 or of 4096 bytes";
   for (const at of [512, 4096, disk.bytes - 512, disk.bytes - 4096]) {
-    if (at + 8 > disk.bytes) continue;
+    if (at < 0 || at + 8 > disk.bytes) continue;
     const found = Buffer.from(await readBytes(disk, at, 8)).toString("latin1");
     if (found === "EFI PART") return `a GPT header lies at ${at}`;
   }
