@@ -151,6 +151,14 @@ test("a chain that never ends stops", async () => {
   assert.match(table.refusal!.message, /limit of 256/);
 });
 
+test("a link out of the extended partition is not followed", async () => {
+  const disk = new SimulatedFile(MiB);
+  for (const sector of [0, 1, 500]) await disk.write(sector * 512 + 510, Uint8Array.of(0x55, 0xaa));
+  await disk.write(446, entry(5, 1, 100));
+  await disk.write(512 + 446, entry(5, 499, 1));
+  assert.match((await mbr.open([disk])).refusal!.message, /links to 256000, .* ends at 51712/);
+});
+
 test("a link back is found", async () => {
   const disk = new SimulatedFile(MiB);
   for (const sector of [0, 1, 5]) await disk.write(sector * 512 + 510, Uint8Array.of(0x55, 0xaa));
