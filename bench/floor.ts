@@ -5,15 +5,7 @@
  *   record   runs the real survey over a recording device and writes down reads and punches
  *   replay   FILE RECORD: does just those, in a process of its own
  */
-import {
-  closeSync,
-  constants,
-  fdatasyncSync,
-  openSync,
-  readFileSync,
-  readSync,
-  writeFileSync,
-} from "node:fs";
+import { closeSync, constants, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import { crc32c } from "../src/bytes/checksum.ts";
 import { ExtentBuilder } from "../src/bytes/extents.ts";
 import type { ReadableFile } from "../src/device/device.ts";
