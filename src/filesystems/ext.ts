@@ -18,11 +18,11 @@ import { readBytes, type BlockDevice } from "../device/device.ts";
 import type { Refusal } from "../error.ts";
 import { freeExtents } from "./ext/bitmaps.ts";
 import { generation } from "./ext/features.ts";
-import type { Volume } from "./ext/groups.ts";
+import { readGroups, type Volume } from "./ext/groups.ts";
 import { Owners } from "./ext/owners.ts";
 import { openClean, openReplayed } from "./ext/recovery.ts";
 import { Refused } from "./ext/refused.ts";
-import { checkState, needsReplay } from "./ext/state.ts";
+import { checkState, hasOrphans, needsReplay } from "./ext/state.ts";
 import { MAGIC, readSuperblock, SUPERBLOCK_AT, SuperblockLayout, type Superblock } from "./ext/superblock.ts";
 import { walk } from "./ext/walk.ts";
 import type {
@@ -98,13 +98,30 @@ class ExtFileSystem implements FileSystem {
           "boot the guest and shut it down cleanly, or run e2fsck, or --allow replay",
         );
       }
-      const { volume, spare, notes } = await (needsReplay(sb) ? openReplayed : openClean)(members, sb);
-      this.#sb = volume.sb;
-      this.#volume = volume;
-      this.#owners = new Owners(volume);
-      this.#spare = spare;
-      this.notes.push(...notes);
+      const recovered = await (needsReplay(sb) ? openReplayed : openClean)(members, sb);
+      this.#use(recovered.volume);
+      this.#spare = recovered.spare;
+      this.notes.push(...recovered.notes);
     });
+    if (this.#volume === undefined) await this.#openRefused();
+  }
+
+  /** What is refused gives nothing away, but who owns its blocks can be told as far as it can be read. */
+  async #openRefused(): Promise<void> {
+    const sb = this.#sb;
+    if (sb === undefined || sb.bytes > this.#device.bytes) return;
+    await this.#guarded(async () => {
+      this.#use({ device: this.#device, sb, groups: await readGroups(this.#device, sb, "count as used") });
+    });
+  }
+
+  #use(volume: Volume): void {
+    this.#sb = volume.sb;
+    this.#volume = volume;
+    this.#owners = new Owners(volume);
+    if (hasOrphans(volume.sb)) {
+      this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
+    }
   }
 
   async free(): Promise<readonly ExtentSet[]> {

@@ -11,7 +11,7 @@
 import { crc32c } from "../../bytes/checksum.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes } from "../../device/device.ts";
-import type { Volume } from "./groups.ts";
+import { DAMAGED, type Volume } from "./groups.ts";
 import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
 
@@ -125,6 +125,7 @@ export function inodeAt({ sb, groups }: Volume, number: number): number {
   }
   const group = Math.floor((number - 1) / sb.inodesPerGroup);
   const index = (number - 1) % sb.inodesPerGroup;
+  if ((groups.flags[group]! & DAMAGED) !== 0) throw damaged(`inode ${number}: group ${group} is damaged`);
   return groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes;
 }
 
@@ -134,10 +135,7 @@ export async function readInode(volume: Volume, number: number): Promise<Inode> 
   return decodeInode(volume.sb, number, viewOf(bytes), 0);
 }
 
-/**
- * How an inode's blocks are found. A symlink is short when nothing but its attribute block is counted, as the kernel
- * judges it; then its text lies where the block map would.
- */
+/** How an inode's blocks are found. */
 export function mapKind(sb: Superblock, inode: Inode): "none" | "extents" | "blocks" {
   const { type, flags } = inode;
   const inline = (flags & FLAG.inlineData) !== 0;
@@ -153,8 +151,7 @@ export function mapKind(sb: Superblock, inode: Inode): "none" | "extents" | "blo
       if (!hasIncompat(sb, "extent")) throw damaged(`inode ${inode.number}: extents without the feature`);
       return "extents";
     }
-    const attributeSectors = inode.xattrBlock === 0 ? 0 : sb.clusterBytes / 512;
-    return type === TYPE.symlink && inode.sectors === attributeSectors ? "none" : "blocks";
+    return type === TYPE.symlink && isShort(sb, inode) ? "none" : "blocks";
   }
   if (type === 0) {
     // The bad blocks and the boot loader inode have no mode. Others without one are leftovers: looked at, to be sure.
@@ -167,4 +164,13 @@ export function mapKind(sb: Superblock, inode: Inode): "none" | "extents" | "blo
     throw damaged(`inode ${inode.number}: file type 0x${type.toString(16)} is unknown`);
   }
   return "none";
+}
+
+/**
+ * Whether the text of a symlink lies where its block map would, as the kernel judges it: when nothing but its attribute
+ * block is counted. With `ea_inode` it may count the blocks of its values as well, and the length decides.
+ */
+function isShort(sb: Superblock, { size, sectors, xattrBlock }: Inode): boolean {
+  if (hasIncompat(sb, "ea_inode")) return size > 0 && size < MAP_BYTES;
+  return sectors === (xattrBlock === 0 ? 0 : sb.clusterBytes / 512);
 }

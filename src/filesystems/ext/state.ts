@@ -6,7 +6,7 @@ import { struct, skip, u32le } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { checkFeatures } from "./features.ts";
 import { badChecksum, damaged, Refused } from "./refused.ts";
-import { hasIncompat, STATE_ERROR, STATE_VALID, type Superblock } from "./superblock.ts";
+import { hasIncompat, hasRoCompat, STATE_ERROR, STATE_VALID, type Superblock } from "./superblock.ts";
 
 /** Multi-mount protection: the sequence number tells who has the filesystem open. */
 const MmpBlock = struct({ magic: u32le, sequence: u32le, rest: skip(1012), checksum: u32le });
@@ -17,6 +17,11 @@ const MMP_FSCK = 0xe24d4d50;
 /** Whether a journal waits to be replayed. */
 export function needsReplay(sb: Superblock): boolean {
   return hasIncompat(sb, "needs_recovery");
+}
+
+/** Whether inodes without a name wait to be deleted: their blocks are still allocated. */
+export function hasOrphans(sb: Superblock): boolean {
+  return sb.lastOrphan !== 0 || hasRoCompat(sb, "orphan_present");
 }
 
 /** @throws Refused */

@@ -16,7 +16,7 @@ import { checkAttributeBlock } from "./attributes.ts";
 import { readNode, readRoot, type MapNode, type MapSink } from "./block-map.ts";
 import { Claims } from "./claims.ts";
 import { visitDirectoryBlock, visitInlineDirectory } from "./directory.ts";
-import { bitmapDamage, INODE_UNINIT, type Volume } from "./groups.ts";
+import { bitmapDamage, DAMAGED, INODE_UNINIT, type Volume } from "./groups.ts";
 import { decodeInode, FLAG, INODE, LINKS_AT, TYPE, type Inode } from "./inode.ts";
 import { visitStructures } from "./layout.ts";
 import { structureOwner } from "./owners.ts";
@@ -77,7 +77,7 @@ class Walker implements MapSink {
     const { device, sb, groups } = this.#volume;
     const written: number[] = [];
     for (let group = first; group < end; group++) {
-      if ((groups.flags[group]! & INODE_UNINIT) === 0) written.push(group);
+      if ((groups.flags[group]! & (INODE_UNINIT | DAMAGED)) === 0) written.push(group);
     }
     const bitmaps = new Map<number, Uint8Array>();
     const positions = written.map((group) => groups.inodeBitmap[group]!);
