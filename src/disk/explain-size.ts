@@ -8,6 +8,8 @@ import type { Disk } from "./open.ts";
 import type { Owner, Survey } from "./results.ts";
 
 const OWNERS_SHOWN = 10;
+/** A guest whose TRIM arrives leaves at most this share of the image unreturned. */
+const TRIM_LEAVES = 0.1;
 
 /** The owners of most bytes over all filesystems, descending. */
 export async function largestOwners(root: Region): Promise<Owner[]> {
@@ -40,15 +42,12 @@ export async function reasonsFor(disk: Disk, survey: Survey): Promise<string[]> 
         `ullage reclaim returns it`,
     );
   }
-  const holes = survey.regions.get("hole")!.bytes;
-  const returnable = survey.regions.get("returnable")!.bytes;
-  if (returnable + holes > 0 && survey.volumes.some(({ state }) => state === "clean")) {
-    const trimmed = survey.witnesses.find(({ witness }) => witness === "filesystem")!.bytes - returnable;
-    const arrives = trimmed > returnable * 4;
+  if (survey.volumes.some(({ state }) => state === "clean")) {
+    const arrives = survey.regions.get("returnable")!.bytes < owned * TRIM_LEAVES;
     reasons.push(
       arrives
         ? "little freed space is still stored: the guest's TRIM seems to arrive, or little was ever deleted"
-        : "most of the freed space is still stored: the guest's TRIM does not arrive; attach the disk with " +
+        : "much freed space is still stored: the guest's TRIM does not seem to arrive; attach the disk with " +
             "discard=unmap and run fstrim in the guest (systemctl enable fstrim.timer) to keep it small",
     );
   }
@@ -58,7 +57,7 @@ export async function reasonsFor(disk: Disk, survey: Survey): Promise<string[]> 
       `${share(allocation.shared.bytes)} is shared with snapshots or reflinks and stays until they go`,
     );
   }
-  if (survey.unknownBytes > 0) {
+  if (survey.unknownBytes * 100 > owned) {
     reasons.push(
       `${share(Math.min(survey.unknownBytes, owned))} lies in volumes that are not understood or refused and counts as used`,
     );
