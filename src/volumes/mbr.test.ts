@@ -8,6 +8,7 @@ import { blankDisk, expectedExtents, madeOnce, volumeExtents } from "../testing/
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, run } from "../testing/tools.ts";
+import { SCHEMES } from "./all.ts";
 import { gpt } from "./gpt.ts";
 import { mbr } from "./mbr.ts";
 import type { VolumeTable } from "./volume.ts";
@@ -157,6 +158,12 @@ test("a link out of the extended partition is not followed", async () => {
   await disk.write(446, entry(5, 1, 100));
   await disk.write(512 + 446, entry(5, 499, 1));
   assert.match((await mbr.open([disk])).refusal!.message, /links to 256000, .* ends at 51712/);
+});
+
+test("a failing medium is an error and no refusal", async () => {
+  const disk = new SimulatedFile(MiB);
+  disk.fault = { read: disk.reads, forever: true };
+  for (const scheme of SCHEMES) await assert.rejects(scheme.open([disk]), { kind: "io" }, scheme.name);
 });
 
 test("a link back is found", async () => {
