@@ -2,7 +2,7 @@
  * Whole reclaims of small guests' disks through the library, judged by e2fsck and by the host.
  */
 import assert from "node:assert/strict";
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { closeSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
 import { explain, type ReclaimOptions, reclaim, survey } from "../src/disk.ts";
@@ -133,4 +133,16 @@ test("explain --path: the pieces of a file lie where debugfs says", async (t) =>
   );
   assert.deepEqual(found, blocks);
   await assert.rejects(explain(disk, { file: "/no/such" }), { kind: "usage" });
+});
+
+test("H5: a filesystem on a member of a RAID set is not read as if it were alone", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 16 * MIB });
+  run("truncate", ["-s", String(17 * MIB), disk]);
+  const image = openSync(disk, "r+");
+  writeSync(image, Buffer.from("fc4e2ba9", "hex"), 0, 4, 17 * MIB - 65536);
+  closeSync(image);
+  const { volumes, reclaimableBytes } = await survey(disk);
+  assert.match(volumes[0]!.reason!.message, /RAID/);
+  assert.equal(reclaimableBytes, 0);
 });

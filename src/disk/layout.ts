@@ -84,6 +84,8 @@ async function contentOf(
     for (const reader of FILESYSTEMS) if (await reader.probe(device)) readers.push(reader);
     const schemes = [];
     for (const scheme of SCHEMES) if (await scheme.probe(device)) schemes.push(scheme);
+    const member = schemes.find(({ hidesContent }) => hidesContent);
+    if (member) return await tableOf(region, await member.open([device]), options, depth);
     if (readers.length + Math.min(schemes.length, 1) > 1) {
       const names = [...readers, ...schemes].map(({ name }) => name).join(" and ");
       return stranger(

@@ -55,6 +55,7 @@ const SIGNATURES: readonly Signature[] = [
 
 export const raid: VolumeScheme = {
   name: "raid",
+  hidesContent: true,
   async probe(disk) {
     return (await findSignature(disk)) !== undefined;
   },

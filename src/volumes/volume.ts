@@ -8,6 +8,8 @@ import type { Refusal } from "../error.ts";
 export interface VolumeScheme {
   /** `gpt`, `mbr`, `lvm2`. */
   readonly name: string;
+  /** What shows through it must not be read as if it were alone: a member of a set. It outranks every filesystem. */
+  readonly hidesContent?: boolean;
   /** Whether the device begins with this scheme. Must not throw on any content. */
   probe(disk: BlockDevice): Promise<boolean>;
   /**
