@@ -104,6 +104,18 @@ function mounted<T>(t: TestContext, image: string, use: (folder: string) => T): 
   }
 }
 
+test("a short symlink with an attribute value of its own balances", async (t) => {
+  if (!requires(t, "mke2fs", "mount", "setfattr", "dumpe2fs") || !requiresRoot(t)) return;
+  const image = join(scratch(t), "image");
+  run("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "ea_inode", image, "32M"]);
+  mounted(t, image, (folder) => {
+    symlinkSync("short", join(folder, "link"));
+    run("setfattr", ["-h", "-n", "trusted.large", "-v", "v".repeat(20_000), join(folder, "link")]);
+  });
+  const { filesystem } = await opened(t, image);
+  await balances(filesystem, image);
+});
+
 /** Double entry without a contradiction and without a leak. */
 async function balances(filesystem: FileSystem, image: string): Promise<Map<number, number>> {
   const [free] = await filesystem.free();
