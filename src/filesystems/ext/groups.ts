@@ -79,9 +79,10 @@ export async function readGroups(device: BlockDevice, sb: Superblock, damage: Da
     await device.read(at * sb.blockBytes, bytes);
     const first = index * sb.descriptorsPerBlock;
     const end = Math.min(sb.groups, first + count * sb.descriptorsPerBlock);
+    const view = viewOf(bytes);
     for (let group = first; group < end; group++) {
       try {
-        decode(sb, table, group, bytes, (group - first) * sb.descriptorBytes);
+        decode(sb, table, group, bytes, view, (group - first) * sb.descriptorBytes);
       } catch (error) {
         if (!(error instanceof Refused) || damage === "refuse") throw error;
         table.flags[group] = DAMAGED;
@@ -92,8 +93,14 @@ export async function readGroups(device: BlockDevice, sb: Superblock, damage: Da
   return table;
 }
 
-function decode(sb: Superblock, table: GroupTable, group: number, bytes: Uint8Array, at: number): void {
-  const view = viewOf(bytes);
+function decode(
+  sb: Superblock,
+  table: GroupTable,
+  group: number,
+  bytes: Uint8Array,
+  view: DataView,
+  at: number,
+): void {
   const found = view.getUint16(at + CHECKSUM_AT, true);
   const expected = checksum(sb, group, bytes, at);
   if (expected !== undefined && found !== expected)
@@ -120,23 +127,23 @@ function decode(sb: Superblock, table: GroupTable, group: number, bytes: Uint8Ar
   table.unusedInodes[group] = unused;
 }
 
+/** What a descriptor's checksum speaks about: its number, then the descriptor. */
+const numbered = new Uint8Array(4 + 1024);
+const numberedView = viewOf(numbered);
+
 /** The checksum that descriptor `group` should have; undefined where the filesystem keeps none. */
 function checksum(sb: Superblock, group: number, bytes: Uint8Array, at: number): number | undefined {
   if (sb.groupChecksum === "none") return undefined;
-  const number = new Uint8Array(4);
-  viewOf(number).setUint32(0, group, true);
-  const after = at + CHECKSUM_AT + 2;
-  const end = at + sb.descriptorBytes;
+  const end = 4 + sb.descriptorBytes;
+  const field = 4 + CHECKSUM_AT;
+  numberedView.setUint32(0, group, true);
+  numbered.set(bytes.subarray(at, at + sb.descriptorBytes), 4);
   if (sb.groupChecksum === "crc16") {
-    let crc = crc16(0xffff, sb.uuidBytes);
-    crc = crc16(crc, number);
-    crc = crc16(crc, bytes, at, at + CHECKSUM_AT);
-    return crc16(crc, bytes, after, end);
+    const crc = crc16(crc16(0xffff, sb.uuidBytes), numbered, 0, field);
+    return crc16(crc, numbered, field + 2, end);
   }
-  let crc = crc32c(sb.seed, number);
-  crc = crc32c(crc, bytes, at, at + CHECKSUM_AT);
-  crc = crc32c(crc, new Uint8Array(2));
-  return crc32c(crc, bytes, after, end) & 0xffff;
+  numberedView.setUint16(field, 0);
+  return crc32c(sb.seed, numbered, 0, end) & 0xffff;
 }
 
 /** Checks that a structure lies inside the filesystem, and inside its group unless `flex_bg` lets it wander. */

@@ -54,8 +54,8 @@ function fill(folder: string): void {
   const at = (...names: string[]) => join(folder, ...names);
   for (let i = 0; i < 200; i++) writeFileSync(at(`small${i}`), randomBytes(i * 41));
   mkdirSync(at("big"));
-  for (let i = 0; i < 2000; i++) writeFileSync(at("big", `entry number ${i}`), "");
-  for (let i = 0; i < 2000; i += 7) rmSync(at("big", `entry number ${i}`));
+  for (let i = 0; i < 700; i++) writeFileSync(at("big", `entry number ${i}`), "");
+  for (let i = 0; i < 700; i += 7) rmSync(at("big", `entry number ${i}`));
   mkdirSync(at("deep", "a", "b", "c"), { recursive: true });
   writeFileSync(at("deep", "a", "b", "c", "leaf"), "leaf");
   linkSync(at("deep", "a", "b", "c", "leaf"), at("hard"));
@@ -214,3 +214,32 @@ for (const make of COPIED) {
     }
   });
 }
+
+const RESIZED = [
+  { make: "-t ext4 -b 1024", from: "40M", to: "300M" },
+  { make: "-t ext4 -b 1024", from: "200M", to: "30M" },
+  { make: "-t ext4 -b 1024 -O ^resize_inode,meta_bg", from: "40M", to: "300M" },
+];
+
+for (const { make, from, to } of RESIZED) {
+  test(`a disk resized from ${from} to ${to} balances: ${make}`, async (t) => {
+    if (!requires(t, "mke2fs", "resize2fs", "dumpe2fs")) return;
+    const image = join(scratch(t), "image");
+    run("mke2fs", ["-q", "-F", ...make.split(" "), "-d", join(import.meta.dirname, ".."), image, from]);
+    run("resize2fs", ["-f", image, to]);
+    const { filesystem } = await opened(t, image);
+    await balances(filesystem, image);
+  });
+}
+
+test("a disk with bad blocks balances", async (t) => {
+  if (!requires(t, "mke2fs", "dumpe2fs")) return;
+  const folder = scratch(t);
+  const [image, list] = [join(folder, "image"), join(folder, "list")];
+  writeFileSync(list, "5000\n5001\n20000\n");
+  run("mke2fs", ["-q", "-F", "-t", "ext4", "-b", "1024", "-l", list, image, "40M"]);
+  const { filesystem } = await opened(t, image);
+  const owners = await balances(filesystem, image);
+  assert.equal(owners.get(1), 5000 * 1024);
+  assert.equal((await filesystem.describe(1)).name, "bad blocks");
+});
