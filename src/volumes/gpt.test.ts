@@ -307,3 +307,21 @@ test("damage anywhere never throws and never trusts what sgdisk does not", async
     await disk.write(at, before);
   }
 });
+
+test("a disk that was given to somebody else, whose old table is still whole at its end, is ambiguous", async (t) => {
+  if (!requires(t, "sgdisk", "mkswap")) return;
+  const path = blankDisk(t, 32 * MiB);
+  run("sgdisk", ["-n1:2M:+20M", path]);
+  run("mkswap", [path]);
+  const swap = await SimulatedFile.load(path);
+  assert.equal(refusalCode(await gpt.open([swap])), "gpt-ambiguous");
+  for (const [at, magic] of [
+    [512, "LABELONE"],
+    [1080, "\x53\xef"],
+    [65_600, "_BHRfS_M"],
+  ] as const) {
+    const disk = await loaded(t);
+    await disk.write(at, Buffer.from(magic, "latin1"));
+    assert.equal(refusalCode(await gpt.open([disk])), "gpt-ambiguous", magic);
+  }
+});

@@ -15,6 +15,7 @@ import { DiskError } from "../error.ts";
 import { type Copy, type GptEntry, hasSignature, readCopy } from "./gpt/header.ts";
 import { readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./boot-record.ts";
 import { gptTypeName, reachOutside, setOf } from "./partition-types.ts";
+import { rejectRivals } from "./rivals.ts";
 import {
   describeOutside,
   gapsBetween,
@@ -56,6 +57,7 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
   const { entries, usable } = valid;
   for (const entry of entries) rejectOutside(entry, usable, disk.bytes);
   rejectOverlaps([...entries.map(named), ...regions], "gpt-overlap");
+  await rejectRivals("gpt", disk, entries);
   const hybrid = await isHybrid(disk, sectorBytes, entries);
   const doubt = damage ?? reachOutside(entries.map(({ typeGuid }) => gptTypeName(typeGuid)));
   const gaps = doubt === undefined ? gapsBetween(disk, entries, regions, usable.end) : ExtentSet.EMPTY;

@@ -14,6 +14,7 @@ import { DiskError } from "../error.ts";
 import { readExtended } from "./mbr/extended.ts";
 import { isExtended, type MbrEntry, readEntries, SECTOR_BYTES, TYPE_PROTECTIVE } from "./boot-record.ts";
 import { mbrTypeName, reachOutside, setOf } from "./partition-types.ts";
+import { rejectRivals } from "./rivals.ts";
 import {
   describeOutside,
   gapsBetween,
@@ -53,7 +54,7 @@ interface Layout {
 async function readTable(disk: BlockDevice): Promise<VolumeTable> {
   const entries = (await readEntries(disk, 0)) ?? [];
   const { partitions, records } = await readLayout(disk, entries);
-  await rejectRivals(disk, partitions);
+  await rejectRivals("mbr", disk, partitions);
   const regions = [{ name: "master boot record", start: 0, end: SECTOR_BYTES }, ...records];
   const doubt = await doubtAboutGaps(disk, partitions);
   const gaps = doubt === undefined ? gapsBetween(disk, partitions, records) : ExtentSet.EMPTY;
@@ -110,34 +111,6 @@ function extentOf({ firstSector, sectors }: MbrEntry): Extent {
 
 function named({ number, start, end }: Partition): Region {
   return { name: `MBR partition ${number}`, start, end };
-}
-
-/** Owners of a whole disk that leave sector 0 to others, so that a stale table may stand before them. */
-const RIVALS: readonly { readonly name: string; readonly at: number; readonly magic: string }[] = [
-  { name: "ext2, ext3 or ext4", at: 1080, magic: "\x53\xef" },
-  { name: "LVM2", at: 0, magic: "LABELONE" },
-  { name: "LVM2", at: 512, magic: "LABELONE" },
-  { name: "LVM2", at: 1024, magic: "LABELONE" },
-  { name: "LVM2", at: 1536, magic: "LABELONE" },
-  { name: "Btrfs", at: 65_600, magic: "_BHRfS_M" },
-];
-
-/** @throws DiskError `refused` when both a table and the signature of an unpartitioned disk are there */
-async function rejectRivals(disk: BlockDevice, partitions: readonly Extent[]): Promise<void> {
-  const first = Math.min(disk.bytes, ...partitions.map(({ start }) => start));
-  for (const { name, at, magic } of RIVALS) {
-    if (at + magic.length > first) continue;
-    const found = Buffer.from(await readBytes(disk, at, magic.length)).toString("latin1");
-    if (found !== magic) continue;
-    throw new DiskError(
-      "refused",
-      `the disk has an MBR and, at ${at}, the signature of ${name} on the whole disk`,
-      {
-        code: "mbr-ambiguous",
-        hint: "wipe the stale one of the two: see `wipefs`",
-      },
-    );
-  }
 }
 
 /** Why space between partitions may belong to someone all the same. */
