@@ -44,15 +44,28 @@ interface Moves {
 
 /** Plans for the image as it will be when its garbage is released. */
 export async function planPacking(context: Qcow2Context, mapping: Mapping): Promise<Packing> {
+  const { file, header, refcounts } = context;
   const movable = new SparseBitmap();
-  await visitPointers(context, mapping, (cluster) => movable.setRange(cluster, cluster + 1));
-  const { blockEntries } = context.refcounts;
+  // Which clusters can move shows in the tables as they are: what was unmapped has no reference left.
+  const asTheyAre: Mapping = { ...mapping, activeTable: (_, at) => context.l2.get(at) };
+  await visitPointers(context, asTheyAre, (cluster) => movable.setRange(cluster, cluster + 1));
   // Without a block nothing can be claimed unless one is allocated.
-  const blocks = new Set(await context.refcounts.existing());
+  const blocks = new Set(await refcounts.existing());
   const isFree = (cluster: number) =>
-    mapping.count(cluster) === 0 && blocks.has(Math.floor(cluster / blockEntries));
+    mapping.count(cluster) === 0 && blocks.has(Math.floor(cluster / refcounts.blockEntries));
   const end = packedEnd(context, mapping, movable, isFree);
-  const moves = chooseMoves(context, mapping, isFree, end);
+  const endBytes = Math.min(end * header.clusterBytes, file.bytes);
+  return {
+    packBytes: file.bytes - endBytes,
+    async *batches() {
+      const moves = chooseMoves(context, mapping, isFree, end);
+      await findPointers(context, mapping, moves);
+      yield* new Rounds(context, mapping, moves).batches(endBytes);
+    },
+  };
+}
+
+async function findPointers(context: Qcow2Context, mapping: Mapping, moves: Moves): Promise<void> {
   await visitPointers(context, mapping, (cluster, pointerAt, flags, level) => {
     const i = indexOf(moves.sources, cluster);
     if (i < 0) return;
@@ -60,12 +73,6 @@ export async function planPacking(context: Qcow2Context, mapping: Mapping): Prom
     moves.flags[i] = flags;
     moves.level[i] = level;
   });
-  const { file, header } = context;
-  const endBytes = Math.min(end * header.clusterBytes, file.bytes);
-  return {
-    packBytes: file.bytes - endBytes,
-    batches: () => new Rounds(context, mapping, moves).batches(endBytes),
-  };
 }
 
 /** The smallest number of clusters that the file can have: all that lie behind it fit in before. */
