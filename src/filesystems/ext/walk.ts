@@ -55,6 +55,9 @@ class Walker implements MapSink {
   /** Nodes of the maps of inodes that describe the filesystem's own blocks; they are claimed already. */
   readonly #fixedNodes = new Set<number>();
   readonly #waiting: Waiting[] = [];
+  /** Slices of inode tables, in turn. */
+  readonly #buffers: (Uint8Array | undefined)[] = Array.from({ length: IN_FLIGHT });
+  #turn = 0;
   /** Inodes in use, and inodes that directories name. */
   readonly #used = new SparseBitmap();
   readonly #named = new SparseBitmap();
@@ -101,10 +104,9 @@ class Walker implements MapSink {
   ): Generator<Promise<{ group: number; index: number; bytes: Uint8Array }>> {
     const { device, sb, groups } = this.#volume;
     const perSlice = SLICE_BYTES / sb.inodeBytes;
-    const buffers = Array.from({ length: IN_FLIGHT }, () => new Uint8Array(SLICE_BYTES));
-    let turn = 0;
     const readSlice = async (group: number, index: number, count: number) => {
-      const bytes = buffers[turn++ % IN_FLIGHT]!.subarray(0, count * sb.inodeBytes);
+      const buffer = (this.#buffers[this.#turn++ % IN_FLIGHT] ??= new Uint8Array(SLICE_BYTES));
+      const bytes = buffer.subarray(0, count * sb.inodeBytes);
       await device.read(groups.inodeTable[group]! * sb.blockBytes + index * sb.inodeBytes, bytes);
       return { group, index, bytes };
     };
