@@ -42,9 +42,11 @@ export async function walk(volume: Volume, visit: Visit): Promise<void> {
   walker.checkNames();
 }
 
-/** A block that is still to be read. */
+/** A block that is still to be read; of a directory all blocks of a run, since a hostile one has millions (H24). */
 type Waiting = { readonly block: number } & (
-  { readonly node: MapNode } | { readonly attributesOf: Inode } | { readonly entriesOf: Inode }
+  | { readonly node: MapNode }
+  | { readonly attributesOf: Inode }
+  | { readonly entriesOf: Inode; readonly end: number }
 );
 
 class Walker implements MapSink {
@@ -198,7 +200,7 @@ class Walker implements MapSink {
     this.#reach(inode.number, start, blocks);
     if (!listsNames(inode)) return;
     if (unwritten) throw damaged(`directory inode ${inode.number}: file block ${logical} was never written`);
-    for (let block = start; block < start + blocks; block++) this.#waiting.push({ block, entriesOf: inode });
+    this.#waiting.push({ block: start, entriesOf: inode, end: start + blocks });
   }
 
   node(node: MapNode): void {
@@ -235,6 +237,9 @@ class Walker implements MapSink {
       const next = this.#waiting.pop()!;
       if ("node" in next && next.node.depth > 0) inner++;
       batch.push(next);
+      if ("entriesOf" in next && next.block + 1 < next.end) {
+        this.#waiting.push({ ...next, block: next.block + 1 });
+      }
     }
     return batch;
   }
