@@ -289,7 +289,10 @@ test("a check", () => {
     { kind: "leak" as const, count: 3, message: "cluster 7 at 0x70000: refcount 1, found 0" },
   ];
   draws(
-    renderCheck({ path: "a.qcow2", errors: 0, leaks: 3, repairedLeaks: 0, findings }, plain),
+    renderCheck(
+      { path: "a.qcow2", errors: 0, leaks: 3, repairedLeaks: 0, inUse: false, exact: true, findings },
+      plain,
+    ),
     `
 a.qcow2   0 errors, 3 leaks
  leak      3 x cluster 7 at 0x70000: refcount 1, found 0
@@ -326,6 +329,8 @@ test("nothing that a guest wrote reaches the terminal as a command (H25)", () =>
         errors: 1,
         leaks: 0,
         repairedLeaks: 0,
+        inUse: false,
+        exact: true,
         findings: [{ kind: "error", count: 1, message: evil }],
       },
       { ...plain, unicode: true },

@@ -146,3 +146,50 @@ test("H5: a filesystem on a member of a RAID set is not read as if it were alone
   assert.match(volumes[0]!.reason!.message, /RAID/);
   assert.equal(reclaimableBytes, 0);
 });
+
+test("H21: a guest's own qcow2 header does not reach into another file", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const victim = makeGuest({ folder, name: "victim.raw", bytes: 16 * MIB });
+  const attacker = join(folder, "attacker.raw");
+  const options = `data_file=${victim},data_file_raw=on`;
+  run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, attacker, String(16 * MIB)]);
+  run("qemu-img", ["amend", "-q", "-f", "qcow2", "-o", "data_file=victim.raw", attacker]);
+  run("cp", [makeGuest({ folder, name: "again.raw", bytes: 16 * MIB }), victim]);
+  const before = hostBytes(victim);
+  await assert.rejects(reclaim(attacker, { ...yes, allow: { children: true } }), refusedAs("format-guessed"));
+  assert.equal(hostBytes(victim), before);
+  const stated = { ...yes, allow: { children: true }, format: "qcow2" };
+  assert.equal((await reclaim(attacker, stated)).applied, true);
+  assert.ok(hostBytes(victim) < before);
+});
+
+test("H33: a neighbour that cannot be understood may be a child", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const disk = makeGuest({ folder, name: "base.raw", bytes: 16 * MIB });
+  const child = join(folder, "child.qcow2");
+  run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", child]);
+  const image = openSync(child, "r+");
+  writeSync(image, Buffer.from([0x80]), 0, 1, 72); // An incompatible feature that nobody knows.
+  closeSync(image);
+  await assert.rejects(reclaim(disk, yes), refusedAs("has-children"));
+});
+
+test("H3: a hibernated guest keeps everything", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "sfdisk")) return;
+  const folder = scratch(t);
+  const guest = makeGuest({ folder, name: "guest.raw", bytes: 16 * MIB });
+  const disk = join(folder, "disk.raw");
+  run("truncate", ["-s", String(24 * MIB), disk]);
+  run("sfdisk", ["-q", disk], "label: dos\nstart=2048, size=32768, type=83\nstart=34816, type=82\n");
+  run("dd", [`if=${guest}`, `of=${disk}`, "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none"]);
+  const awake = await survey(disk);
+  assert.equal(awake.volumes[0]!.state, "clean");
+  const image = openSync(disk, "r+");
+  writeSync(image, Buffer.from("S1SUSPEND"), 0, 9, 34816 * 512 + 4086);
+  closeSync(image);
+  const asleep = await survey(disk);
+  assert.equal(asleep.volumes[0]!.reason!.code, "hibernated");
+  assert.equal(asleep.reclaimableBytes, 0);
+});

@@ -25,7 +25,7 @@ export async function run(paths: readonly string[], flags: CheckFlags, face: Fac
     run: (path) => check(path, { ...openOptions(flags), ...repairOptions(path, flags, face) }),
     render: (result) => render(result, face.screen),
     json(result) {
-      corrupt ||= result.errors > 0;
+      corrupt ||= result.errors > 0 && result.exact;
       return result;
     },
   });

@@ -4,6 +4,8 @@
  */
 import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
+import type { Source } from "../device/source.ts";
+import type { ImageFormat, Reference } from "../formats/format.ts";
 import { leadsTo, siblings } from "../host/neighbours.ts";
 
 /**
@@ -14,10 +16,24 @@ export async function refuseParents(path: string, identity: string): Promise<voi
   for await (const sibling of siblings(path)) {
     for (const format of FORMATS) {
       if (!(await format.probe(sibling).catch(() => false))) continue;
-      const references = await format.references(sibling).catch(() => []);
+      const references = await referencesOf(format, sibling);
       if (references.some(({ name }) => leadsTo(sibling, name, identity))) throw hasChild(sibling.name);
       break;
     }
+  }
+}
+
+/** @throws DiskError `refused` when it is an image, and what it is built on cannot be read */
+async function referencesOf(format: ImageFormat, sibling: Source): Promise<readonly Reference[]> {
+  try {
+    return await format.references(sibling);
+  } catch (error) {
+    if (!(error instanceof DiskError) || error.kind === "io") return [];
+    throw new DiskError("refused", `"${sibling.name}" may be built on this image: ${error.message}`, {
+      code: "has-children",
+      hint: "move it elsewhere, or swear that it needs nothing of this image: --allow children",
+      cause: error,
+    });
   }
 }
 

@@ -7,13 +7,17 @@ import { prove } from "../reclaim/prove.ts";
 import type { Image } from "../formats/format.ts";
 import { largestOwners, reasonsFor } from "./explain-size.ts";
 import { type Region, regionsOf } from "./layout.ts";
-import { type Disk, open } from "./open.ts";
+import { type Disk, reading } from "./open.ts";
 import type { Explained, ExplainedOffset, ExplainOptions } from "./results.ts";
 import { prospectOf } from "./survey.ts";
 
 /** @throws DiskError `usage` for an offset outside the disk or a file that is not there; as `open` */
-export async function explain(file: string, options: ExplainOptions = {}): Promise<Explained> {
-  await using disk = await open(file, options);
+export function explain(file: string, options: ExplainOptions = {}): Promise<Explained> {
+  return reading(file, options, (disk) => explainDisk(disk, options));
+}
+
+async function explainDisk(disk: Disk, options: ExplainOptions): Promise<Explained> {
+  const file = disk.path;
   if (options.file !== undefined)
     return { path: file, offsets: [], file: await locateFile(disk, options.file) };
   if (options.offsets !== undefined && options.offsets.length > 0) {

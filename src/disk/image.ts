@@ -5,7 +5,7 @@ import { DiskError } from "../error.ts";
 import type { Finding } from "../formats/format.ts";
 import { execute } from "../reclaim/execute.ts";
 import { regionsOf } from "./layout.ts";
-import { type Disk, formatNamed, open, openWritable, parentsOf, sourceOf } from "./open.ts";
+import { type Disk, formatNamed, openWritable, parentsOf, reading, sourceOf } from "./open.ts";
 import type { Checked, CheckOptions, CreateRequest, Info, OpenOptions } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
 
@@ -17,16 +17,16 @@ const FINDINGS_MAX = 100;
  */
 export async function check(file: string, options: CheckOptions = {}): Promise<Checked> {
   if (options.repair) return await repair(file, options);
-  await using disk = await open(file, options);
-  return reportOf(file, await findingsOf(disk), 0);
+  return await reading(file, options, async (disk) => reportOf(file, await findingsOf(disk), 0));
 }
 
 async function repair(file: string, options: CheckOptions): Promise<Checked> {
   requireTestedHost(options);
   const before = await repairLocked(file, options);
   if (!before.done) return reportOf(file, before.found, 0);
-  await using disk = await open(file, options);
-  return reportOf(file, await findingsOf(disk), before.found.leaks);
+  return await reading(file, options, async (disk) => {
+    return reportOf(file, await findingsOf(disk), before.found.leaks);
+  });
 }
 
 function reportOf(
@@ -34,8 +34,8 @@ function reportOf(
   found: Awaited<ReturnType<typeof findingsOf>>,
   repairedLeaks: number,
 ): Checked {
-  const { errors, leaks, findings } = found;
-  return { path: file, errors, leaks, findings, repairedLeaks };
+  const { errors, leaks, findings, inUse } = found;
+  return { path: file, errors, leaks, findings, repairedLeaks, inUse, exact: !inUse };
 }
 
 async function repairLocked(file: string, options: CheckOptions) {
@@ -64,7 +64,7 @@ async function findingsOf(disk: Disk) {
     if (findings.length < FINDINGS_MAX) findings.push(finding);
   }
   findings.sort((a, b) => a.kind.localeCompare(b.kind));
-  return { errors, leaks, mendable, findings };
+  return { errors, leaks, mendable, findings, inUse: disk.inUse };
 }
 
 /**
@@ -83,8 +83,11 @@ export async function create(request: CreateRequest): Promise<Info> {
 }
 
 /** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
-export async function info(file: string, options: OpenOptions = {}): Promise<Info> {
-  await using disk = await open(file, options);
+export function info(file: string, options: OpenOptions = {}): Promise<Info> {
+  return reading(file, options, infoOf);
+}
+
+async function infoOf(disk: Disk): Promise<Info> {
   const { image } = disk;
   const { fileBytes, hostBytes } = await sizesOf(image);
   const volumes = [];
@@ -101,7 +104,7 @@ export async function info(file: string, options: OpenOptions = {}): Promise<Inf
     });
   }
   return {
-    path: file,
+    path: disk.path,
     format: image.format,
     virtualBytes: image.bytes,
     fileBytes,

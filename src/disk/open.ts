@@ -53,18 +53,43 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
  * @throws DiskError `corrupt`, `unsupported`, `refused`, `io`
  */
 export async function open(file: string, options: OpenOptions = {}): Promise<Disk> {
-  const source = sourceOf(file, options);
   const held = await inUse(file);
-  const format = await formatOf(source, options.format);
   try {
-    return new Disk(file, await format.open(source, parentsOf(source)), source, held, options);
+    const source = sourceOf(file, options);
+    return new Disk(file, await openImage(source, options), source, held, options);
   } catch (error) {
-    if (!held || !(error instanceof DiskError) || error.kind !== "corrupt") throw error;
-    throw new DiskError("io", `the image changed while it was being read: ${error.message}`, {
-      hint: "another process is writing to it; try again, or stop the guest first",
-      cause: error,
-    });
+    throw held ? torn(error) : error;
   }
+}
+
+/** The image alone, whoever holds it. @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
+export async function openImage(source: Source, options: OpenOptions): Promise<Image> {
+  const format = await formatOf(source, options.format);
+  return await format.open(source, parentsOf(source));
+}
+
+/** Opens an image for `work`, in which corruption is no verdict while somebody else writes. @throws as `open` */
+export async function reading<T>(
+  file: string,
+  options: OpenOptions,
+  work: (disk: Disk) => Promise<T>,
+): Promise<T> {
+  await using disk = await open(file, options);
+  try {
+    return await work(disk);
+  } catch (error) {
+    throw disk.inUse ? torn(error) : error;
+  }
+}
+
+/** What seems corrupt in an image that is being written to was read while it changed. */
+function torn(error: unknown): unknown {
+  if (!(error instanceof DiskError) || error.kind !== "corrupt") return error;
+  return new DiskError("io", `the image changed while it was being read: ${error.message}`, {
+    code: "torn",
+    hint: "another process is writing to it; try again, or stop the guest first",
+    cause: error,
+  });
 }
 
 /**
@@ -77,6 +102,20 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
   const image = await format.openWritable(source, parentsOf(source));
   return new Disk(file, image, source, false, options);
+}
+
+/**
+ * H21: the header that makes a file qcow2 may be its guest's work, on a disk that its owner runs as raw. It may
+ * harm that guest, but must not reach into another file.
+ * @throws DiskError `refused` when the format was not stated and the data lie in another file
+ */
+export function refuseGuess({ image, options }: Disk): void {
+  const data = image.references.find(({ role }) => role === "data");
+  if (data === undefined || options.format !== undefined) return;
+  throw new DiskError("refused", `by its content it is ${image.format} with its data in "${data.name}"`, {
+    code: "format-guessed",
+    hint: `if that is so, say --format ${image.format}`,
+  });
 }
 
 export function sourceOf(file: string, options: OpenOptions): Source {

@@ -1,18 +1,19 @@
 /**
  * Reclaim: lock, look, plan, ask, act, and look again.
  *
- *   lock → check → survey and plan → confirm → hash? → execute → reopen → check, map, hash? → compare with the promise
+ *   lock → check → survey and plan → confirm → hash? → execute → reopen → check, map, hash? → unlock → the promise
  *
- * The lock is held from before the plan until after the last flush, so that nobody else changes what was planned
- * (H16). Whatever is interrupted leaves a whole image; a second run plans anew and completes.
+ * The lock is held from before the plan until after the last look, so that nobody else changes what was planned or
+ * what is compared (H16). Whatever is interrupted leaves a whole image; a second run plans anew and completes.
  */
 import { DiskError } from "../error.ts";
+import type { Source } from "../device/source.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
 import { hostFree, settle } from "../host/space.ts";
 import { execute } from "../reclaim/execute.ts";
 import { refuseParents } from "./children.ts";
 import { contentHash, mapHash } from "./digest.ts";
-import { type Disk, open, openWritable } from "./open.ts";
+import { type Disk, openImage, openWritable, reading, refuseGuess } from "./open.ts";
 import type { HostSpace, ReclaimOptions, Reclaimed, Survey } from "./results.ts";
 import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.ts";
 
@@ -24,21 +25,11 @@ import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.
 export async function reclaim(file: string, options: ReclaimOptions = {}): Promise<Reclaimed> {
   requireTestedHost(options);
   const host = await spaceOf(file);
-  if (options.dryRun) {
-    await using disk = await open(file, options);
+  if (!options.dryRun) return await act(file, host, options);
+  return await reading(file, options, async (disk) => {
     await requireSafe(disk, options);
-    const { survey } = await prospectOf(disk, options, "dry-run");
-    return report(survey, { applied: false, host, hostAfter: host, notes: survey.notes });
-  }
-  const done = await act(file, host, options);
-  if (!done.applied)
-    return report(done.prospect.survey, {
-      applied: false,
-      host,
-      hostAfter: host,
-      notes: done.prospect.survey.notes,
-    });
-  return await compare(file, host, options, done);
+    return report((await prospectOf(disk, options, "dry-run")).survey, { applied: false, host });
+  });
 }
 
 async function spaceOf(file: string): Promise<HostSpace> {
@@ -52,27 +43,21 @@ interface Before {
   readonly content: string | null;
 }
 
-interface Done {
-  readonly applied: boolean;
-  readonly prospect: Prospect;
-  readonly before: Before;
-}
-
-async function act(file: string, host: HostSpace, options: ReclaimOptions): Promise<Done> {
+async function act(file: string, host: HostSpace, options: ReclaimOptions): Promise<Reclaimed> {
   await using disk = await openWritable(file, options);
   await requireSafe(disk, options);
   const prospect = await prospectOf(disk, options, "strict");
-  const nothing = { applied: false, prospect, before: { map: "", content: null } };
   const { plan, survey, usage } = prospect;
-  if (plan.unmapBytes + plan.punchBytes + plan.packBytes === 0) return nothing;
-  if (options.confirm && !(await options.confirm(survey, host))) return nothing;
+  const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
+  if (totalBytes === 0) return report(survey, { applied: false, host });
+  if (options.confirm && !(await options.confirm(survey, host)))
+    return report(survey, { applied: false, host });
   const before: Before = {
     map: await mapHash(disk.image, usage.kept, survey.method === "punch"),
     content: options.verify
       ? await contentHash(disk.image, usage.kept, { ...options, phase: "hashing" })
       : null,
   };
-  const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
   const { interrupted, punchedBytes, cutBytes } = await execute(plan, disk.image.files, {
     ...(options.signal && { signal: options.signal }),
     onProgress: (doneBytes) => options.onProgress?.({ phase: "returning", doneBytes, totalBytes }),
@@ -86,7 +71,9 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
       },
     );
   }
-  return { applied: true, prospect, before };
+  await settle(file);
+  const found = await compare(disk.source, options, prospect, before);
+  return report(survey, { applied: true, host, hostAfter: await spaceOf(file), ...found });
 }
 
 /** The image's own structures are whole, and no other image leans on it (H17, H33). */
@@ -95,6 +82,7 @@ async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOpt
     const { identity } = await disk.image.files.get("")!.stat();
     await refuseParents(disk.path, identity);
   }
+  refuseGuess(disk);
   const { errors, first } = await findings(disk.image);
   if (errors > 0) {
     throw new DiskError("corrupt", `the image has ${errors} errors; the first: ${first}`, {
@@ -118,48 +106,30 @@ async function findings(image: Image): Promise<{ errors: number; leaks: number; 
 }
 
 /** Opens the image anew, as the next program will, and holds it against what was. */
-async function compare(
-  file: string,
-  host: HostSpace,
-  options: ReclaimOptions,
-  done: Done,
-): Promise<Reclaimed> {
-  const { survey, usage } = done.prospect;
-  await settle(file);
-  await using disk = await open(file, options);
-  const { errors, leaks, first } = await findings(disk.image);
+async function compare(source: Source, options: ReclaimOptions, { survey, usage }: Prospect, before: Before) {
+  await using image = await openImage(source, options);
+  const { errors, leaks, first } = await findings(image);
   if (errors > 0) throw new Error(`the image has ${errors} errors after the reclaim; the first: ${first}`);
-  if ((await mapHash(disk.image, usage.kept, survey.method === "punch")) !== done.before.map) {
+  if ((await mapHash(image, usage.kept, survey.method === "punch")) !== before.map) {
     throw new Error("a used block is mapped differently after the reclaim");
   }
   let verified: boolean | null = null;
-  if (done.before.content !== null) {
-    const content = await contentHash(disk.image, usage.kept, {
-      onProgress: options.onProgress,
-      phase: "verifying",
-    });
-    if (content !== done.before.content) throw new Error("a used byte reads differently after the reclaim");
+  if (before.content !== null) {
+    const { onProgress } = options;
+    const content = await contentHash(image, usage.kept, { onProgress, phase: "verifying" });
+    if (content !== before.content) throw new Error("a used byte reads differently after the reclaim");
     verified = true;
   }
-  return report(survey, {
-    applied: true,
-    host,
-    hostAfter: await spaceOf(file),
-    after: await sizesOf(disk.image),
-    verified,
-    check: { errors, leaks },
-    notes: survey.notes,
-  });
+  return { after: await sizesOf(image), verified, check: { errors, leaks } };
 }
 
 interface Outcome {
   readonly applied: boolean;
   readonly host: HostSpace;
-  readonly hostAfter: HostSpace;
+  readonly hostAfter?: HostSpace;
   readonly after?: { readonly fileBytes: number; readonly hostBytes: number | null };
   readonly verified?: boolean | null;
   readonly check?: Reclaimed["check"];
-  readonly notes: readonly string[];
 }
 
 function report(survey: Survey, outcome: Outcome): Reclaimed {
@@ -184,10 +154,10 @@ function report(survey: Survey, outcome: Outcome): Reclaimed {
     punchedBytes: outcome.applied ? survey.punchBytes : 0,
     packedBytes: survey.fileBytes - after.fileBytes,
     hostFreeBefore: outcome.host,
-    hostFreeAfter: outcome.hostAfter,
+    hostFreeAfter: outcome.hostAfter ?? outcome.host,
     verified: outcome.verified ?? null,
     check: outcome.check ?? null,
-    notes: outcome.notes,
+    notes: survey.notes,
     survey,
   };
 }

@@ -211,6 +211,9 @@ export interface CheckOptions extends OpenOptions {
 
 export interface Checked {
   readonly path: string;
+  /** Somebody writes to the image: what is found may be the change itself. */
+  readonly inUse: boolean;
+  readonly exact: boolean;
   readonly errors: number;
   readonly leaks: number;
   /** Leaks given back by `--repair leaks`. */

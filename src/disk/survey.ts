@@ -11,7 +11,7 @@ import { EMPTY_PLAN, type Plan } from "../reclaim/plan.ts";
 import { DiskError } from "../error.ts";
 import { ExtentSet } from "../bytes/extents.ts";
 import { allocationOf } from "./allocation.ts";
-import { Disk, open } from "./open.ts";
+import { Disk, reading } from "./open.ts";
 import { predict } from "./predict.ts";
 import type { Survey, SurveyOptions } from "./results.ts";
 import { type Usage, usageOf } from "./usage.ts";
@@ -34,8 +34,7 @@ export async function survey(image: string | Disk, options: SurveyOptions = {}):
  */
 export async function plan(image: string | Disk, options: SurveyOptions = {}): Promise<Prospect> {
   if (image instanceof Disk) return prospectOf(image, options, "survey");
-  await using disk = await open(image, options);
-  return await prospectOf(disk, options, "survey");
+  return await reading(image, options, (disk) => prospectOf(disk, options, "survey"));
 }
 
 /**

@@ -8,12 +8,14 @@
  *   refused or strange volumes                                                       → unknown, counts as used
  */
 import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
+import type { Refusal } from "../error.ts";
 import type { FileSystem } from "../filesystems/filesystem.ts";
 import { type Proven, prove } from "../reclaim/prove.ts";
 import { zeroRuns } from "../reclaim/zeros.ts";
 import { type Allocation, complement } from "./allocation.ts";
 import { onDisk, type Region, regionsOf } from "./layout.ts";
 import type { Disk } from "./open.ts";
+import { HIBERNATED } from "./recognise.ts";
 import type { ByteClass, Proof, SurveyOptions, VolumeReport, Witness } from "./results.ts";
 
 export interface Usage {
@@ -55,13 +57,35 @@ export async function usageOf(disk: Disk, allocation: Allocation, options: Surve
     unknown: new ExtentBuilder(),
     gaps: ExtentSet.EMPTY,
   };
-  for (const region of regionsOf(await disk.layout())) {
-    await countRegion(region, options.proof ?? "full", disk.inUse, tally);
-  }
+  const regions = [...regionsOf(await disk.layout())];
+  const suspended = regions.find(({ content }) => content.kind === "stranger" && content.name === HIBERNATED);
+  const judgement: Judgement = {
+    proof: options.proof ?? "full",
+    inUse: disk.inUse,
+    refusal: suspended && hibernated(suspended),
+  };
+  for (const region of regions) await countRegion(region, judgement, tally);
   return classify(disk, allocation, options, tally);
 }
 
-async function countRegion(region: Region, proof: Proof, inUse: boolean, tally: Tally): Promise<void> {
+/** How the filesystems of a disk are judged. */
+interface Judgement {
+  readonly proof: Proof;
+  readonly inUse: boolean;
+  /** Refuses all of them: the state of the whole guest forbids it. */
+  readonly refusal: Refusal | undefined;
+}
+
+/** H3: a resumed guest goes on with the filesystems as it remembers them. */
+function hibernated({ name }: Region): Refusal {
+  return {
+    code: "hibernated",
+    message: `the guest is hibernated: volume ${name} holds its memory`,
+    hint: "resume the guest and shut it down",
+  };
+}
+
+async function countRegion(region: Region, judgement: Judgement, tally: Tally): Promise<void> {
   const { content } = region;
   if (content.kind === "table") {
     const { table } = content;
@@ -74,19 +98,19 @@ async function countRegion(region: Region, proof: Proof, inUse: boolean, tally: 
     const state = content.reason.code === "ambiguous" ? "refused" : "unknown";
     tally.volumes.push(unreadable(region, content.name, state, content.reason));
     markUnknown(region, tally);
-  } else await countFilesystem(region, content.filesystem, proof, inUse, tally);
+  } else await countFilesystem(region, content.filesystem, judgement, tally);
 }
 
 async function countFilesystem(
   region: Region,
   filesystem: FileSystem,
-  proof: Proof,
-  inUse: boolean,
+  { proof, inUse, refusal: forbidden }: Judgement,
   tally: Tally,
 ): Promise<void> {
   const metadata = new ExtentBuilder();
-  const proven: Proven = filesystem.refusal
-    ? { free: [ExtentSet.EMPTY], leakedBytes: 0, refusal: filesystem.refusal }
+  const known = forbidden ?? filesystem.refusal;
+  const proven: Proven = known
+    ? { free: [ExtentSet.EMPTY], leakedBytes: 0, refusal: known }
     : await prove(watchingMetadata(filesystem, metadata), proof);
   const refusal = proven.refusal ?? filesystem.refusal;
   if (refusal) {
@@ -188,7 +212,7 @@ async function classify(
     witnesses.set("zeros", zeros);
     given = given.union(zeros);
   }
-  const preallocated = preallocatedOnPurpose(allocation, whole.end).intersect(given);
+  const preallocated = preallocatedOnPurpose(allocation.unwritten.intersect(given), whole.end);
   if (preallocated.count > 0 && !options.allow?.preallocated) {
     notes.push(
       `${Math.ceil(preallocated.bytes / 1024)} KiB of free space were preallocated on the host and stay (--allow preallocated returns them)`,
@@ -225,7 +249,7 @@ async function classify(
  * Unwritten extents, when they are many enough to be somebody's purpose. A few are only what zeroing left behind:
  * QEMU and the kernel turn written zeros into them.
  */
-function preallocatedOnPurpose({ unwritten }: Allocation, virtualBytes: number): ExtentSet {
+function preallocatedOnPurpose(unwritten: ExtentSet, virtualBytes: number): ExtentSet {
   return unwritten.bytes * PREALLOCATED_SHARE > virtualBytes ? unwritten : ExtentSet.EMPTY;
 }
 
