@@ -39,7 +39,7 @@ export const MUTATIONS: readonly Mutation[] = [
     file: "src/filesystems/ext.ts",
     from: "return this.#spare === undefined ? claimed : claimed.intersect(this.#spare);",
     to: "return claimed;",
-    tests: ["src/filesystems/ext/recovery.test.ts"],
+    tests: ["test/replay.test.ts"],
   },
   {
     hazard: "H8",

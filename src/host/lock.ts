@@ -8,7 +8,8 @@
  * ask, so that of two who come at once at most one goes on. Locks belong to the open file and end with it.
  *
  * Outside these bytes nobody of QEMU's locks anything: a lock there is a stranger's (libvirt's virtlockd holds byte 0)
- * and counts as in use. Loop devices and mounts lock nothing; `users.ts` asks the kernel for them.
+ * and counts as in use. Loop devices, mounts and some hypervisors lock nothing: `users.ts` asks the kernel for the first
+ * two, and before it opens an image for writing, `source.ts` asks whether anybody else has.
  */
 import { readFileSync } from "node:fs";
 import type { Extent } from "../bytes/extents.ts";
@@ -50,7 +51,7 @@ export function needLocks(host: Platform | undefined, path: string): Platform {
     `${path}: not opened for writing: this host offers no locks to Node without koffi`,
     {
       code: "no-lock",
-      hint: "reinstall with optional dependencies, so that koffi has its binary for this machine",
+      hint: "install again on this machine, so that koffi has its binary for it",
     },
   );
 }

@@ -5,7 +5,7 @@
  * any subset of the current one, every tool opens the image and reads the same live bytes; the worst is a leak.
  *
  *   freeing:  unmap → flush → punch → flush → release → flush        (H12)
- *   packing:  claim → copy → flush → repoint → flush → release → flush → truncate    (H15)
+ *   packing:  claim → flush → copy → flush → repoint → flush → release → flush → truncate    (H15)
  */
 import type { Extent, ExtentSet } from "../bytes/extents.ts";
 
