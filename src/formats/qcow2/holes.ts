@@ -14,6 +14,8 @@ import type { Step, Wish } from "../../reclaim/plan.ts";
 export interface Candidates {
   /** Clusters without an owner. */
   readonly garbage: ExtentSet;
+  /** Part of `garbage` that had an owner until now. */
+  readonly freed: ExtentSet;
   /** Bytes inside clusters that stay. */
   readonly inside: ExtentSet;
   /** Part of `inside` that must be zeros afterwards. */
@@ -24,18 +26,18 @@ export interface Holes {
   readonly punched: ExtentSet;
   /** What has to be overwritten with zeros, for it cannot be punched. */
   readonly zeroed: ExtentSet;
-  /** How many bytes of `punched` are inside clusters that stay. */
-  readonly insideBytes: number;
+  /** How many bytes of `punched` were not freed now: inside clusters that stay, and garbage of earlier times. */
+  readonly otherBytes: number;
 }
 
 /** Nothing to give back. */
-export const NO_HOLES: Holes = { punched: ExtentSet.EMPTY, zeroed: ExtentSet.EMPTY, insideBytes: 0 };
+export const NO_HOLES: Holes = { punched: ExtentSet.EMPTY, zeroed: ExtentSet.EMPTY, otherBytes: 0 };
 
 type HoleWish = Pick<Wish, "punch" | "minHoleBytes" | "hostBlockBytes">;
 
 /** Holds the candidates against what the host has allocated. */
 export async function holesIn(file: ReadableFile, candidates: Candidates, wish: HoleWish): Promise<Holes> {
-  const { garbage, inside, blank } = candidates;
+  const { garbage, freed, inside, blank } = candidates;
   const joined = garbage.union(inside).alignInward(wish.hostBlockBytes);
   const wanted = joined.atLeast(wish.minHoleBytes).union(garbage.alignInward(wish.hostBlockBytes));
   const { allocated, alone } = await allocationOf(file, wanted.union(blank));
@@ -43,7 +45,7 @@ export async function holesIn(file: ReadableFile, candidates: Candidates, wish: 
   return {
     punched,
     zeroed: blank.intersect(allocated).subtract(punched),
-    insideBytes: punched.subtract(garbage).bytes,
+    otherBytes: punched.subtract(freed).bytes,
   };
 }
 

@@ -46,9 +46,7 @@ interface Moves {
 export async function planPacking(context: Qcow2Context, mapping: Mapping): Promise<Packing> {
   const { file, header, refcounts } = context;
   const movable = new SparseBitmap();
-  // Which clusters can move shows in the tables as they are: what was unmapped has no reference left.
-  const asTheyAre: Mapping = { ...mapping, activeTable: (_, at) => context.l2.get(at) };
-  await visitPointers(context, asTheyAre, (cluster) => movable.setRange(cluster, cluster + 1));
+  await visitPointers(context, mapping, (cluster) => movable.setRange(cluster, cluster + 1));
   // Without a block nothing can be claimed unless one is allocated.
   const blocks = new Set(await refcounts.existing());
   const isFree = (cluster: number) =>
@@ -58,21 +56,10 @@ export async function planPacking(context: Qcow2Context, mapping: Mapping): Prom
   return {
     packBytes: file.bytes - endBytes,
     async *batches() {
-      const moves = chooseMoves(context, mapping, isFree, end);
-      await findPointers(context, mapping, moves);
+      const moves = await chooseMoves(context, mapping, isFree, end);
       yield* new Rounds(context, mapping, moves).batches(endBytes);
     },
   };
-}
-
-async function findPointers(context: Qcow2Context, mapping: Mapping, moves: Moves): Promise<void> {
-  await visitPointers(context, mapping, (cluster, pointerAt, flags, level) => {
-    const i = indexOf(moves.sources, cluster);
-    if (i < 0) return;
-    moves.pointerAt[i] = pointerAt;
-    moves.flags[i] = flags;
-    moves.level[i] = level;
-  });
 }
 
 /** The smallest number of clusters that the file can have: all that lie behind it fit in before. */
@@ -99,26 +86,35 @@ function packedEnd(
   return end;
 }
 
-function chooseMoves(
-  { file, header }: Qcow2Context,
+/** Pairs what lies behind `end` with free clusters before it, keeping the order. */
+async function chooseMoves(
+  context: Qcow2Context,
   mapping: Mapping,
   isFree: (cluster: number) => boolean,
   end: number,
-): Moves {
+): Promise<Moves> {
+  const { file, header } = context;
   const clusters = Math.ceil(file.bytes / header.clusterBytes);
-  const sources: number[] = [];
-  for (let cluster = end; cluster < clusters; cluster++)
-    if (mapping.count(cluster) > 0) sources.push(cluster);
-  const targets = new Float64Array(sources.length);
-  for (let cluster = 0, i = 0; i < targets.length; cluster++) if (isFree(cluster)) targets[i++] = cluster;
-  return {
-    count: sources.length,
-    sources: Float64Array.from(sources),
-    targets,
-    pointerAt: new Float64Array(sources.length),
-    flags: new Uint8Array(sources.length),
-    level: new Uint8Array(sources.length),
+  const used: number[] = [];
+  for (let cluster = end; cluster < clusters; cluster++) if (mapping.count(cluster) > 0) used.push(cluster);
+  const count = used.length;
+  const moves: Moves = {
+    count,
+    sources: Float64Array.from(used),
+    targets: new Float64Array(count),
+    pointerAt: new Float64Array(count),
+    flags: new Uint8Array(count),
+    level: new Uint8Array(count),
   };
+  for (let cluster = 0, i = 0; i < count; cluster++) if (isFree(cluster)) moves.targets[i++] = cluster;
+  await visitPointers(context, mapping, (cluster, pointerAt, flags, level) => {
+    const i = indexOf(moves.sources, cluster);
+    if (i < 0) return;
+    moves.pointerAt[i] = pointerAt;
+    moves.flags[i] = flags;
+    moves.level[i] = level;
+  });
+  return moves;
 }
 
 /** Number of the first element of a sorted array that is not below `value`. */

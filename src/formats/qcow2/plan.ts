@@ -60,7 +60,7 @@ export async function planReclaim(
   const packing = wish.pack ? await pack() : undefined;
   return {
     unmapBytes: draft.unmapBytes,
-    punchBytes: inImage.insideBytes + inData.insideBytes,
+    punchBytes: inImage.otherBytes + inData.otherBytes,
     packBytes: packing?.packBytes ?? 0,
     punched: new Map([
       [context.header.dataFileName ?? "", inData.punched],
@@ -100,17 +100,14 @@ async function imageHoles({ file, header }: Qcow2Context, draft: Draft, wish: Wi
   const isFile = (await file.stat()).hostBytes !== null;
   const inside = header.externalData ? ExtentSet.EMPTY : draft.holes.build();
   const blank = header.externalData ? ExtentSet.EMPTY : draft.blanks.build();
-  return holesIn(file, { garbage: await draft.release.settle(isFile), inside, blank }, wish);
+  return holesIn(file, { ...(await draft.release.settle(isFile)), inside, blank }, wish);
 }
 
 async function dataFileHoles({ data, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
   if (!header.externalData) return NO_HOLES;
-  const candidates = {
-    garbage: draft.unmapped.build(),
-    inside: draft.holes.build(),
-    blank: draft.blanks.build(),
-  };
-  return holesIn(data, candidates, wish);
+  const freed = draft.unmapped.build();
+  const inside = draft.holes.build();
+  return holesIn(data, { garbage: freed, freed, inside, blank: draft.blanks.build() }, wish);
 }
 
 /** @throws DiskError when nobody may write to the image before it was repaired (H17) */

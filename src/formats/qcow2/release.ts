@@ -61,13 +61,15 @@ export class Release {
   }
 
   /**
-   * To be called when all references were dropped. Returns the file ranges of the clusters that nothing refers to.
+   * To be called when all references were dropped. Returns the file ranges of the clusters that nothing refers to,
+   * and what of them was in use until now.
    * @param alsoFree those too that the image states free already
    */
-  async settle(alsoFree: boolean): Promise<ExtentSet> {
+  async settle(alsoFree: boolean): Promise<{ garbage: ExtentSet; freed: ExtentSet }> {
     const { file, header, refcounts } = this.#context;
     const { clusterBytes } = header;
     const garbage = new ExtentBuilder();
+    const freed = new ExtentBuilder();
     const inFile = Math.ceil(file.bytes / clusterBytes / refcounts.blockEntries);
     const numbers = new Set(await refcounts.existing());
     for (let number = 0; number < inFile; number++) numbers.add(number);
@@ -80,11 +82,13 @@ export class Release {
         if (!this.#isGarbage(cluster, stated)) {
           if (stated > this.#references.get(cluster)) this.#staysTrue = false;
         } else if ((stated > 0 || alsoFree) && start < file.bytes) {
-          garbage.add(start, Math.min(start + clusterBytes, file.bytes));
+          const end = Math.min(start + clusterBytes, file.bytes);
+          garbage.add(start, end);
+          if (this.#freed.has(cluster)) freed.add(start, end);
         }
       }
     }
-    return garbage.build();
+    return { garbage: garbage.build(), freed: freed.build() };
   }
 
   /** Whether the image will state for every cluster what `count` says: no leak stays. Known after `settle`. */

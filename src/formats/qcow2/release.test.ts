@@ -1,0 +1,144 @@
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { ExtentSet } from "../../bytes/extents.ts";
+import { viewOf } from "../../bytes/struct.ts";
+import { DiskError } from "../../error.ts";
+import { execute } from "../../reclaim/execute.ts";
+import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
+import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-images.ts";
+import { createImage, qemuCheck, qemuIo } from "../../testing/qemu.ts";
+import type { SimulatedFile } from "../../testing/simulated-file.ts";
+import { requires, run, scratch } from "../../testing/tools.ts";
+import type { WritableImage } from "../format.ts";
+import { qcow2 } from "../qcow2.ts";
+import { AUTOCLEAR_AT, COMPATIBLE_AT, INCOMPATIBLE_AT } from "./header.ts";
+
+const MIB = 2 ** 20;
+const IMAGE = "image.qcow2";
+const CLUSTER_BYTES = 65536;
+
+const NOTHING: Wish = {
+  free: ExtentSet.EMPTY,
+  blank: ExtentSet.EMPTY,
+  pack: false,
+  punch: true,
+  minHoleBytes: 4096,
+  hostBlockBytes: 4096,
+};
+const FIRST_MIB: Wish = { ...NOTHING, free: ExtentSet.of({ start: 0, end: MIB }) };
+
+interface Written {
+  readonly folder: string;
+  readonly file: SimulatedFile;
+  readonly open: () => Promise<WritableImage>;
+}
+
+/** 2 MiB written; none of it shared. */
+async function written(t: TestContext): Promise<Written> {
+  const folder = scratch(t);
+  const path = createImage({ folder, name: IMAGE, virtualBytes: 4 * MIB });
+  qemuIo(path, [`write -P 7 0 ${2 * MIB}`]);
+  const files = await loadFolder(folder);
+  const open = () => qcow2.openWritable!(sourceIn(files, IMAGE), parentsIn(files));
+  return { folder, file: files.get(IMAGE)!, open };
+}
+
+async function stepsOf(plan: Plan): Promise<Step[]> {
+  const steps: Step[] = [];
+  for await (const batch of plan.batches()) steps.push(...batch);
+  return steps;
+}
+
+async function setFlags(file: SimulatedFile, at: number, flags: bigint): Promise<void> {
+  const word = viewOf(new Uint8Array(8));
+  word.setBigUint64(0, flags);
+  await file.write(at, new Uint8Array(word.buffer));
+}
+
+for (const [bit, code] of [
+  [1n, "dirty-bit"],
+  [2n, "corrupt-bit"],
+] as const) {
+  test(`an image with its ${code} set is refused (H17)`, async (t) => {
+    if (!requires(t, "qemu-img", "qemu-io")) return;
+    const { file, open } = await written(t);
+    await setFlags(file, INCOMPATIBLE_AT, bit);
+    await using image = await open();
+    const isRefused = (error: unknown) => error instanceof DiskError && error.code === code;
+    await assert.rejects(image.plan(FIRST_MIB), isRefused);
+    await assert.rejects(image.write(0, new Uint8Array(512)), isRefused);
+    await assert.rejects(image.repairLeaks!(), isRefused);
+  });
+}
+
+test("an image with an error is refused before anything is changed (H17)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  // The refcount block lies in the third cluster: the last data cluster is called free.
+  await file.write(2 * CLUSTER_BYTES + (file.bytes / CLUSTER_BYTES - 1) * 2, new Uint8Array(2));
+  const before = Buffer.from(file.peek());
+  await using image = await open();
+  const isCorrupt = (error: unknown) => error instanceof DiskError && error.kind === "corrupt";
+  await assert.rejects(image.plan(FIRST_MIB), isCorrupt);
+  await assert.rejects(image.write(0, new Uint8Array(512)), isCorrupt);
+  assert.ok(before.equals(file.peek()));
+});
+
+test("of an encrypted image nothing is freed, for nobody knows what is", async (t) => {
+  if (!requires(t, "qemu-img")) return;
+  const folder = scratch(t);
+  const secret = ["--object", "secret,id=key,data=open sesame"];
+  const luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+  run("qemu-img", ["create", "-q", ...secret, "-f", "qcow2", "-o", luks, join(folder, IMAGE), "1M"]);
+  const files = await loadFolder(folder);
+  await using image = await qcow2.openWritable!(sourceIn(files, IMAGE), parentsIn(files));
+  await assert.rejects(
+    image.plan(FIRST_MIB),
+    (error) => error instanceof DiskError && error.code === "encrypted",
+  );
+  assert.equal((await image.plan({ ...NOTHING, pack: true })).packBytes, 0);
+});
+
+test("autoclear bits that are not known are cleared first", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  await setFlags(file, AUTOCLEAR_AT, 1n << 40n);
+  await using image = await open();
+  const [first] = await stepsOf(await image.plan(FIRST_MIB));
+  assert.ok(first?.op === "patch" && first.at === AUTOCLEAR_AT);
+  await image.write(0, new Uint8Array(512));
+  assert.equal(viewOf(file.peek(AUTOCLEAR_AT, 8)).getBigUint64(0), 0n);
+});
+
+test("leaked clusters and those that are free already are punched, and the leaked ones released", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { folder, file, open } = await written(t);
+  const end = file.bytes;
+  await file.write(end, new Uint8Array(2 * CLUSTER_BYTES).fill(9));
+  await file.write(2 * CLUSTER_BYTES + (end / CLUSTER_BYTES) * 2, Uint8Array.of(0, 1));
+  const hostBytes = file.hostBytes;
+  await using image = await open();
+  const plan = await image.plan(NOTHING);
+  assert.deepEqual([plan.unmapBytes, plan.punchBytes], [0, 2 * CLUSTER_BYTES]);
+  await execute(plan, image.files);
+  assert.equal(hostBytes - file.hostBytes, 2 * CLUSTER_BYTES);
+  await file.save(join(folder, IMAGE));
+  assert.deepEqual(qemuCheck(join(folder, IMAGE)), { errors: 0, leaks: 0 });
+});
+
+test("what a feature that is not known may own is not taken for a leak", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  const end = file.bytes;
+  await file.write(end, new Uint8Array(CLUSTER_BYTES).fill(9));
+  await file.write(2 * CLUSTER_BYTES + (end / CLUSTER_BYTES) * 2, Uint8Array.of(0, 1));
+  await setFlags(file, COMPATIBLE_AT, 1n << 40n);
+  await using image = await open();
+  assert.deepEqual(await stepsOf(await image.plan(NOTHING)), []);
+  assert.equal((await image.plan({ ...FIRST_MIB, pack: true })).packBytes, 0, "nor moved, nor cut off");
+  await assert.rejects(
+    image.repairLeaks!(),
+    (error) => error instanceof DiskError && error.kind === "refused",
+  );
+});
