@@ -15,7 +15,9 @@ import { installed, median, must, type Run, timed } from "./measure.ts";
 const MIB = 2 ** 20;
 const RUNS = 5;
 const directory = process.env["BENCH_DIR"] ?? path.join(tmpdir(), "ullage-bench");
-const ULLAGE = path.join(import.meta.dirname, "..", "bin", "ullage.js");
+const ROOT = path.join(import.meta.dirname, "..");
+/** What is published, not the sources. */
+const ULLAGE = path.join(ROOT, "dist", "cli", "main.js");
 const FLOOR = path.join(import.meta.dirname, "floor.ts");
 const lines: string[] = [];
 
@@ -180,5 +182,4 @@ for (const name of chosen) {
   if (!section) throw new Error(`no section "${name}": ${Object.keys(SECTIONS).join(", ")}`);
   await section();
 }
-if (asked.length === 0)
-  writeFileSync(path.join(import.meta.dirname, "..", "docs", "BENCHMARKS.md"), `${lines.join("\n")}\n`);
+if (asked.length === 0) writeFileSync(path.join(ROOT, "docs", "BENCHMARKS.md"), `${lines.join("\n")}\n`);
