@@ -141,23 +141,30 @@ class Revision {
   }
 
   run(l1Index: number): void {
-    const { clusterBytes, extendedL2, l2Entries, l2EntryBytes, virtualBytes } = this.#context.header;
-    const { table, unwanted, blank } = this.#task;
-    const skipsUnallocated = !extendedL2 && blank.count === 0;
-    for (const cluster of unwanted.spans(clusterBytes)) {
-      const index = cluster - l1Index * l2Entries;
-      const at = index * l2EntryBytes;
-      if (skipsUnallocated && (table.view.getUint32(at) | table.view.getUint32(at + 4)) === 0) continue;
-      const start = cluster * clusterBytes;
-      const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
-      this.#decide(index, decodeEntry(this.#context, table, index), guest);
+    const { unwanted } = this.#task;
+    const { clusterBytes } = this.#context.header;
+    let next = 0;
+    for (let i = 0; i < unwanted.count; i++) {
+      const range = { start: unwanted.start(i), end: unwanted.end(i) };
+      const end = Math.ceil(range.end / clusterBytes);
+      for (let cluster = Math.max(next, Math.floor(range.start / clusterBytes)); cluster < end; cluster++) {
+        this.#decide(cluster, cluster - l1Index * this.#context.header.l2Entries, range);
+      }
+      next = end;
     }
   }
 
-  #decide(index: number, entry: Entry, guest: Extent): void {
-    const { extendedL2, rawExternalData } = this.#context.header;
-    const { unwanted } = this.#task;
-    const isWhole = unwanted.covers(guest);
+  /** @param range the first unwanted range that touches the cluster */
+  #decide(cluster: number, index: number, range: Extent): void {
+    const { clusterBytes, extendedL2, l2EntryBytes, rawExternalData, virtualBytes } = this.#context.header;
+    const { blank, table } = this.#task;
+    const at = index * l2EntryBytes;
+    const isNothing = (table.view.getUint32(at) | table.view.getUint32(at + 4)) === 0;
+    if (isNothing && !extendedL2 && blank.count === 0) return;
+    const entry = decodeEntry(this.#context, table, index);
+    const start = cluster * clusterBytes;
+    const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
+    const isWhole = range.start <= guest.start && range.end >= guest.end;
     const isOwned = entry.host >= 0 && entry.kind !== "compressed" && this.#ownership.ownsCluster(entry);
     if (!isOwned) {
       this.#decideUntouchable(index, entry, guest, isWhole);
@@ -166,7 +173,7 @@ class Revision {
     } else if (extendedL2 && !rawExternalData) {
       this.#decideSubclusters(index, entry, guest);
     } else {
-      this.#punch(entry, guest, unwanted.within(guest), entry.kind === "data");
+      this.#punch(entry, guest, guest, entry.kind === "data");
     }
   }
 
@@ -216,7 +223,7 @@ class Revision {
       } else if (isRead && !isAllocated) {
         for (const extent of this.#task.blank.within(part)) this.#consequences.mustBeZero(extent);
       }
-      this.#punch(entry, guest, unwanted.within(part), (alloc & bit) !== 0);
+      this.#punch(entry, guest, part, (alloc & bit) !== 0);
     }
     const offset = index * l2EntryBytes;
     if (alloc === 0) {
@@ -227,15 +234,23 @@ class Revision {
     this.#view.setUint32(offset + 12, alloc);
   }
 
-  /** @param isVisible whether the guest reads these bytes of the cluster */
-  #punch(entry: Entry, guest: Extent, parts: ExtentSet, isVisible: boolean): void {
+  /**
+   * Gives away what is unwanted of `part` of a guest cluster, where it lies.
+   * @param isVisible whether the guest reads these bytes of the cluster
+   */
+  #punch(entry: Entry, guest: Extent, part: Extent, isVisible: boolean): void {
+    const { blank, unwanted } = this.#task;
     const shift = entry.host - guest.start;
     const atHost = ({ start, end }: Extent) => ({ start: start + shift, end: end + shift });
-    for (const part of parts) {
-      this.#consequences.hole(atHost(part));
+    for (let i = unwanted.seek(part.start); i < unwanted.count && unwanted.start(i) < part.end; i++) {
+      const hole = {
+        start: Math.max(unwanted.start(i), part.start),
+        end: Math.min(unwanted.end(i), part.end),
+      };
+      this.#consequences.hole(atHost(hole));
       if (!isVisible) continue;
-      this.#consequences.change(part);
-      for (const extent of this.#task.blank.within(part)) this.#consequences.blank(atHost(extent));
+      this.#consequences.change(hole);
+      for (const extent of blank.within(hole)) this.#consequences.blank(atHost(extent));
     }
   }
 }
