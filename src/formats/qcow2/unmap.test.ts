@@ -48,7 +48,10 @@ for (const kind of KINDS) {
         try {
           await blank(folder, ExtentSet.of(range), random.oneIn(2));
         } catch (error) {
-          assert.ok(error instanceof DiskError && error.code === "shared-cluster", `${label}: ${error}`);
+          assert.ok(
+            error instanceof DiskError && error.code === "shared-cluster",
+            `${label}: ${String(error)}`,
+          );
           const hasOther = kind.backing !== undefined || kind.compressed || (kind.snapshots ?? 0) > 0;
           assert.ok(hasOther, `${label}: nobody else holds these bytes`);
           continue;
