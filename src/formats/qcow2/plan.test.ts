@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { statSync } from "node:fs";
+import { readFileSync, statSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { ExtentSet } from "../../bytes/extents.ts";
@@ -15,7 +15,7 @@ import {
   sourceIn,
   VIRTUAL_BYTES,
 } from "../../testing/qcow2-images.ts";
-import { guestBytes, qemuCheck, qemuIo, writeCommand } from "../../testing/qemu.ts";
+import { createImage, guestBytes, qemuCheck, qemuIo, writeCommand } from "../../testing/qemu.ts";
 import { Random, seeds } from "../../testing/seeds.ts";
 import { requires, scratch } from "../../testing/tools.ts";
 import { qcow2 } from "../qcow2.ts";
@@ -111,6 +111,11 @@ for (const kind of KINDS) {
       const { plan, returnedBytes } = await reclaim(folder, asked);
       assert.ok(plan.unmapBytes + plan.punchBytes > 0, `${label}: something was done`);
       assert.equal(returnedBytes, await punchedBytes(plan), `${label}: promise and result`);
+      if (kind.dataFile === "raw") {
+        assert.equal(plan.unmapBytes, 0, `${label}: a raw data file stays mapped as it lies`);
+        const disk = readFileSync(join(folder, "image.data")).subarray(0, VIRTUAL_BYTES);
+        assert.ok(disk.equals(guestBytes(path)), `${label}: data file`);
+      }
       assert.deepEqual(qemuCheck(path), { errors: 0, leaks: 0 }, label);
       assertContents(contents(path, kind), before, free, label);
 
@@ -145,6 +150,19 @@ for (const kind of KINDS) {
     }
   });
 }
+
+test("the cut end of a file moves with the zeros that it stands for", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const folder = scratch(t);
+  const path = createImage({ folder, name: IMAGE, virtualBytes: 4 * 2 ** 20 });
+  qemuIo(path, [`write -P 7 0 ${2 ** 20}`, `write -P 8 ${2 ** 21} 4096`]);
+  const before = contents(path, KINDS[0]!);
+  truncateSync(path, statSync(path).size - 60 * 1024);
+  const free = ExtentSet.of({ start: 0, end: 2 ** 20 });
+  await reclaim(folder, wish(free, { pack: true, punch: false }));
+  assert.deepEqual(qemuCheck(path), { errors: 0, leaks: 0 });
+  assertContents(contents(path, KINDS[0]!), before, free, "cut");
+});
 
 /** Whether whole clusters get free: not above a parent in version 2, nor where they are as large as the disk. */
 function canPack({ options, backing, dataFile }: Kind): boolean {

@@ -127,6 +127,19 @@ test("leaked clusters and those that are free already are punched, and the leake
   assert.deepEqual(qemuCheck(join(folder, IMAGE)), { errors: 0, leaks: 0 });
 });
 
+test("what a reflink shares is not punched, for it would return nothing (H35)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  const shared = { start: file.bytes - 32 * CLUSTER_BYTES, end: file.bytes - 28 * CLUSTER_BYTES };
+  file.shared = ExtentSet.of(shared);
+  await using image = await open();
+  const plan = await image.plan({ ...FIRST_MIB });
+  const punched = plan.punched.get("")!;
+  assert.equal(plan.unmapBytes, MIB);
+  assert.equal(punched.bytes, MIB - 4 * CLUSTER_BYTES);
+  assert.equal(punched.touches(shared), false);
+});
+
 test("what a feature that is not known may own is not taken for a leak", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const { file, open } = await written(t);
