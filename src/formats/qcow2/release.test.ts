@@ -12,7 +12,9 @@ import type { SimulatedFile } from "../../testing/simulated-file.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
 import type { WritableImage } from "../format.ts";
 import { qcow2 } from "../qcow2.ts";
+import { openContext } from "./context.ts";
 import { AUTOCLEAR_AT, COMPATIBLE_AT, INCOMPATIBLE_AT } from "./header.ts";
+import { l2TableAt } from "./tables.ts";
 
 const MIB = 2 ** 20;
 const IMAGE = "image.qcow2";
@@ -126,6 +128,26 @@ test("leaked clusters and those that are free already are punched, and the leake
   await file.save(join(folder, IMAGE));
   assert.deepEqual(qemuCheck(join(folder, IMAGE)), { errors: 0, leaks: 0 });
 });
+
+test("no cluster is punched while an entry may name it, or released while it may be punched (H12)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  await using image = await open();
+  const context = await openContext(file.fork(), () => Promise.reject(new Error("no data file")));
+  const tables = ExtentSet.of(wholeCluster(l2TableAt(context, context.l1, 0)));
+  const counts = ExtentSet.of(wholeCluster(await context.refcounts.blockAt(0)));
+  const order: string[] = [];
+  for await (const batch of (await image.plan(FIRST_MIB)).batches()) {
+    const kinds = batch.map((step) => {
+      if (step.op !== "patch") return step.op;
+      return tables.has(step.at) ? "unmap" : counts.has(step.at) ? "release" : "other";
+    });
+    order.push([...new Set(kinds)].join(" and "));
+  }
+  assert.deepEqual(order, ["unmap", "punch", "release"], "each in a batch of its own");
+});
+
+const wholeCluster = (start: number) => ({ start, end: start + CLUSTER_BYTES });
 
 test("what a reflink shares is not punched, for it would return nothing (H35)", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
