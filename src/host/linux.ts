@@ -1,6 +1,6 @@
 /**
- * Linux: `fallocate` for holes, FIEMAP for extents, open-file-description locks. Manual pages fallocate(2), lseek(2),
- * fcntl_locking(2); FIEMAP: Documentation/filesystems/fiemap.rst.
+ * Linux: `fallocate` for holes, FIEMAP for extents, open-file-description locks, leases. Manual pages fallocate(2), lseek(2),
+ * fcntl(2), fcntl_locking(2); FIEMAP: Documentation/filesystems/fiemap.rst.
  *
  *   struct fiemap        | start u64 | length u64 | flags u32 | mapped u32 | count u32 | - | extent 0 | extent 1 | …
  *   struct fiemap_extent | logical u64 | physical u64 | length u64 | - u64 × 2 | flags u32 | - u32 × 3 |
@@ -149,12 +149,17 @@ function nextData(lseek: ReturnType<Checked>, fd: number, at: number): number | 
 
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
+const F_SETSIG = 10;
+const F_SETLEASE = 1024;
+/** Tells of a lease that somebody wants broken; by itself it does nothing, where SIGIO would end us. */
+const SIGURG = 23;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
 
 function ofdLocks(call: Checked): Locks {
   const fcntl = call("int fcntl(int fd, int command, void *lock)");
+  const fcntlWith = call("int fcntl(int fd, int command, long argument)");
   const flock = (type: number, start: number, end: number) => {
     const lock = new DataView(new ArrayBuffer(32));
     lock.setUint16(0, type, true);
@@ -170,6 +175,18 @@ function ofdLocks(call: Checked): Locks {
       const lock = flock(F_WRLCK, start, end);
       fcntl(fd, F_OFD_GETLK, new Uint8Array(lock.buffer));
       return lock.getUint16(0, true) !== F_UNLCK;
+    },
+    /** A lease for reading is granted only where nobody writes. It is given back at once. */
+    hasWriters(fd) {
+      try {
+        fcntlWith(fd, F_SETSIG, SIGURG);
+        fcntlWith(fd, F_SETLEASE, F_RDLCK);
+        fcntlWith(fd, F_SETLEASE, F_UNLCK);
+        return false;
+      } catch (error) {
+        if (error instanceof Error && "code" in error && error.code === "EAGAIN") return true;
+        return undefined; // Another user's file, or a filesystem without leases.
+      }
     },
   };
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, linkSync, mkdirSync, openSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { setTimeout } from "node:timers/promises";
@@ -176,6 +176,26 @@ time.sleep(60)`;
   await once(child.stdout, "data");
   await assert.rejects(hostSource(path).openWritable(), { kind: "busy", message: /has locked it/ });
   assert.equal(await inUse(path), true);
+});
+
+test("a file that somebody writes to without any lock is busy, one that is read is not (H16)", async (t) => {
+  const path = join(scratch(t), "disk.raw");
+  writeFileSync(path, "guest");
+  const hypervisor = openSync(path, "r+");
+  await assert.rejects(hostSource(path).openWritable(), { kind: "busy", code: "open" });
+  closeSync(hypervisor);
+  const reader = openSync(path, "r");
+  await (await hostSource(path).openWritable())[Symbol.asyncDispose]();
+  closeSync(reader);
+});
+
+test("a loop device is found by whatever name it knows its file", async (t) => {
+  const path = join(scratch(t), "disk.raw");
+  writeFileSync(path, Buffer.alloc(65536));
+  linkSync(path, `${path}.link`);
+  if (attached(t, path) === undefined) return;
+  unlinkSync(path);
+  await assert.rejects(hostSource(`${path}.link`).openWritable(), { kind: "busy" });
 });
 
 test("a file behind a loop device is busy: the device writes without a lock", async (t) => {

@@ -48,6 +48,8 @@ export interface Locks {
   share(fd: number, byte: number): void;
   /** Whether anybody else holds any lock in the range. */
   heldByOthers(fd: number, range: Extent): boolean;
+  /** Whether anybody at all has the file open for writing; undefined where the host cannot tell. `fd` only reads. */
+  hasWriters?(fd: number): boolean | undefined;
 }
 
 let current: Platform | undefined | null = null;

@@ -22,7 +22,7 @@ import { hostError } from "./failure.ts";
 import { HostReader, LockedFile } from "./file.ts";
 import { lockForWriting, needLocks } from "./lock.ts";
 import { identityOf, notAnImage } from "./medium.ts";
-import { platform } from "./platform.ts";
+import { type Locks, platform } from "./platform.ts";
 import { type Policy, refusal, resolveName } from "./policy.ts";
 import { loopDevicesOf } from "./users.ts";
 
@@ -73,6 +73,7 @@ class PathSource implements HostSource {
     const host = needLocks(platform(), this.name);
     // O_EXCL without O_CREAT: a mounted block device is busy (blkdiscard destroyed some before it asked, H16).
     const exclusive = this.#stat().isBlockDevice() ? constants.O_EXCL : 0;
+    const isWritten = exclusive === 0 && this.#hasWriters(host.locks);
     const fd = this.#openSame((flags) =>
       host.openForWriting(this.path, constants.O_RDWR | exclusive | flags),
     );
@@ -80,8 +81,19 @@ class PathSource implements HostSource {
       lockForWriting(fd, this.name, host.locks);
       const file = new LockedFile(fd, this.name, host);
       refuseLoops(file);
+      if (isWritten) throw writtenElsewhere(this.name);
       return file;
     });
+  }
+
+  /** Asked before we open it for writing ourselves. */
+  #hasWriters(locks: Locks): boolean {
+    const fd = this.#openSame((flags) => openSync(this.path, constants.O_RDONLY | flags));
+    try {
+      return locks.hasWriters?.(fd) ?? false;
+    } finally {
+      closeSync(fd);
+    }
   }
 
   async create(): Promise<HostFile> {
@@ -145,6 +157,14 @@ function refuseLoops(file: LockedFile): void {
   throw new DiskError("busy", `${file.path}: it is attached to ${loops.join(", ")}`, {
     code: "loop",
     hint: `unmount it, then losetup --detach ${loops[0]}`,
+  });
+}
+
+/** A hypervisor that locks nothing, or a loop device that was attached in another container. */
+function writtenElsewhere(name: string): DiskError {
+  return new DiskError("busy", `${name}: another process has it open for writing`, {
+    code: "open",
+    hint: "shut the guest down; losetup --list and fuser name who uses it",
   });
 }
 
