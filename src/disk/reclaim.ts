@@ -49,7 +49,7 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
   const prospect = await prospectOf(disk, options, "strict");
   const { plan, survey, usage } = prospect;
   const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
-  if (totalBytes === 0) return report(survey, { applied: false, host });
+  if (totalBytes + (plan.leakedBytes ?? 0) === 0) return report(survey, { applied: false, host });
   if (options.confirm && !(await options.confirm(survey, host)))
     return report(survey, { applied: false, host });
   const before: Before = {

@@ -34,6 +34,8 @@ export interface Plan {
   readonly punchBytes: number;
   /** By how many bytes the files get shorter. */
   readonly packBytes: number;
+  /** File bytes that only the image's own accounting held: leaks of an interrupted run, given back to it. */
+  readonly leakedBytes?: number;
   /** What the steps punch, by file. */
   readonly punched: ReadonlyMap<string, ExtentSet>;
   /** By how many bytes the files would get shorter if the same wish asked to pack. Reads only. */

@@ -24,7 +24,7 @@ import type { Qcow2Context } from "./context.ts";
 import { AUTOCLEAR_AT, type Header, hex } from "./header.ts";
 import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
 import { type Packing, planPacking } from "./pack.ts";
-import { AUTOCLEAR_KNOWN, Release } from "./release.ts";
+import { AUTOCLEAR_KNOWN, type Garbage, Release } from "./release.ts";
 import { type Consequences, ownedByCount, type RevisedTable, UNHEARD, Unmapping } from "./unmap.ts";
 
 const CHUNK_BYTES = 1024 * 1024;
@@ -49,11 +49,14 @@ export async function planReclaim(
   }
   const bitmaps = await trackingBitmaps(context.file, context.header);
   const references = await countedReferences(context);
-  const draft = new Draft(context.header, new Release(context, references));
+  const draft = new Draft(context.header, new Release(context, references), bitmaps.length > 0);
   const unmapping = new Unmapping(context, ownedByCount(context, references), wish);
   for await (const _ of unmapping.tables(draft));
   await requireZeros(draft.unreachable.build(), guest);
-  const inImage = await imageHoles(context, draft, wish);
+  // Behind the last cluster of an image on a block device lies whatever was there before: that is not for us.
+  const isFile = (await context.file.stat()).hostBytes !== null;
+  const settled = await draft.release.settle(isFile);
+  const inImage = await imageHoles(context, draft, settled, wish);
   const inData = await dataFileHoles(context, draft, wish);
   const changes = draft.changes.build();
   const pack = () => packingOf(context, draft.release, unmapping);
@@ -62,6 +65,7 @@ export async function planReclaim(
     unmapBytes: draft.unmapBytes,
     punchBytes: inImage.otherBytes + inData.otherBytes,
     packBytes: packing?.packBytes ?? 0,
+    leakedBytes: settled.leakedBytes,
     punched: new Map([
       [context.header.dataFileName ?? "", inData.punched],
       ["", inImage.punched],
@@ -95,12 +99,11 @@ async function packingOf(
   });
 }
 
-async function imageHoles({ file, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
-  // Behind the last cluster of an image on a block device lies whatever was there before: that is not for us.
-  const isFile = (await file.stat()).hostBytes !== null;
+function imageHoles(context: Qcow2Context, draft: Draft, garbage: Garbage, wish: Wish): Promise<Holes> {
+  const { file, header } = context;
   const inside = header.externalData ? ExtentSet.EMPTY : draft.holes.build();
   const blank = header.externalData ? ExtentSet.EMPTY : draft.blanks.build();
-  return holesIn(file, { ...(await draft.release.settle(isFile)), inside, blank }, wish);
+  return holesIn(file, { ...garbage, inside, blank }, wish);
 }
 
 async function dataFileHoles({ data, header }: Qcow2Context, draft: Draft, wish: Wish): Promise<Holes> {
@@ -131,9 +134,12 @@ class Draft implements Consequences {
   readonly unreachable = new ExtentBuilder();
   unmapBytes = 0;
   readonly #header: Header;
+  readonly #isTracked: boolean;
 
-  constructor(header: Header, release: Release) {
+  /** @param isTracked whether some bitmap is to be told what changes */
+  constructor(header: Header, release: Release, isTracked: boolean) {
     this.#header = header;
+    this.#isTracked = isTracked;
     this.release = release;
   }
 
@@ -159,7 +165,7 @@ class Draft implements Consequences {
   }
 
   change(guest: Extent): void {
-    this.changes.add(guest.start, guest.end);
+    if (this.#isTracked) this.changes.add(guest.start, guest.end);
   }
 
   mustBeZero(guest: Extent): void {

@@ -120,6 +120,7 @@ test("leaked clusters and those that are free already are punched, and the leake
   await using image = await open();
   const plan = await image.plan(NOTHING);
   assert.deepEqual([plan.unmapBytes, plan.punchBytes], [0, 2 * CLUSTER_BYTES]);
+  assert.equal(plan.leakedBytes, CLUSTER_BYTES);
   await execute(plan, image.files);
   assert.equal(hostBytes - file.hostBytes, 2 * CLUSTER_BYTES);
   await file.save(join(folder, IMAGE));

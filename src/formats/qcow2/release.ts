@@ -32,6 +32,12 @@ export function knowsAllOwners(header: Header): boolean {
   );
 }
 
+export interface Garbage {
+  readonly garbage: ExtentSet;
+  readonly freed: ExtentSet;
+  readonly leakedBytes: number;
+}
+
 export class Release {
   readonly #context: Qcow2Context;
   readonly #references: References;
@@ -62,14 +68,15 @@ export class Release {
 
   /**
    * To be called when all references were dropped. Returns the file ranges of the clusters that nothing refers to,
-   * and what of them was in use until now.
+   * what of them was in use until now, and what had leaked.
    * @param alsoFree those too that the image states free already
    */
-  async settle(alsoFree: boolean): Promise<{ garbage: ExtentSet; freed: ExtentSet }> {
+  async settle(alsoFree: boolean): Promise<Garbage> {
     const { file, header, refcounts } = this.#context;
     const { clusterBytes } = header;
     const garbage = new ExtentBuilder();
     const freed = new ExtentBuilder();
+    let leakedBytes = 0;
     const inFile = Math.ceil(file.bytes / clusterBytes / refcounts.blockEntries);
     const numbers = new Set(await refcounts.existing());
     for (let number = 0; number < inFile; number++) numbers.add(number);
@@ -85,10 +92,11 @@ export class Release {
           const end = Math.min(start + clusterBytes, file.bytes);
           garbage.add(start, end);
           if (this.#freed.has(cluster)) freed.add(start, end);
+          else if (stated > 0) leakedBytes += end - start;
         }
       }
     }
-    return { garbage: garbage.build(), freed: freed.build() };
+    return { garbage: garbage.build(), freed: freed.build(), leakedBytes };
   }
 
   /** Whether the image will state for every cluster what `count` says: no leak stays. Known after `settle`. */
