@@ -6,7 +6,9 @@
  *   guest offset → L1 → L2 → host cluster        refcount of a host cluster: how many of all mappings refer to it
  *
  * Rooms: `image` (all of it together), `header`, `tables` (mapping), `refcounts`, `read` (one disk of the image),
- * `compressed`, `snapshots`, `structures` (where tables lie), `check` over `references`, `plan` and `pack`, `create`.
+ * `compressed`, `snapshots`, `structures` (where tables lie), `check` over `references`, `create`; `plan` over `unmap`
+ * (entries), `holes` (the host's space), `release` (counts) and `pack` over `pointers`; `repair`; `writable` over `write`,
+ * `changes` (what is not durable yet), `allocate` and `bitmap-keeper`.
  * Specification: QEMU's docs/interop/qcow2.txt.
  */
 import type { HostFile, ReadableFile } from "../device/device.ts";
