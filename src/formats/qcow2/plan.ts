@@ -150,10 +150,7 @@ class Draft implements Consequences {
       return;
     }
     const { clusterBytes } = this.#header;
-    const end = Math.ceil(host.end / clusterBytes);
-    for (let cluster = Math.floor(host.start / clusterBytes); cluster < end; cluster++) {
-      this.release.drop(cluster);
-    }
+    this.release.drop(Math.floor(host.start / clusterBytes), Math.ceil(host.end / clusterBytes));
   }
 
   hole(host: Extent): void {

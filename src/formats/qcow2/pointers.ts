@@ -18,10 +18,11 @@ import { checkedSnapshot, readSnapshots, type SnapshotEntry } from "./snapshots.
 import {
   COMPRESSED_HIGH,
   COPIED_HIGH,
-  decodeEntry,
   entryAt,
   type L1Table,
   l2TableAt,
+  OFFSET_HIGH,
+  OFFSET_LOW,
   readL1,
   ZERO_LOW,
 } from "./tables.ts";
@@ -92,14 +93,15 @@ async function visitTables(
   }
 }
 
+/** Of a table that a check has found to be sound. */
 function visitEntries(context: Qcow2Context, table: CachedTable, mapping: Mapping, visit: Visit): void {
   const { header } = context;
   for (let index = 0; index < header.l2Entries; index++) {
     const offset = index * header.l2EntryBytes;
     const high = table.view.getUint32(offset);
-    if ((high | table.view.getUint32(offset + 4)) === 0 || (high & COMPRESSED_HIGH) !== 0) continue;
-    const { host } = decodeEntry(context, table, index);
-    if (host < 0 || mapping.count(host / header.clusterBytes) !== 1) continue;
+    const host = (high & OFFSET_HIGH) * 2 ** 32 + ((table.view.getUint32(offset + 4) & OFFSET_LOW) >>> 0);
+    if (host === 0 || (high & COMPRESSED_HIGH) !== 0) continue;
+    if (mapping.count(host / header.clusterBytes) !== 1) continue;
     visit(host / header.clusterBytes, entryAt(header, table, index), flagsAt(table.view, offset), 0);
   }
 }

@@ -54,14 +54,23 @@ export class Release {
     this.#takesLeaks = knowsAllOwners(context.header);
   }
 
-  /** One reference to a host cluster goes. */
-  drop(cluster: number): void {
-    const references = this.#references.get(cluster);
-    const dropped = references === 1 ? 1 : (this.#dropped.get(cluster) ?? 0) + 1;
-    if (dropped < references) {
+  /** One reference to each of the host clusters `[start, end)` goes. */
+  drop(start: number, end: number): void {
+    let cluster = start;
+    while (cluster < end) {
+      const first = cluster;
+      while (cluster < end && this.#references.get(cluster) === 1) cluster++;
+      this.#freed.setRange(first, cluster);
+      if (cluster < end) this.#dropShared(cluster++);
+    }
+  }
+
+  #dropShared(cluster: number): void {
+    const dropped = (this.#dropped.get(cluster) ?? 0) + 1;
+    if (dropped < this.#references.get(cluster)) {
       this.#dropped.set(cluster, dropped);
     } else {
-      if (references > 1) this.#dropped.delete(cluster);
+      this.#dropped.delete(cluster);
       this.#freed.setRange(cluster, cluster + 1);
     }
   }

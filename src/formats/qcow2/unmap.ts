@@ -129,6 +129,8 @@ class Revision {
   readonly #hasParent: boolean;
   /** Whether an entry can say "reads as zeros" without a cluster of its own. */
   readonly #canSayZero: boolean;
+  /** Clusters dropped last that follow each other for the guest and at the host: told as one. */
+  #dropped: { guest: Extent; host: Extent } | undefined;
 
   constructor(context: Qcow2Context, ownership: Ownership, consequences: Consequences, task: Task) {
     this.#view = viewOf(task.after);
@@ -152,6 +154,7 @@ class Revision {
       }
       next = end;
     }
+    this.#tellDropped();
   }
 
   /** @param range the first unwanted range that touches the cluster */
@@ -201,8 +204,24 @@ class Revision {
     if (entry.host >= 0) this.#drop(entry, guest);
   }
 
-  #drop(entry: Entry, guest: Extent): void {
-    this.#consequences.unmap(guest, { start: entry.host, end: entry.host + entry.hostBytes });
+  #drop({ kind, host: start, hostBytes }: Entry, guest: Extent): void {
+    const last = this.#dropped;
+    const end = start + hostBytes;
+    if (last && kind !== "compressed" && last.guest.end === guest.start && last.host.end === start) {
+      this.#dropped = {
+        guest: { start: last.guest.start, end: guest.end },
+        host: { start: last.host.start, end },
+      };
+      return;
+    }
+    this.#tellDropped();
+    this.#dropped = { guest, host: { start, end } };
+    if (kind === "compressed") this.#tellDropped();
+  }
+
+  #tellDropped(): void {
+    if (this.#dropped) this.#consequences.unmap(this.#dropped.guest, this.#dropped.host);
+    this.#dropped = undefined;
   }
 
   #decideSubclusters(index: number, entry: Entry, guest: Extent): void {
