@@ -68,6 +68,13 @@ for (const make of MAKES) {
   });
 }
 
+test("an empty journal may be longer than any that is replayed", async (t) => {
+  if (!requires(t, "mke2fs")) return;
+  const image = join(scratch(t), "image");
+  run("mke2fs", ["-q", "-F", "-t", "ext4", "-J", "size=5000", "-E", "lazy_journal_init=1", image, "12G"]);
+  assert.equal((await opened(t, image)).refusal, undefined);
+});
+
 test("runs of clear bits end where they should, at every place of a word", () => {
   for (let start = 0; start < 66; start++) {
     for (let end = start + 1; end <= 66; end++) {

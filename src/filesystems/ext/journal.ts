@@ -178,7 +178,7 @@ function checkSuperblock(
   if (blockCount > real.blockCount) {
     throw damaged(`the journal claims ${blockCount} blocks and has ${real.blockCount}`);
   }
-  if (blockCount > JOURNAL_BLOCKS_MAX) {
+  if (superblock.start !== 0 && blockCount > JOURNAL_BLOCKS_MAX) {
     throw unsupported(`the journal has ${blockCount} blocks; up to ${JOURNAL_BLOCKS_MAX} are supported`);
   }
   if (first <= real.superblockAt || first >= blockCount) {
