@@ -193,3 +193,19 @@ test("H3: a hibernated guest keeps everything", async (t) => {
   assert.equal(asleep.volumes[0]!.reason!.code, "hibernated");
   assert.equal(asleep.reclaimableBytes, 0);
 });
+
+test("H21: a filesystem below the signature of another owner is not believed", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  for (const [at, magic] of [
+    [0, "LUKS\xba\xbe"],
+    [0x10040, "_BHRfS_M"],
+  ] as const) {
+    const disk = makeGuest({ folder: scratch(t), name: "disk.raw", bytes: 16 * MIB });
+    const file = openSync(disk, "r+");
+    writeSync(file, magic, at, "latin1");
+    closeSync(file);
+    const { volumes, reclaimableBytes } = await survey(disk);
+    assert.equal(volumes[0]!.reason!.code, "ambiguous", magic);
+    assert.equal(reclaimableBytes, 0);
+  }
+});

@@ -86,12 +86,13 @@ async function contentOf(
     for (const scheme of SCHEMES) if (await scheme.probe(device)) schemes.push(scheme);
     const member = schemes.find(({ hidesContent }) => hidesContent);
     if (member) return await tableOf(region, await member.open([device]), options, depth);
-    if (readers.length + Math.min(schemes.length, 1) > 1) {
-      const names = [...readers, ...schemes].map(({ name }) => name).join(" and ");
+    const foreign = readers.length > 0 ? await foreignContent(device) : undefined;
+    const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
+    if (readers.length > 0 && names.length > 1) {
       return stranger(
         null,
         "ambiguous",
-        `looks like ${names} at once`,
+        `looks like ${names.join(" and ")} at once`,
         "wipe the stale signature (wipefs) in the guest",
       );
     }
