@@ -104,8 +104,8 @@ export const MUTATIONS: readonly Mutation[] = [
     guard: "clusters are released after they were punched",
     file: "src/formats/qcow2/plan.ts",
     from: `      yield* batched(holeSteps("", inImage));
-      yield* batched(draft.release.patches());`,
-    to: `      yield* batched(draft.release.patches());
+      yield* batched(release.patches());`,
+    to: `      yield* batched(release.patches());
       yield* batched(holeSteps("", inImage));`,
     tests: ["test/order.test.ts"],
   },

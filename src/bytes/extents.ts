@@ -104,6 +104,8 @@ export class ExtentSet implements Iterable<Extent> {
     let last = this.seek(range.end);
     if (last < this.count && this.start(last) < range.end) last++;
     if (first >= last || range.start >= range.end) return ExtentSet.EMPTY;
+    const isAll = last - first === this.count;
+    if (isAll && range.start <= this.start(0) && this.end(last - 1) <= range.end) return this;
     const packed = this.#packed.slice(first * 2, last * 2);
     packed[0] = Math.max(packed[0]!, range.start);
     packed[packed.length - 1] = Math.min(packed[packed.length - 1]!, range.end);
@@ -129,7 +131,7 @@ export class ExtentSet implements Iterable<Extent> {
   }
 
   intersect(other: ExtentSet): ExtentSet {
-    const out = new ExtentBuilder(Math.min(this.count, other.count));
+    const out = new ExtentBuilder(this.count + other.count);
     let i = 0;
     let j = 0;
     while (i < this.count && j < other.count) {
@@ -184,6 +186,9 @@ export class ExtentSet implements Iterable<Extent> {
   }
 
   #aligned(roundStart: (start: number) => number, roundEnd: (end: number) => number): ExtentSet {
+    let aligned = 0;
+    while (aligned < this.count && this.#isFixed(aligned, roundStart, roundEnd)) aligned++;
+    if (aligned === this.count) return this;
     const out = new ExtentBuilder(this.count);
     for (let i = 0; i < this.count; i++) {
       const start = roundStart(this.start(i));
@@ -193,9 +198,18 @@ export class ExtentSet implements Iterable<Extent> {
     return out.build();
   }
 
+  #isFixed(index: number, roundStart: (start: number) => number, roundEnd: (end: number) => number): boolean {
+    const start = this.start(index);
+    const end = this.end(index);
+    return roundStart(start) === start && roundEnd(end) === end;
+  }
+
   /** The extents that are at least `bytes` long. */
   atLeast(bytes: number): ExtentSet {
-    const out = new ExtentBuilder();
+    let kept = 0;
+    while (kept < this.count && this.end(kept) - this.start(kept) >= bytes) kept++;
+    if (kept === this.count) return this;
+    const out = new ExtentBuilder(this.count);
     for (let i = 0; i < this.count; i++) {
       if (this.end(i) - this.start(i) >= bytes) out.add(this.start(i), this.end(i));
     }
@@ -226,6 +240,8 @@ export class ExtentBuilder {
   #packed: Float64Array;
   #length = 0;
   #sorted = true;
+  /** The array belongs to a set that was built from it. */
+  #isShared = false;
 
   /** @param expected how many extents to make room for at first */
   constructor(expected = 16) {
@@ -237,6 +253,10 @@ export class ExtentBuilder {
     if (!(start >= 0 && end >= start && end <= Number.MAX_SAFE_INTEGER))
       assert(false, `extent ${start}-${end}`);
     if (start === end) return;
+    if (this.#isShared) {
+      this.#packed = this.#packed.slice();
+      this.#isShared = false;
+    }
     if (this.#length > 0 && this.#sorted) {
       const last = this.#length - 1;
       if (start < this.#packed[last - 1]!) this.#sorted = false;
@@ -246,7 +266,7 @@ export class ExtentBuilder {
       }
     }
     if (this.#length === this.#packed.length) {
-      const larger = new Float64Array(this.#length * 2);
+      const larger = new Float64Array(Math.max(2, this.#length * 2));
       larger.set(this.#packed);
       this.#packed = larger;
     }
@@ -254,9 +274,14 @@ export class ExtentBuilder {
     this.#packed[this.#length++] = end;
   }
 
+  /** The set of what was added so far; the builder keeps no room beside it. */
   build(): ExtentSet {
-    const packed = this.#sorted ? this.#packed.slice(0, this.#length) : this.#merged();
-    return ExtentSet.fromSorted(packed);
+    if (!this.#sorted) this.#packed = this.#merged();
+    else if (this.#length < this.#packed.length) this.#packed = this.#packed.slice(0, this.#length);
+    this.#length = this.#packed.length;
+    this.#sorted = true;
+    this.#isShared = true;
+    return ExtentSet.fromSorted(this.#packed);
   }
 
   #merged(): Float64Array {

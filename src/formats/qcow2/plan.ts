@@ -49,17 +49,18 @@ export async function planReclaim(
   }
   const bitmaps = await trackingBitmaps(context.file, context.header);
   const references = await countedReferences(context);
-  const draft = new Draft(context.header, new Release(context, references), bitmaps.length > 0);
+  const release = new Release(context, references);
+  const draft = new Draft(context.header, release, bitmaps.length > 0);
   const unmapping = new Unmapping(context, ownedByCount(context, references), wish);
   for await (const _ of unmapping.tables(draft));
   await requireZeros(draft.unreachable.build(), guest);
   // Behind the last cluster of an image on a block device lies whatever was there before: that is not for us.
   const isFile = (await context.file.stat()).hostBytes !== null;
-  const settled = await draft.release.settle(isFile);
+  const settled = await release.settle(isFile);
   const inImage = await imageHoles(context, draft, settled, wish);
   const inData = await dataFileHoles(context, draft, wish);
   const changes = draft.changes.build();
-  const pack = () => packingOf(context, draft.release, unmapping);
+  const pack = () => packingOf(context, release, unmapping);
   const packing = wish.pack ? await pack() : undefined;
   return {
     unmapBytes: draft.unmapBytes,
@@ -76,7 +77,7 @@ export async function planReclaim(
       yield* batched(holeSteps(context.header.dataFileName ?? "", inData));
       yield* batched(entryPatches(unmapping.tables(UNHEARD)));
       yield* batched(holeSteps("", inImage));
-      yield* batched(draft.release.patches());
+      yield* batched(release.patches());
       if (packing) yield* packing.batches();
     },
   };
