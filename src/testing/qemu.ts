@@ -10,8 +10,6 @@ import { attempt, run } from "./tools.ts";
 /** One write of a pattern byte. */
 export interface PatternWrite extends Extent {
   readonly pattern: number;
-  /** `-c`: as a compressed cluster. */
-  readonly compressed?: boolean;
 }
 
 export interface QemuImage {
@@ -21,16 +19,14 @@ export interface QemuImage {
   readonly virtualBytes: number;
   /** For `qemu-img create -o`. */
   readonly options?: Readonly<Record<string, string | number>>;
-  readonly backing?: string;
 }
 
 /** Creates a qcow2 image; returns its path. */
-export function createImage({ folder, name, virtualBytes, options = {}, backing }: QemuImage): string {
+export function createImage({ folder, name, virtualBytes, options = {} }: QemuImage): string {
   const path = join(folder, name);
   const words = Object.entries(options).map(([key, value]) => `${key}=${value}`);
-  const parent = backing === undefined ? [] : ["-b", join(folder, backing), "-F", "qcow2"];
   const settings = words.length === 0 ? [] : ["-o", words.join(",")];
-  run("qemu-img", ["create", "-q", "-f", "qcow2", ...settings, ...parent, path, String(virtualBytes)]);
+  run("qemu-img", ["create", "-q", "-f", "qcow2", ...settings, path, String(virtualBytes)]);
   return path;
 }
 
@@ -40,8 +36,8 @@ export function qemuIo(path: string, commands: readonly string[]): void {
   run("qemu-io", ["-t", "unsafe", "-f", "qcow2", ...commands.flatMap((command) => ["-c", command]), path]);
 }
 
-export function writeCommand({ start, end, pattern, compressed }: PatternWrite): string {
-  return `write ${compressed ? "-c " : ""}-P ${pattern} ${start} ${end - start}`;
+export function writeCommand({ start, end, pattern }: PatternWrite): string {
+  return `write -P ${pattern} ${start} ${end - start}`;
 }
 
 /** Random writes of random patterns, on multiples of `grainBytes`. */

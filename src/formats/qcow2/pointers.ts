@@ -30,13 +30,13 @@ import {
 export const LEVELS = 4;
 
 /** The bits of a pointer that are no offset. */
-export const PointerFlag = { copied: 1, zero: 2 } as const;
+const PointerFlag = { copied: 1, zero: 2 } as const;
 
 /**
  * Told of a cluster and its only pointer.
  * @param cluster number of the cluster
  * @param pointerAt file offset of the eight bytes
- * @param flags of `PointerFlag`
+ * @param flags the bits of the pointer that are no offset
  */
 export type Visit = (cluster: number, pointerAt: number, flags: number, level: number) => void;
 
