@@ -86,23 +86,28 @@ export class Release {
     const garbage = new ExtentBuilder();
     const freed = new ExtentBuilder();
     let leakedBytes = 0;
-    const inFile = Math.ceil(file.bytes / clusterBytes / refcounts.blockEntries);
+    const blocks = Math.ceil(file.bytes / clusterBytes / refcounts.blockEntries);
     const numbers = new Set(await refcounts.existing());
-    for (let number = 0; number < inFile; number++) numbers.add(number);
+    for (let number = 0; number < blocks; number++) numbers.add(number);
+    const inFile = (cluster: number) => Math.min(cluster * clusterBytes, file.bytes);
     for (const number of numbers) {
       const view = (await refcounts.block(number))?.view;
-      for (let i = 0; i < refcounts.blockEntries; i++) {
-        const cluster = number * refcounts.blockEntries + i;
-        const stated = view ? readRefcount(view, refcounts.order, i) : 0;
-        const start = cluster * clusterBytes;
-        if (!this.#isGarbage(cluster, stated)) {
-          if (stated > this.#references.get(cluster)) this.#staysTrue = false;
-        } else if ((stated > 0 || alsoFree) && start < file.bytes) {
-          const end = Math.min(start + clusterBytes, file.bytes);
-          garbage.add(start, end);
-          if (this.#freed.has(cluster)) freed.add(start, end);
-          else if (stated > 0) leakedBytes += end - start;
+      const first = number * refcounts.blockEntries;
+      const end = first + refcounts.blockEntries;
+      for (let cluster = first; cluster < end;) {
+        const dropped = this.#freed.nextSet(cluster, end);
+        for (; cluster < dropped; cluster++) {
+          const stated = view ? readRefcount(view, refcounts.order, cluster - first) : 0;
+          if (!this.#isUnowned(cluster, stated)) {
+            if (stated > this.#references.get(cluster)) this.#staysTrue = false;
+          } else if (stated > 0 || alsoFree) {
+            garbage.add(inFile(cluster), inFile(cluster + 1));
+            if (stated > 0) leakedBytes += inFile(cluster + 1) - inFile(cluster);
+          }
         }
+        cluster = this.#freed.nextClear(dropped, end);
+        garbage.add(inFile(dropped), inFile(cluster));
+        freed.add(inFile(dropped), inFile(cluster));
       }
     }
     return { garbage: garbage.build(), freed: freed.build(), leakedBytes };
@@ -115,20 +120,22 @@ export class Release {
 
   /** How many references to a cluster remain. */
   count(cluster: number): number {
-    if (this.#freed.has(cluster)) return 0;
-    return this.#references.get(cluster) - (this.#dropped.get(cluster) ?? 0);
+    const references = this.#references.get(cluster);
+    if (references === 0 || this.#freed.has(cluster)) return 0;
+    return references - (this.#dropped.get(cluster) ?? 0);
   }
 
   /** Patches of the refcount blocks. */
   patches(): AsyncGenerator<PatchStep> {
     return refcountPatches(this.#context, (cluster, stated) =>
-      this.#isGarbage(cluster, stated) ? 0 : stated - (this.#dropped.get(cluster) ?? 0),
+      this.#freed.has(cluster) || this.#isUnowned(cluster, stated)
+        ? 0
+        : stated - (this.#dropped.get(cluster) ?? 0),
     );
   }
 
-  /** Whether nothing refers to a cluster any more, for which the image states `stated`. */
-  #isGarbage(cluster: number, stated: number): boolean {
-    if (this.#freed.has(cluster)) return true;
+  /** Whether nothing ever referred to a cluster, for which the image states `stated`: free already, or leaked. */
+  #isUnowned(cluster: number, stated: number): boolean {
     return this.#references.get(cluster) === 0 && (stated === 0 || this.#takesLeaks);
   }
 }

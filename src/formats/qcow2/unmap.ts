@@ -20,7 +20,15 @@ import type { Wish } from "../../reclaim/plan.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
 import { SUBCLUSTERS } from "./header.ts";
-import { decodeEntry, type Entry, l1Copied, l2TableAt, ZERO_LOW } from "./tables.ts";
+import {
+  COPIED_HIGH,
+  decodeEntry,
+  type Entry,
+  l1Copied,
+  l2TableAt,
+  OFFSET_HIGH,
+  ZERO_LOW,
+} from "./tables.ts";
 
 /** How many references each host cluster really has: counted, not what the image states. */
 export interface References {
@@ -30,7 +38,7 @@ export interface References {
 /** Says what the active mapping refers to and nothing else does. */
 export interface Ownership {
   ownsTable(index: number, at: number): boolean;
-  ownsCluster(entry: Entry): boolean;
+  ownsCluster(host: number, copied: boolean): boolean;
 }
 
 /** Trusts nothing but the count of all references (H11). */
@@ -38,13 +46,13 @@ export function ownedByCount({ header }: Qcow2Context, references: References): 
   const isAlone = (at: number) => references.get(Math.floor(at / header.clusterBytes)) === 1;
   return {
     ownsTable: (_, at) => isAlone(at),
-    ownsCluster: ({ host }) => header.externalData || isAlone(host),
+    ownsCluster: (host) => header.externalData || isAlone(host),
   };
 }
 
 /** Trusts the copied flags: for a writer, who keeps them true. */
 export function ownedByFlag({ l1 }: Qcow2Context): Ownership {
-  return { ownsTable: (index) => l1Copied(l1, index), ownsCluster: ({ copied }) => copied };
+  return { ownsTable: (index) => l1Copied(l1, index), ownsCluster: (_, copied) => copied };
 }
 
 /** What follows from the decisions; told in ascending order of the guest's offsets. */
@@ -129,8 +137,8 @@ class Revision {
   readonly #hasParent: boolean;
   /** Whether an entry can say "reads as zeros" without a cluster of its own. */
   readonly #canSayZero: boolean;
-  /** Clusters dropped last that follow each other for the guest and at the host: told as one. */
-  #dropped: { guest: Extent; host: Extent } | undefined;
+  /** Plain clusters unmapped last, which follow each other for the guest and at the host: told as one. */
+  #plain = { guestStart: 0, guestEnd: 0, hostStart: 0, hostEnd: 0 };
 
   constructor(context: Qcow2Context, ownership: Ownership, consequences: Consequences, task: Task) {
     this.#view = viewOf(task.after);
@@ -143,32 +151,65 @@ class Revision {
   }
 
   run(l1Index: number): void {
-    const { unwanted } = this.#task;
-    const { clusterBytes } = this.#context.header;
+    const { blank, table, unwanted } = this.#task;
+    const { clusterBytes, extendedL2, l2Entries, l2EntryBytes, rawExternalData } = this.#context.header;
+    const skipsNothing = !extendedL2 && blank.count === 0;
+    const knowsPlain = !extendedL2 && !rawExternalData && this.#canSayZero;
     let next = 0;
     for (let i = 0; i < unwanted.count; i++) {
       const range = { start: unwanted.start(i), end: unwanted.end(i) };
       const end = Math.ceil(range.end / clusterBytes);
       for (let cluster = Math.max(next, Math.floor(range.start / clusterBytes)); cluster < end; cluster++) {
-        this.#decide(cluster, cluster - l1Index * this.#context.header.l2Entries, range);
+        const index = cluster - l1Index * l2Entries;
+        const at = index * l2EntryBytes;
+        if (skipsNothing && (table.view.getUint32(at) | table.view.getUint32(at + 4)) === 0) continue;
+        const start = cluster * clusterBytes;
+        const isInside = range.start <= start && range.end >= start + clusterBytes;
+        if (isInside && knowsPlain && this.#unmapPlain(at, start)) continue;
+        this.#decide(cluster, index, range);
       }
       next = end;
     }
-    this.#tellDropped();
+    this.#tellPlain();
+  }
+
+  /** Nearly all there is: a data cluster of its own, wholly unwanted. Returns false where more thought is needed. */
+  #unmapPlain(at: number, guestStart: number): boolean {
+    const { clusterBytes } = this.#context.header;
+    const high = this.#view.getUint32(at);
+    const low = this.#view.getUint32(at + 4);
+    if ((high & ~(COPIED_HIGH | OFFSET_HIGH)) !== 0 || (low & (clusterBytes - 1)) !== 0) return false;
+    const host = (high & OFFSET_HIGH) * 2 ** 32 + low;
+    if (host === 0 || !this.#ownership.ownsCluster(host, (high & COPIED_HIGH) !== 0)) return false;
+    this.#view.setUint32(at, 0);
+    this.#view.setUint32(at + 4, this.#hasParent ? ZERO_LOW : 0);
+    if (this.#plain.guestEnd !== guestStart || this.#plain.hostEnd !== host) {
+      this.#tellPlain();
+      this.#plain = { guestStart, guestEnd: guestStart, hostStart: host, hostEnd: host };
+    }
+    this.#plain.guestEnd += clusterBytes;
+    this.#plain.hostEnd += clusterBytes;
+    return true;
+  }
+
+  #tellPlain(): void {
+    const { guestStart, guestEnd, hostStart, hostEnd } = this.#plain;
+    if (guestStart === guestEnd) return;
+    this.#consequences.change({ start: guestStart, end: guestEnd });
+    this.#consequences.unmap({ start: guestStart, end: guestEnd }, { start: hostStart, end: hostEnd });
+    this.#plain.guestStart = guestEnd;
   }
 
   /** @param range the first unwanted range that touches the cluster */
   #decide(cluster: number, index: number, range: Extent): void {
-    const { clusterBytes, extendedL2, l2EntryBytes, rawExternalData, virtualBytes } = this.#context.header;
-    const { blank, table } = this.#task;
-    const at = index * l2EntryBytes;
-    const isNothing = (table.view.getUint32(at) | table.view.getUint32(at + 4)) === 0;
-    if (isNothing && !extendedL2 && blank.count === 0) return;
-    const entry = decodeEntry(this.#context, table, index);
+    const { clusterBytes, extendedL2, rawExternalData, virtualBytes } = this.#context.header;
+    this.#tellPlain();
+    const entry = decodeEntry(this.#context, this.#task.table, index);
     const start = cluster * clusterBytes;
     const guest = { start, end: Math.min(start + clusterBytes, virtualBytes) };
     const isWhole = range.start <= guest.start && range.end >= guest.end;
-    const isOwned = entry.host >= 0 && entry.kind !== "compressed" && this.#ownership.ownsCluster(entry);
+    const isOwned =
+      entry.host >= 0 && entry.kind !== "compressed" && this.#ownership.ownsCluster(entry.host, entry.copied);
     if (!isOwned) {
       this.#decideUntouchable(index, entry, guest, isWhole);
     } else if (isWhole && this.#canSayZero && !rawExternalData) {
@@ -204,24 +245,8 @@ class Revision {
     if (entry.host >= 0) this.#drop(entry, guest);
   }
 
-  #drop({ kind, host: start, hostBytes }: Entry, guest: Extent): void {
-    const last = this.#dropped;
-    const end = start + hostBytes;
-    if (last && kind !== "compressed" && last.guest.end === guest.start && last.host.end === start) {
-      this.#dropped = {
-        guest: { start: last.guest.start, end: guest.end },
-        host: { start: last.host.start, end },
-      };
-      return;
-    }
-    this.#tellDropped();
-    this.#dropped = { guest, host: { start, end } };
-    if (kind === "compressed") this.#tellDropped();
-  }
-
-  #tellDropped(): void {
-    if (this.#dropped) this.#consequences.unmap(this.#dropped.guest, this.#dropped.host);
-    this.#dropped = undefined;
+  #drop(entry: Entry, guest: Extent): void {
+    this.#consequences.unmap(guest, { start: entry.host, end: entry.host + entry.hostBytes });
   }
 
   #decideSubclusters(index: number, entry: Entry, guest: Extent): void {
