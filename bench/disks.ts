@@ -1,7 +1,7 @@
 /**
  * The disks of the benchmark, made by the kernel's own ext4 through a loop device, and kept between runs.
  *
- * - aged: 20 GiB, about 4 GiB written by files of 4 KiB to 16 MiB over many rounds of writing and deleting, 60 %
+ * - aged: 20 GiB, about 4 GiB written in all by files of 4 KiB to 16 MiB over many rounds of writing and deleting, 60 %
  *   deleted at the end.
  * - sparse: 16 TiB less a little, nearly empty.
  * - holed: two million free extents.
@@ -26,9 +26,10 @@ import { must } from "./measure.ts";
 const GIB = 2 ** 30;
 const KIB = 2 ** 10;
 const AGED_BYTES = 20 * GIB;
-const LIVE_BYTES = 4 * GIB;
+/** At the end of every round; about 4 GiB are written in all. */
+const LIVE_BYTES = 2 * GIB;
 const ROUNDS = 10;
-const DELETED_A_ROUND = 0.15;
+const DELETED_A_ROUND = 0.11;
 const DELETED_AT_THE_END = 0.6;
 
 /** Makes `name` once: `make` writes to a temporary name that is renamed when it is whole. */
