@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
-import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-images.ts";
+import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-kinds.ts";
 import { createImage, guestBytes, qemuCheck } from "../../testing/qemu.ts";
 import { requires, scratch } from "../../testing/tools.ts";
 import { qcow2 } from "../qcow2.ts";

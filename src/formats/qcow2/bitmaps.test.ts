@@ -6,7 +6,7 @@ import { test, type TestContext } from "node:test";
 import { setTimeout } from "node:timers/promises";
 import { ExtentSet } from "../../bytes/extents.ts";
 import { execute } from "../../reclaim/execute.ts";
-import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-images.ts";
+import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-kinds.ts";
 import { createImage, qemuCheck, qemuIo } from "../../testing/qemu.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
 import type { WritableImage } from "../format.ts";

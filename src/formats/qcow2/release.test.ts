@@ -6,7 +6,7 @@ import { viewOf } from "../../bytes/struct.ts";
 import { DiskError } from "../../error.ts";
 import { execute } from "../../reclaim/execute.ts";
 import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
-import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-images.ts";
+import { loadFolder, parentsIn, sourceIn } from "../../testing/qcow2-kinds.ts";
 import { createImage, qemuCheck, qemuIo } from "../../testing/qemu.ts";
 import type { SimulatedFile } from "../../testing/simulated-file.ts";
 import { requires, scratch } from "../../testing/tools.ts";

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { DiskError } from "../../error.ts";
 import { execute } from "../../reclaim/execute.ts";
-import { KINDS, loadFolder, makeImage, openIn, parentsIn, sourceIn } from "../../testing/qcow2-images.ts";
+import { KINDS, loadFolder, makeImage, openIn, parentsIn, sourceIn } from "../../testing/qcow2-kinds.ts";
 import { guestBytes, qemuCheck } from "../../testing/qemu.ts";
 import { Random, seeds } from "../../testing/seeds.ts";
 import { requires, scratch } from "../../testing/tools.ts";
