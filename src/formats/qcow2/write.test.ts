@@ -10,7 +10,7 @@ import {
   parentsIn,
   sourceIn,
   VIRTUAL_BYTES,
-} from "../../testing/qcow2-images.ts";
+} from "../../testing/qcow2-kinds.ts";
 import { guestBytes, qemuCheck } from "../../testing/qemu.ts";
 import { Random, seeds } from "../../testing/seeds.ts";
 import { requires, scratch } from "../../testing/tools.ts";
