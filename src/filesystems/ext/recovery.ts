@@ -48,7 +48,7 @@ export async function openReplayed(members: readonly BlockDevice[], sb: Superblo
     throw new Refused(
       "journal-missing",
       "the journal is dirty, and it lies on another device",
-      "name the disk that holds the journal too",
+      "boot the guest, or run e2fsck with the journal device",
     );
   }
   const replay = await replayJournal(journal);
