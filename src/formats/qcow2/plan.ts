@@ -21,10 +21,12 @@ import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
 import { type Bitmap, markChanged, trackingBitmaps } from "./bitmaps.ts";
 import { countedReferences } from "./check.ts";
 import type { Qcow2Context } from "./context.ts";
-import { AUTOCLEAR_AT, type Header, hex } from "./header.ts";
+import { corrupt, hex } from "./corrupt.ts";
+import { AUTOCLEAR_AT, type Header } from "./header.ts";
 import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
 import { type Packing, planPacking } from "./pack.ts";
-import { AUTOCLEAR_KNOWN, type Garbage, Release } from "./release.ts";
+import { allReferences, AUTOCLEAR_KNOWN, type Garbage, Release } from "./release.ts";
+import { decodeEntry, entryAt, l2TableAt } from "./tables.ts";
 import { type Consequences, ownedByCount, type RevisedTable, UNHEARD, Unmapping } from "./unmap.ts";
 
 const CHUNK_BYTES = 1024 * 1024;
@@ -48,7 +50,8 @@ export async function planReclaim(
     });
   }
   const bitmaps = await trackingBitmaps(context.file, context.header);
-  const references = await countedReferences(context);
+  const references = await allReferences(context, await countedReferences(context));
+  if (context.header.externalData) await requireInPlace(context);
   const release = new Release(context, references);
   const draft = new Draft(context.header, release, bitmaps.length > 0);
   const unmapping = new Unmapping(context, ownedByCount(context, references), wish);
@@ -122,6 +125,25 @@ export function refuseUnwritable({ corrupt, dirty, incompatible }: Header): void
     code: corrupt ? "corrupt-bit" : "dirty-bit",
     hint: "qemu-img check -r all repairs it",
   });
+}
+
+/**
+ * An external data file has no refcounts: its clusters have one owner each because all lie where the guest has them.
+ * @throws DiskError `corrupt`
+ */
+async function requireInPlace(context: Qcow2Context): Promise<void> {
+  const { header, l1, l2 } = context;
+  for (let index = 0; index < l1.entries; index++) {
+    const at = l2TableAt(context, l1, index);
+    if (at === 0) continue;
+    const table = await l2.get(at);
+    for (let i = 0; i < header.l2Entries; i++) {
+      const { host } = decodeEntry(context, table, i);
+      const guest = index * header.l2SpanBytes + i * header.clusterBytes;
+      if (host < 0 || host === guest) continue;
+      throw corrupt(`L2 entry ${i}`, entryAt(header, table, i), hex(host), `the guest's own ${hex(guest)}`);
+    }
+  }
 }
 
 /** What the first look at the tables brings to light. */

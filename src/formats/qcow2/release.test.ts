@@ -14,7 +14,7 @@ import type { WritableImage } from "../format.ts";
 import { qcow2 } from "../qcow2.ts";
 import { openContext } from "./context.ts";
 import { AUTOCLEAR_AT, COMPATIBLE_AT, HeaderV2, INCOMPATIBLE_AT } from "./header.ts";
-import { l2TableAt } from "./tables.ts";
+import { decodeEntry, entryAt, l2TableAt } from "./tables.ts";
 
 const MIB = 2 ** 20;
 const IMAGE = "image.qcow2";
@@ -173,5 +173,42 @@ test("what a feature that is not known may own is not taken for a leak", async (
   await assert.rejects(
     image.repairLeaks!(),
     (error) => error instanceof DiskError && error.kind === "refused",
+  );
+});
+
+test("a cluster that a feature that is not known may share is not given away (H11)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const { file, open } = await written(t);
+  const context = await openContext(file.fork(), () => Promise.reject(new Error("no data file")));
+  const table = await context.l2.get(l2TableAt(context, context.l1, 0));
+  const { host } = decodeEntry(context, table, 3);
+  const countAt = (await context.refcounts.blockAt(0)) + (host / CLUSTER_BYTES) * 2;
+  await file.write(countAt, Uint8Array.of(0, 2));
+  await file.write(entryAt(context.header, table, 3), Uint8Array.of(0));
+  await setFlags(file, COMPATIBLE_AT, 1n << 40n);
+  await using image = await open();
+  const plan = await image.plan(FIRST_MIB);
+  assert.equal(plan.unmapBytes, MIB - CLUSTER_BYTES);
+  await execute(plan, image.files);
+  assert.deepEqual([...file.peek(countAt, 2)], [0, 2]);
+  assert.ok(file.peek(host, CLUSTER_BYTES).every((byte) => byte === 7));
+});
+
+test("an external data file where two guest clusters may lie at one place is refused", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const folder = scratch(t);
+  const options = { data_file: join(folder, "image.data") };
+  const path = createImage({ folder, name: IMAGE, virtualBytes: 4 * MIB, options });
+  qemuIo(path, [`write -P 7 0 ${4 * MIB}`]);
+  const files = await loadFolder(folder);
+  const file = files.get(IMAGE)!;
+  const context = await openContext(file, () => Promise.resolve(files.get("image.data")!));
+  const table = await context.l2.get(l2TableAt(context, context.l1, 0));
+  // The last cluster, which is in use, lies at the place of the first.
+  await file.write(entryAt(context.header, table, 63), Uint8Array.of(0x80, 0, 0, 0, 0, 0, 0, 0));
+  await using image = await qcow2.openWritable!(sourceIn(files, IMAGE), parentsIn(files));
+  await assert.rejects(
+    image.plan(FIRST_MIB),
+    (error) => error instanceof DiskError && error.kind === "corrupt",
   );
 });

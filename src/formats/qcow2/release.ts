@@ -15,6 +15,7 @@ import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import { differences, type PatchStep } from "../../reclaim/differences.ts";
 import type { Qcow2Context } from "./context.ts";
+import { ClusterCounts } from "./counts.ts";
 import { Autoclear, Compatible, ExtensionType, type Header } from "./header.ts";
 import { readRefcount, writeRefcount } from "./refcounts.ts";
 import type { References } from "./unmap.ts";
@@ -32,6 +33,24 @@ export function knowsAllOwners(header: Header): boolean {
   );
 }
 
+/** The references of all owners: what an image states beyond those counted is a leak, unless somebody unknown has it. */
+export async function allReferences(
+  { header, refcounts }: Qcow2Context,
+  counted: References,
+): Promise<References> {
+  if (knowsAllOwners(header)) return counted;
+  const stated = new ClusterCounts();
+  for (const number of await refcounts.existing()) {
+    const { view } = (await refcounts.block(number))!;
+    const first = number * refcounts.blockEntries;
+    for (let i = 0; i < refcounts.blockEntries; i++) {
+      const count = readRefcount(view, refcounts.order, i);
+      if (count > counted.get(first + i)) stated.set(first + i, count);
+    }
+  }
+  return { get: (cluster) => Math.max(counted.get(cluster), stated.get(cluster)) };
+}
+
 export interface Garbage {
   readonly garbage: ExtentSet;
   readonly freed: ExtentSet;
@@ -41,17 +60,16 @@ export interface Garbage {
 export class Release {
   readonly #context: Qcow2Context;
   readonly #references: References;
-  readonly #takesLeaks: boolean;
   /** Clusters whose last reference is dropped. */
   readonly #freed = new SparseBitmap();
   /** References dropped of clusters that keep others. */
   readonly #dropped = new Map<number, number>();
   #staysTrue = true;
 
+  /** @param references of all owners */
   constructor(context: Qcow2Context, references: References) {
     this.#context = context;
     this.#references = references;
-    this.#takesLeaks = knowsAllOwners(context.header);
   }
 
   /** One reference to each of the host clusters `[start, end)` goes. */
@@ -98,8 +116,9 @@ export class Release {
         const dropped = this.#freed.nextSet(cluster, end);
         for (; cluster < dropped; cluster++) {
           const stated = view ? readRefcount(view, refcounts.order, cluster - first) : 0;
-          if (!this.#isUnowned(cluster, stated)) {
-            if (stated > this.#references.get(cluster)) this.#staysTrue = false;
+          const references = this.#references.get(cluster);
+          if (references > 0) {
+            if (stated > references) this.#staysTrue = false;
           } else if (stated > 0 || alsoFree) {
             garbage.add(inFile(cluster), inFile(cluster + 1));
             if (stated > 0) leakedBytes += inFile(cluster + 1) - inFile(cluster);
@@ -128,15 +147,10 @@ export class Release {
   /** Patches of the refcount blocks. */
   patches(): AsyncGenerator<PatchStep> {
     return refcountPatches(this.#context, (cluster, stated) =>
-      this.#freed.has(cluster) || this.#isUnowned(cluster, stated)
+      this.#freed.has(cluster) || this.#references.get(cluster) === 0
         ? 0
         : stated - (this.#dropped.get(cluster) ?? 0),
     );
-  }
-
-  /** Whether nothing ever referred to a cluster, for which the image states `stated`: free already, or leaked. */
-  #isUnowned(cluster: number, stated: number): boolean {
-    return this.#references.get(cluster) === 0 && (stated === 0 || this.#takesLeaks);
   }
 }
 
