@@ -23,4 +23,23 @@ export interface Source {
    * @throws DiskError `refused` when the policy forbids it: outside the directory, a symlink, a FIFO, a device (H22)
    */
   refer(name: string): Promise<Source>;
+  /** Set where this is a folder, such as a bundle: then there is nothing to `open`. */
+  readonly folder?: Folder;
+  /** The other regular files of the folder that this file lies in, for parents that are known by identifier only. */
+  siblings?(): AsyncIterable<Source>;
+}
+
+/** A folder that is one image. Its files are plain ones, really below it: links, devices and `..` are refused (H22). */
+export interface Folder {
+  /**
+   * Names of the regular files in `under` ("" for the folder itself), ascending. Empty where there is no such folder.
+   * @throws DiskError `unsupported` when there are more than a million
+   */
+  list(under: string): Promise<readonly string[]>;
+  /** The file of that name, such as `Info.plist` or `bands/1f`; whether it exists is found when it is opened. */
+  file(name: string): Source;
+  /** Removes a file. @throws DiskError `io` */
+  remove?(name: string): Promise<void>;
+  /** Makes this folder, new and empty, and those below it that files will need. @throws DiskError `usage` when it exists */
+  make?(under: readonly string[]): Promise<void>;
 }

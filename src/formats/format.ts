@@ -9,6 +9,8 @@ import type { Plan, Wish } from "../reclaim/plan.ts";
 export interface ImageFormat {
   /** As in `--format` and JSON. */
   readonly name: string;
+  /** An image is a folder of files: it is only asked about folders, and only these are. */
+  readonly isBundle?: boolean;
   /** Whether the content is this format's; never decided by a name (H21). Must not throw on any content. */
   probe(source: Source): Promise<boolean>;
   /** The files that the image refers to, from its header alone and without opening any of them (H33). */
@@ -39,6 +41,8 @@ export interface Image extends BlockDevice {
   readonly parent: Image | undefined;
   /** Names of the files this image refers to as backing or data files, as it states them. */
   readonly references: readonly Reference[];
+  /** By what children may know this image besides its name: UUIDs, a content identifier (H33). Lower case. */
+  readonly identifiers?: readonly string[];
   /** One line for people: `64 KiB clusters, 2 snapshots`. */
   readonly summary: string;
   /** Set when the payload is not the guest's plain bytes (LUKS): nothing can be read from it. */
@@ -67,6 +71,8 @@ export interface Reference {
   readonly role: "backing" | "data";
   readonly name: string;
   readonly format: string | undefined;
+  /** The identifier that the parent must have, where the image states one: compared with `identifiers`. */
+  readonly id?: string;
 }
 
 export interface Snapshot {

@@ -58,6 +58,8 @@ export interface Wish {
   readonly minHoleBytes: number;
   /** The host's punching granule in bytes: the largest of the image's files. */
   readonly hostBlockBytes: number;
+  /** The user vouches for children: identifiers by which they know this image stay (H33). Default false. */
+  readonly keepIdentity?: boolean;
 }
 
 /** Nothing to do. */

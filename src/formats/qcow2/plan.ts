@@ -23,7 +23,7 @@ import { countedReferences } from "./check.ts";
 import type { Qcow2Context } from "./context.ts";
 import { corrupt, hex } from "./corrupt.ts";
 import { AUTOCLEAR_AT, type Header } from "./header.ts";
-import { holesIn, type Holes, holeSteps, NO_HOLES } from "./holes.ts";
+import { holesIn, type Holes, holeSteps, NO_HOLES } from "../../reclaim/holes.ts";
 import { type Packing, planPacking } from "./pack.ts";
 import { allReferences, AUTOCLEAR_KNOWN, type Garbage, Release } from "./release.ts";
 import { decodeEntry, entryAt, l2TableAt } from "./tables.ts";

@@ -8,10 +8,11 @@
  */
 import type { Extent } from "../../bytes/extents.ts";
 import type { BlockDevice, Place, Run } from "../../device/device.ts";
+import { readBeyond, readPadded } from "../../device/padded.ts";
+import { joined, parentRuns } from "../../device/runs.ts";
 import { DiskError } from "../../error.ts";
 import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
-import { readPadded } from "./padded.ts";
 import { l1Copied, l2TableAt, segments, segmentsInTable, type L1Table, type Segment } from "./tables.ts";
 
 export class Qcow2Disk implements BlockDevice {
@@ -58,28 +59,12 @@ export class Qcow2Disk implements BlockDevice {
         return;
       }
       case "unallocated":
-        return this.#readParent(segment.start, into);
+        return readBeyond(this.#parent, segment.start, into);
     }
   }
 
-  async #readParent(at: number, into: Uint8Array): Promise<void> {
-    const inside = this.#parent ? Math.max(0, Math.min(into.length, this.#parent.bytes - at)) : 0;
-    if (inside > 0) await this.#parent!.read(at, into.subarray(0, inside));
-    into.fill(0, inside);
-  }
-
-  async *map(range: Extent): AsyncGenerator<readonly Run[]> {
-    let last: Run | undefined;
-    for await (const batch of this.#runs(range)) {
-      const merged: Run[] = [];
-      for (const run of batch) {
-        const joined = last && joinedRun(last, run);
-        if (last !== undefined && joined === undefined) merged.push(last);
-        last = joined ?? run;
-      }
-      if (merged.length > 0) yield merged;
-    }
-    if (last !== undefined) yield [last];
+  map(range: Extent): AsyncGenerator<readonly Run[]> {
+    return joined(this.#runs(range));
   }
 
   async *#runs(range: Extent): AsyncGenerator<readonly Run[]> {
@@ -162,26 +147,4 @@ export function refuseEncrypted(context: Qcow2Context): void {
     code: "encrypted",
     hint: "convert it to an image without encryption to have its content judged",
   });
-}
-
-async function* parentRuns(parent: BlockDevice, range: Extent): AsyncGenerator<readonly Run[]> {
-  const end = Math.min(range.end, parent.bytes);
-  if (range.start < end) {
-    for await (const batch of parent.map({ start: range.start, end })) {
-      yield batch.map((run) => ({ ...run, depth: run.depth + 1 }));
-    }
-  }
-  const start = Math.max(range.start, end);
-  if (start < range.end) yield [{ start, end: range.end, kind: "hole", shared: false, depth: 0 }];
-}
-
-/** The two runs as one, where they are alike and follow each other in the file too. */
-function joinedRun(first: Run, second: Run): Run | undefined {
-  if (first.kind !== second.kind || first.shared !== second.shared || first.depth !== second.depth)
-    return undefined;
-  if (first.kind === "compressed") return undefined;
-  const { place } = first;
-  if (place === undefined) return second.place === undefined ? { ...first, end: second.end } : undefined;
-  if (second.place?.file !== place.file || second.place.at !== place.at + place.bytes) return undefined;
-  return { ...first, end: second.end, place: { ...place, bytes: place.bytes + second.place.bytes } };
 }

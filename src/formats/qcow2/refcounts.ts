@@ -12,7 +12,7 @@ import { readBytes, type ReadableFile } from "../../device/device.ts";
 import { TableCache, type CachedTable } from "./cache.ts";
 import { corrupt, hex, tableAt } from "./corrupt.ts";
 import type { Header } from "./header.ts";
-import { readPadded } from "./padded.ts";
+import { readPadded } from "../../device/padded.ts";
 
 const CACHE_BYTES = 8 * 2 ** 20;
 /** Of an entry of the refcount table. */

@@ -14,7 +14,7 @@ import { bitmapStretches } from "./bitmaps.ts";
 import type { Qcow2Context } from "./context.ts";
 import { ClusterCounts } from "./counts.ts";
 import { hex, quoted } from "./corrupt.ts";
-import { readPadded } from "./padded.ts";
+import { readPadded } from "../../device/padded.ts";
 import { refcountMax, type StatedRefcounts } from "./refcounts.ts";
 import { distinctL1s, L1_ENTRIES_MAX, readSnapshots, type SnapshotEntry } from "./snapshots.ts";
 import {

@@ -7,9 +7,9 @@
  *   host      ####++....##++++     allocated (#), shared by reflinks (+): only the first comes back (H35)
  *   punched   ####......##....
  */
-import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
-import type { ReadableFile } from "../../device/device.ts";
-import type { Step, Wish } from "../../reclaim/plan.ts";
+import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
+import type { ReadableFile } from "../device/device.ts";
+import type { Step, Wish } from "./plan.ts";
 
 export interface Candidates {
   /** Clusters without an owner. */
