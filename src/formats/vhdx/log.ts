@@ -199,7 +199,10 @@ class Log {
   #bytesAt(at: number, bytes: number): Uint8Array {
     const end = at + bytes;
     if (end <= this.bytes) return this.#ring.subarray(at, end);
-    return Buffer.concat([this.#ring.subarray(at), this.#ring.subarray(0, end - this.bytes)]);
+    const around = new Uint8Array(bytes);
+    around.set(this.#ring.subarray(at));
+    around.set(this.#ring.subarray(0, end - this.bytes), this.bytes - at);
+    return around;
   }
 }
 
