@@ -1,6 +1,7 @@
 /** Every image format, in the order in which their contents are probed; raw comes last, because anything is raw. */
 import type { ImageFormat } from "./format.ts";
+import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, parallels, raw];
