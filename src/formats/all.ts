@@ -3,5 +3,6 @@ import type { ImageFormat } from "./format.ts";
 import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
+import { sparsebundle } from "./sparsebundle.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, parallels, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, parallels, sparsebundle, raw];

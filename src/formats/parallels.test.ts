@@ -121,6 +121,7 @@ test("dirty bitmaps are no leaks, and who cannot mark them does not write", asyn
     assert.match(image.summary, /1 dirty bitmap/);
     assert.deepEqual(await tally(image), { errors: 0, leaks: 0, first: undefined });
     assert.equal(await image.describe(2 * MIB), "format extension");
+    assert.equal(await image.describe(MIB), "format extension", "a cluster of the bitmap");
     await assert.rejects(image.plan(NOTHING), { kind: "refused", code: "bitmaps" });
   }
   await file.write(2 * MIB + 100, Uint8Array.of(1));
