@@ -133,8 +133,16 @@ export function formatNamed(name: string): ImageFormat {
 /** @throws DiskError `unsupported` for a format that is known but not read, which must not pass as raw */
 async function formatOf(source: Source, stated: string | undefined): Promise<ImageFormat> {
   if (stated !== undefined) return formatNamed(stated);
+  const isBundle = source.folder !== undefined;
   for (const format of FORMATS) {
-    if (format.name !== "raw" && (await format.probe(source))) return format;
+    if (format.name !== "raw" && (format.isBundle ?? false) === isBundle && (await format.probe(source)))
+      return format;
+  }
+  if (isBundle) {
+    throw new DiskError("unsupported", `${source.name}: it is a folder, and no bundle that is known`, {
+      code: "not-a-file",
+      hint: "name the image inside it",
+    });
   }
   await using file = await source.open();
   const foreign = await foreignImage(file);
