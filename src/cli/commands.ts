@@ -38,6 +38,9 @@ export function addCommands(ullage: Command, finish: Finish): void {
   createCommand(ullage).action((path: string, bytes: number, flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runCreate(path, bytes, flags, face)),
   );
+  convertCommand(ullage).action((path: string, destination: string, flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./convert.ts")).run(path, destination, flags, face)),
+  );
   infoCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runInfo(paths, flags, face)),
   );
@@ -91,6 +94,22 @@ function createCommand(ullage: Command): Command {
     .argument("<bytes>", "size that the guest sees: 20G", parseSize)
     .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues);
   return addReadOptions(command);
+}
+
+function convertCommand(ullage: Command): Command {
+  const command = ullage
+    .command("convert")
+    .description("copy a disk into another format, without what the guest no longer uses")
+    .argument("<image>", "disk image to read")
+    .argument("<destination>", "file to make")
+    .option("--to <format>", "format of the copy; default: what the destination's suffix says")
+    .option("--subformat <name>", "short for -o subformat=NAME: streamOptimized, dynamic, fixed")
+    .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues)
+    .option("--include-free", "copy everything that is mapped, also what the guest no longer uses")
+    .option("--keep-chain", "keep the backing file instead of copying its content")
+    .option("--force", "replace the destination, once the copy is whole")
+    .option("--verify", "read both again and compare");
+  return addReadOptions(addProofOption(command));
 }
 
 function infoCommand(ullage: Command): Command {
