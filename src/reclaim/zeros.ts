@@ -115,3 +115,20 @@ class Search {
     this.#halve(base, bytes, words, middle, end);
   }
 }
+
+/** @throws DiskError `refused` when `ranges` hold anything but zeros */
+export async function requireZeros(ranges: ExtentSet, guest: Pick<BlockDevice, "read">): Promise<void> {
+  const zeros = Buffer.alloc(CHUNK_BYTES);
+  const chunk = Buffer.alloc(CHUNK_BYTES);
+  for (const { start, end } of ranges) {
+    for (let at = start; at < end; at += CHUNK_BYTES) {
+      const bytes = Math.min(CHUNK_BYTES, end - at);
+      await guest.read(at, chunk.subarray(0, bytes));
+      if (chunk.compare(zeros, 0, bytes, 0, bytes) === 0) continue;
+      throw new DiskError("refused", `guest bytes ${at}-${at + bytes} cannot be made zero in place`, {
+        code: "shared-cluster",
+        hint: "a snapshot, a parent or a compressed cluster holds them: write zeros there in the guest",
+      });
+    }
+  }
+}

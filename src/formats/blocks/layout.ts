@@ -55,6 +55,8 @@ export interface BlockLayout<F extends ReadableFile = ReadableFile> {
    * where the format has such a state; undefined: blocks stay mapped, and are punched (H9).
    */
   readonly freed: number | undefined;
+  /** The same where the run packs, for a format that allows no gaps between its blocks: VDI. Default: `freed`. */
+  readonly freedByPacking?: number;
   /** Blocks that stay mapped all the same. */
   readonly keeps?: (block: number) => boolean;
   /** File offset from which on there is nothing but blocks, and what `fixed` names. */

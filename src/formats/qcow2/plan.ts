@@ -18,6 +18,7 @@ import { DiskError } from "../../error.ts";
 import { batched } from "../../reclaim/batched.ts";
 import { differences } from "../../reclaim/differences.ts";
 import type { Plan, Step, Wish } from "../../reclaim/plan.ts";
+import { requireZeros } from "../../reclaim/zeros.ts";
 import { type Bitmap, markChanged, trackingBitmaps } from "./bitmaps.ts";
 import { countedReferences } from "./check.ts";
 import type { Qcow2Context } from "./context.ts";
@@ -28,8 +29,6 @@ import { type Packing, planPacking } from "./pack.ts";
 import { allReferences, AUTOCLEAR_KNOWN, type Garbage, Release } from "./release.ts";
 import { decodeEntry, entryAt, l2TableAt } from "./tables.ts";
 import { type Consequences, ownedByCount, type RevisedTable, UNHEARD, Unmapping } from "./unmap.ts";
-
-const CHUNK_BYTES = 1024 * 1024;
 
 /**
  * Plans; reads only.
@@ -190,23 +189,6 @@ class Draft implements Consequences {
 
   mustBeZero(guest: Extent): void {
     this.unreachable.add(guest.start, guest.end);
-  }
-}
-
-/** @throws DiskError `refused` when `ranges` hold anything but zeros */
-async function requireZeros(ranges: ExtentSet, guest: Pick<BlockDevice, "read">): Promise<void> {
-  const zeros = Buffer.alloc(CHUNK_BYTES);
-  const chunk = Buffer.alloc(CHUNK_BYTES);
-  for (const { start, end } of ranges) {
-    for (let at = start; at < end; at += CHUNK_BYTES) {
-      const bytes = Math.min(CHUNK_BYTES, end - at);
-      await guest.read(at, chunk.subarray(0, bytes));
-      if (chunk.compare(zeros, 0, bytes, 0, bytes) === 0) continue;
-      throw new DiskError("refused", `guest bytes ${at}-${at + bytes} cannot be made zero in place`, {
-        code: "shared-cluster",
-        hint: "a snapshot, a parent or a compressed cluster holds them: write zeros there in the guest",
-      });
-    }
   }
 }
 

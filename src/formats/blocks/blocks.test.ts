@@ -1,0 +1,209 @@
+import { ascii, struct, u32le, u64le } from "../../bytes/struct.ts";
+import { ExtentSet } from "../../bytes/extents.ts";
+import { type HostFile, type ReadableFile, readBytes } from "../../device/device.ts";
+import type { Source } from "../../device/source.ts";
+import type { Random } from "../../testing/seeds.ts";
+import { conformance, type Variant } from "../../testing/conformance.ts";
+import { SimulatedFile } from "../../testing/simulated-file.ts";
+import { simulatedSource } from "../../testing/simulated-source.ts";
+import { DiskError } from "../../error.ts";
+import type { Image, ImageFormat, OpenParent } from "../format.ts";
+import { raw } from "../raw.ts";
+import { BlockImage, type ImageFacts, WritableBlockImage } from "./image.ts";
+import type { BlockLayout, BlocksEnd } from "./layout.ts";
+import { ABSENT, BlockTable, ZERO } from "./table.ts";
+
+/**
+ * A format with everything that formats of mapped blocks may have, each at choice: the shared code is tested alone.
+ *
+ *   | header | table | table again | bitmaps of what is held | head, block | head, block … | tail |
+ */
+const Header = struct({
+  magic: ascii(4),
+  blockBytes: u32le,
+  bytes: u64le,
+  headBytes: u32le,
+  tailBytes: u32le,
+  copies: u32le,
+  /** 0: absent, 1: a zero state, 2: stays mapped, 3: stays mapped, absent when packing. */
+  freed: u32le,
+  /** Slots that the header counts, kept by packing as VDI does. */
+  slots: u32le,
+  parent: ascii(16),
+});
+
+const AREA = 4096;
+const FREED = [ABSENT, ZERO, undefined, undefined];
+const EMPTY_ENTRY = 0;
+const ZERO_ENTRY = 1;
+
+async function layoutOf<F extends ReadableFile>(file: F, parent: Image | undefined): Promise<BlockLayout<F>> {
+  if (file.bytes < 4 * AREA) throw new DiskError("corrupt", "cut short");
+  const header = Header.decode(await readBytes(file, 0, AREA));
+  const blocks = Math.ceil(header.bytes / header.blockBytes);
+  if (!(blocks * 4 <= AREA) || header.copies > 2 || header.tailBytes > 512 || header.headBytes > AREA) {
+    throw new DiskError("corrupt", "unlikely numbers");
+  }
+  const table = new BlockTable(blocks);
+  const entries = new DataView((await readBytes(file, AREA, AREA)).buffer);
+  for (let block = 0; block < blocks; block++) {
+    const entry = entries.getUint32(block * 4, true);
+    table.set(block, entry === EMPTY_ENTRY ? ABSENT : entry === ZERO_ENTRY ? ZERO : entry - 2);
+  }
+  return {
+    fileName: "",
+    file,
+    bytes: header.bytes,
+    parent,
+    blockBytes: header.blockBytes,
+    headBytes: header.headBytes,
+    baseBytes: 4 * AREA,
+    unitBytes: 512,
+    table,
+    entries: {
+      copies: header.copies,
+      bytes: 4,
+      at: (block, copy) => (1 + copy) * AREA + block * 4,
+      write: (view, at, _block, slot) => {
+        view.setUint32(at, slot === ABSENT ? EMPTY_ENTRY : slot === ZERO ? ZERO_ENTRY : slot + 2, true);
+      },
+    },
+    freed: FREED[header.freed],
+    ...(header.freed === 3 && { freedByPacking: parent ? ZERO : ABSENT }),
+    blocksStartBytes: 4 * AREA,
+    fixed: ExtentSet.EMPTY,
+    tailBytes: header.tailBytes,
+    endAlignBytes: 512,
+    ending(end, before) {
+      const bytes = (slots: number) => new Uint8Array(new Uint32Array([slots]).buffer);
+      const was = before?.slots ?? header.slots;
+      const step = { file: "", op: "patch", at: Header.at.slots } as const;
+      return was === end.slots ? [] : [{ ...step, before: bytes(was), after: bytes(end.slots) }];
+    },
+    structureAt: (at) => (at < 4 * AREA ? "tables" : undefined),
+  };
+}
+
+const facts = (parent: Image | undefined): ImageFacts => ({
+  format: "toy",
+  summary: "a toy",
+  details: { toy: true },
+  references: [],
+  identifiers: [],
+  parent,
+});
+
+async function parentOf(file: ReadableFile, openParent: OpenParent): Promise<Image | undefined> {
+  if (file.bytes < AREA) return undefined;
+  const { parent } = Header.decode(await readBytes(file, 0, AREA));
+  return parent === "" ? undefined : openParent(parent, "raw");
+}
+
+const toy: ImageFormat = {
+  name: "toy",
+  probe: async () => true,
+  references: async () => [],
+  async open(source, openParent) {
+    const file = await source.open();
+    const parent = await parentOf(file, openParent);
+    return new BlockImage(await layoutOf(file, parent), facts(parent));
+  },
+  async openWritable(source, openParent) {
+    const file = await source.openWritable!();
+    const parent = await parentOf(file, openParent);
+    return writable(file, parent);
+  },
+};
+
+async function writable(file: HostFile, parent: Image | undefined): Promise<WritableBlockImage> {
+  const layout = await layoutOf(file, parent);
+  const header = await readBytes(file, 0, Header.bytes);
+  return new WritableBlockImage(layout, facts(parent), {
+    newHead: new Uint8Array(layout.headBytes).fill(0xff),
+    async settle(end: BlocksEnd) {
+      Header.encode({ slots: end.slots }, header);
+      await file.write(0, header);
+      if (layout.tailBytes > 0) {
+        const at = Math.max(end.bytes, file.bytes - layout.tailBytes);
+        await file.write(at === end.bytes ? at : end.bytes, new Uint8Array(layout.tailBytes).fill(0xee));
+      }
+    },
+  });
+}
+
+interface Shape {
+  readonly name: string;
+  readonly blockBytes: number;
+  readonly headBytes?: number;
+  readonly tailBytes?: number;
+  readonly copies?: number;
+  readonly freed?: number;
+  readonly parent?: boolean;
+}
+
+const DISK_BYTES = 512 * 1024 + 1536;
+
+function variant(shape: Shape): Variant {
+  return {
+    name: shape.name,
+    canBlank: !shape.parent,
+    ...(shape.parent && {
+      openParent: (files) => (name) => raw.open(sourceIn(files, name), () => Promise.reject(new Error(name))),
+    }),
+    make: (_t, random) => make(shape, random),
+  };
+}
+
+function sourceIn(files: ReadonlyMap<string, SimulatedFile>, name: string): Source {
+  return simulatedSource(new Map(files), name);
+}
+
+async function make(shape: Shape, random: Random) {
+  const file = new SimulatedFile(4 * AREA + (shape.tailBytes ?? 0), { name: "toy" });
+  const header = new Uint8Array(Header.bytes);
+  Header.encode(
+    {
+      magic: "TOY!",
+      blockBytes: shape.blockBytes,
+      bytes: DISK_BYTES,
+      headBytes: shape.headBytes ?? 0,
+      tailBytes: shape.tailBytes ?? 0,
+      copies: shape.copies ?? 1,
+      freed: shape.freed ?? 0,
+      parent: shape.parent ? "parent" : "",
+    },
+    header,
+  );
+  await file.write(0, header);
+  const files = new Map([["toy", file]]);
+  const content = new Uint8Array(DISK_BYTES);
+  if (shape.parent) {
+    const below = random.bytes(DISK_BYTES);
+    files.set("parent", SimulatedFile.from(below, { name: "parent" }));
+    content.set(below);
+  }
+  {
+    const parent = shape.parent
+      ? await raw.open(sourceIn(files, "parent"), () => Promise.reject(new Error("none")))
+      : undefined;
+    await using image = await writable(file, parent);
+    for (let i = 0; i < 30; i++) {
+      const at = random.below(DISK_BYTES / 512) * 512;
+      const bytes = random.bytes(Math.min(DISK_BYTES - at, 512 * random.between(1, 80)));
+      await image.write(at, bytes);
+      content.set(bytes, at);
+      if (random.oneIn(5)) await image.flush();
+    }
+  }
+  return { files, image: "toy", content };
+}
+
+conformance(toy, [
+  variant({ name: "absent blocks, two copies of the table", blockBytes: 16384, copies: 2 }),
+  variant({ name: "heads and a tail", blockBytes: 8192, headBytes: 512, tailBytes: 512 }),
+  variant({ name: "blocks smaller than the host's", blockBytes: 2048, headBytes: 512 }),
+  variant({ name: "zero state above a parent", blockBytes: 16384, freed: 1, parent: true }),
+  variant({ name: "no zero state above a parent", blockBytes: 16384, freed: 2, parent: true }),
+  variant({ name: "no gaps but when packing", blockBytes: 16384, freed: 3 }),
+  variant({ name: "no gaps, above a parent", blockBytes: 4096, freed: 3, parent: true }),
+]);
