@@ -20,7 +20,7 @@ import { compare } from "./convert/compare.ts";
 import { copy } from "./convert/copy.ts";
 import { select, type Selection } from "./convert/selection.ts";
 import { type Disk, formatNamed, parentsOf, reading, refuseGuess, sourceOf } from "./open.ts";
-import type { Converted, ConvertOptions, Progress } from "./results.ts";
+import type { Converted, ConvertOptions, OpenOptions, Progress } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
 import { usageOf } from "./usage.ts";
 
@@ -136,9 +136,10 @@ async function make(
   await requireRoom(disk.path, place, selection.data.bytes, options);
   const progress = (phase: Progress["phase"]) => (doneBytes: number, totalBytes: number) =>
     options.onProgress?.({ phase, doneBytes, totalBytes });
-  const source = sourceOf(place.draft, options);
+  const allowed: OpenOptions = options.allow ? { allow: options.allow } : {};
+  const source = sourceOf(place.draft, allowed);
   // The name of a parent goes from where the copy will lie, not from where it is made.
-  const parents = parentsOf(sourceOf(path.join(place.directory, path.basename(place.draft)), options));
+  const parents = parentsOf(sourceOf(path.join(place.directory, path.basename(place.draft)), allowed));
   const asked = {
     virtualBytes: image.bytes,
     options: { ...options.options, ...chainOf(disk, place, format, options) },

@@ -3,6 +3,7 @@
  * fields may be added, never renamed or removed. Byte counts are numbers up to 2^53 - 1.
  */
 import type { ExtentSet } from "../bytes/extents.ts";
+import type { Window } from "../device/window.ts";
 import type { Refusal } from "../error.ts";
 
 /** The classes of a guest byte, everywhere the same. */
@@ -32,6 +33,8 @@ export interface OpenOptions {
   /** Overrides detection by content: `qcow2`, `raw`. */
   readonly format?: string;
   readonly allow?: Allow;
+  /** The raw disk is only this part of the file. */
+  readonly window?: Window;
 }
 
 export interface SurveyOptions extends OpenOptions {
