@@ -11,7 +11,15 @@ import type { HostFile, Place, ReadableFile, Run } from "../device/device.ts";
 import type { Source } from "../device/source.ts";
 import { assert, DiskError } from "../error.ts";
 import { EMPTY_PLAN, type Plan, type Step, type Wish } from "../reclaim/plan.ts";
-import type { CreateOptions, Finding, Image, ImageFormat, Snapshot, WritableImage } from "./format.ts";
+import type {
+  ClaimedPlace,
+  CreateOptions,
+  Finding,
+  Image,
+  ImageFormat,
+  Snapshot,
+  WritableImage,
+} from "./format.ts";
 
 export const raw: ImageFormat = {
   name: "raw",
@@ -142,6 +150,11 @@ class WritableRawImage extends RawImage<HostFile> implements WritableImage {
   write(at: number, from: Uint8Array): Promise<void> {
     this.mustLieInside({ start: at, end: at + from.length });
     return this.file.write(at, from);
+  }
+
+  claim({ start, end }: Extent): Promise<ClaimedPlace> {
+    this.mustLieInside({ start, end });
+    return Promise.resolve({ file: this.file, at: start, bytes: end - start });
   }
 
   zero(range: Extent): Promise<void> {
