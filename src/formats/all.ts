@@ -2,5 +2,6 @@
 import type { ImageFormat } from "./format.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
+import { vhd } from "./vhd.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, vhd, raw];
