@@ -25,7 +25,7 @@ import {
   type VhdKind,
   wholeGeometry,
 } from "./footer.ts";
-import { BLOCKS_MAX, Header, HEADER_COOKIE, Locator } from "./header.ts";
+import { BLOCK_SIZE_MAX, BLOCKS_MAX, Header, HEADER_COOKIE, isBlockSize, Locator } from "./header.ts";
 
 export interface VhdOptions {
   readonly kind: VhdKind;
@@ -35,7 +35,6 @@ export interface VhdOptions {
 }
 
 const BLOCK_SIZE = 2 ** 21;
-const BLOCK_SIZE_MAX = 2 ** 28;
 
 /** @throws DiskError `usage` naming the option */
 export function parseOptions({ virtualBytes, options }: CreateOptions): VhdOptions {
@@ -55,7 +54,7 @@ export function parseOptions({ virtualBytes, options }: CreateOptions): VhdOptio
   if (subformat === "fixed" && (backing ?? size) !== undefined)
     throw usage("a fixed VHD has no blocks and no parent");
   const blockSize = size === undefined ? BLOCK_SIZE : Number(size);
-  if (!Number.isInteger(Math.log2(blockSize)) || blockSize < SECTOR_BYTES || blockSize > BLOCK_SIZE_MAX) {
+  if (!isBlockSize(blockSize)) {
     throw usage(`block_size ${size}: expected a power of two from 512 to ${BLOCK_SIZE_MAX}`);
   }
   const sectors = Math.ceil(virtualBytes / SECTOR_BYTES);

@@ -51,14 +51,14 @@ export const Locator = struct({
 
 /** Four times what a disk of 2 TiB in blocks of 512 KiB, the smallest that Hyper-V makes, needs. */
 export const BLOCKS_MAX = 2 ** 24;
+/** Windows makes blocks of 512 KiB and 2 MiB; a block must fit into memory. */
+export const BLOCK_SIZE_MAX = 2 ** 28;
 /** Longer paths exist on no host. */
 const NAME_BYTES_MAX = 64 * 1024;
 
 export interface DynamicHeader {
   readonly at: number;
   readonly fields: Decoded<typeof Header.fields>;
-  /** Blocks of the table that the disk has. */
-  readonly blocks: number;
   /** File ranges that names of the parent take, by what they are. */
   readonly locators: readonly {
     readonly code: string;
@@ -85,32 +85,39 @@ export async function readHeader(file: ReadableFile, { fields: footer }: FooterC
       `dynamic header of version ${fields.headerVersion >>> 16}: only 1 is supported`,
     );
   }
-  const blocks = blocksOf(fields, at, file, footer.currentSize);
+  requireTable(fields, at, file, footer.currentSize);
   const isSummed = checksumOf(bytes, Header.at.checksum) === fields.checksum;
   return {
     at,
     fields,
-    blocks,
     locators: locatorsOf(fields.locators, file),
     faults: isSummed ? [] : ["the checksum of the dynamic header is wrong"],
   };
 }
 
-function blocksOf(
+export function isBlockSize(bytes: number): boolean {
+  return bytes >= SECTOR_BYTES && bytes <= BLOCK_SIZE_MAX && (bytes & (bytes - 1)) === 0;
+}
+
+function requireTable(
   fields: DynamicHeader["fields"],
   at: number,
   file: ReadableFile,
   diskBytes: number,
-): number {
+): void {
   const { blockSize, maxTableEntries, tableOffset } = fields;
-  if (blockSize < SECTOR_BYTES || (blockSize & (blockSize - 1)) !== 0) {
-    throw damaged("block size", at + Header.at.blockSize, blockSize, "a power of two from 512 on");
+  if (!isBlockSize(blockSize)) {
+    throw damaged(
+      "block size",
+      at + Header.at.blockSize,
+      blockSize,
+      `a power of two up to ${BLOCK_SIZE_MAX}`,
+    );
   }
-  const blocks = Math.ceil(diskBytes / blockSize);
-  if (blocks > BLOCKS_MAX)
-    throw damaged("block size", at + Header.at.blockSize, blockSize, `at most ${BLOCKS_MAX} blocks`);
-  if (maxTableEntries < blocks) {
-    throw damaged("max table entries", at + Header.at.maxTableEntries, maxTableEntries, `at least ${blocks}`);
+  const needed = Math.ceil(diskBytes / blockSize);
+  if (maxTableEntries < needed || maxTableEntries > BLOCKS_MAX) {
+    const expected = `${needed} to ${BLOCKS_MAX}`;
+    throw damaged("max table entries", at + Header.at.maxTableEntries, maxTableEntries, expected);
   }
   const end = tableOffset + maxTableEntries * 4;
   if (tableOffset % SECTOR_BYTES !== 0 || end > Math.min(file.bytes, DISK_BYTES_MAX)) {
@@ -121,7 +128,6 @@ function blocksOf(
       `sectors inside of ${file.bytes} bytes`,
     );
   }
-  return blocks;
 }
 
 /** What does not lie in the file is nobody's name: it is passed over. */

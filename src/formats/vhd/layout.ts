@@ -80,10 +80,8 @@ export function bitmapBytes(blockSize: number): number {
 
 const CHUNK_ENTRIES = 64 * 1024;
 
-async function readTable(
-  file: ReadableFile,
-  { blocks, fields: { tableOffset } }: DynamicHeader,
-): Promise<BlockTable> {
+async function readTable(file: ReadableFile, { fields }: DynamicHeader): Promise<BlockTable> {
+  const { tableOffset, maxTableEntries: blocks } = fields;
   const table = new BlockTable(blocks);
   for (let first = 0; first < blocks; first += CHUNK_ENTRIES) {
     const count = Math.min(CHUNK_ENTRIES, blocks - first);
