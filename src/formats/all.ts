@@ -3,5 +3,7 @@ import type { ImageFormat } from "./format.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { vhd } from "./vhd.ts";
+import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vhd, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, vhd, vhdx, vmdk, raw];

@@ -70,6 +70,8 @@ export interface FooterCopy {
 export interface Footers {
   readonly kind: VhdKind;
   readonly footer: FooterCopy;
+  /** Whether it stands at the end of the file. A writer may be cut off while a new block lies over the old footer. */
+  readonly isAtEnd: boolean;
   /** Why the image must not be written: one sentence each. */
   readonly faults: readonly string[];
 }
@@ -110,15 +112,17 @@ export async function readFooters(file: ReadableFile): Promise<Footers> {
     if (first !== undefined && first.fields.diskType !== DiskType.fixed) {
       faults.push("a footer at the start of the file says that it is not fixed, as the one at its end does");
     }
-    return { kind: "fixed", footer: understood(last), faults };
+    return { kind: "fixed", footer: understood(last), isAtEnd: true, faults };
   }
   const footer = first ?? last ?? twiceTheSame(ends);
+  const isAtEnd = isFooter(ends[1]);
   const faults = faultsOf(footer);
   if (first === undefined && last === undefined) faults.push("the checksum of both footers is wrong");
   else if (first === undefined) faults.push("the copy of the footer at the start of the file is damaged");
-  else if (last === undefined) faults.push("the footer at the end of the file is damaged or missing");
-  else if (Buffer.compare(first.bytes, last.bytes) !== 0) faults.push("the two copies of the footer differ");
-  return { kind: kindOf(footer.fields.diskType), footer: understood(footer), faults };
+  else if (last === undefined && isAtEnd) faults.push("the footer at the end of the file is damaged");
+  else if (last !== undefined && Buffer.compare(first.bytes, last.bytes) !== 0)
+    faults.push("the two copies of the footer differ");
+  return { kind: kindOf(footer.fields.diskType), footer: understood(footer), isAtEnd, faults };
 }
 
 const copyOf = (bytes: Uint8Array): FooterCopy => ({ bytes, fields: Footer.decode(bytes) });

@@ -57,7 +57,7 @@ async function openAs<F extends ReadableFile, I>(
   const names = kind === "differencing" ? await readParentNames(file, header) : undefined;
   const parent = names && (await openParentOf(names, openParent));
   try {
-    const layout = await layOut(file, header, footer.fields.currentSize, parent, kind === "differencing");
+    const layout = await layOut(file, header, footers, parent);
     const faults = [...footers.faults, ...header.faults];
     const facts = {
       ...factsOf(footers, faults),
@@ -72,7 +72,7 @@ async function openAs<F extends ReadableFile, I>(
   }
 }
 
-function factsOf({ kind, footer: { fields } }: Footers, faults: readonly string[]) {
+function factsOf({ kind, footer: { fields }, isAtEnd }: Footers, faults: readonly string[]) {
   const { creatorApplication, currentSize, cylinders, heads, sectorsPerTrack, savedState } = fields;
   const geometryBytes = cylinders * heads * sectorsPerTrack * SECTOR_BYTES;
   const references: readonly Reference[] = [];
@@ -89,6 +89,9 @@ function factsOf({ kind, footer: { fields } }: Footers, faults: readonly string[
     },
     async *check(): AsyncGenerator<Finding> {
       for (const message of faults) yield { kind: "error", isMendable: false, count: 1, message };
+      if (isAtEnd) return;
+      const message = "no footer at the end of the file: a writer was cut off; the copy at the start serves";
+      yield { kind: "leak", isMendable: false, count: 1, message };
     },
     requireWritable: () => requireFaultless(faults),
   };
@@ -127,7 +130,7 @@ function hooksOf(layout: VhdLayout<HostFile>, footer: Uint8Array): WriterHooks {
   const { file, table, complete } = layout;
   const full = new Uint8Array(layout.headBytes).fill(0xff);
   const unwritten = new Set<number>();
-  let footerEnd = file.bytes;
+  let footerEnd = layout.tailBytes === 0 ? -1 : file.bytes;
   return {
     newHead: full,
     complete(block) {
@@ -141,6 +144,7 @@ function hooksOf(layout: VhdLayout<HostFile>, footer: Uint8Array): WriterHooks {
       if (file.bytes === footerEnd) return;
       await file.write(Math.max(end.bytes, Math.ceil(file.bytes / SECTOR_BYTES) * SECTOR_BYTES), footer);
       footerEnd = file.bytes;
+      layout.tailBytes = footer.length;
     },
   };
 }

@@ -17,7 +17,7 @@ import { damaged } from "../blocks/damaged.ts";
 import { type BlockLayout, slotAt } from "../blocks/layout.ts";
 import { ABSENT, BlockTable, SLOTS_MAX } from "../blocks/table.ts";
 import type { Image } from "../format.ts";
-import { Footer, SECTOR_BYTES } from "./footer.ts";
+import { Footer, type Footers, SECTOR_BYTES } from "./footer.ts";
 import { type DynamicHeader, Header } from "./header.ts";
 
 /** A structure of the file, by name. */
@@ -25,8 +25,10 @@ interface Structure extends Extent {
   readonly name: string;
 }
 
-/** The layout, and which blocks of a differencing image are held entirely whatever their bitmaps say yet. */
 export interface VhdLayout<F extends ReadableFile> extends BlockLayout<F> {
+  /** 0 while no footer stands at the end of the file. */
+  tailBytes: number;
+  /** Blocks of a differencing image that are held entirely, whatever their bitmaps say yet. */
   readonly complete: Set<number>;
 }
 
@@ -34,19 +36,19 @@ export interface VhdLayout<F extends ReadableFile> extends BlockLayout<F> {
 export async function layOut<F extends ReadableFile>(
   file: F,
   header: DynamicHeader,
-  diskBytes: number,
+  { kind, footer, isAtEnd }: Footers,
   parent: Image | undefined,
-  isDifferencing: boolean,
 ): Promise<VhdLayout<F>> {
   const { blockSize, tableOffset } = header.fields;
   const table = await readTable(file, header);
   const structures = structuresOf(header);
+  const isDifferencing = kind === "differencing";
   const { blocksStartBytes, fixed } = divide(structures, table);
   const complete = new Set<number>();
   const layout: VhdLayout<F> = {
     fileName: "",
     file,
-    bytes: diskBytes,
+    bytes: footer.fields.currentSize,
     parent,
     blockBytes: blockSize,
     headBytes: bitmapBytes(blockSize),
@@ -63,11 +65,11 @@ export async function layOut<F extends ReadableFile>(
     freed: isDifferencing ? undefined : ABSENT,
     blocksStartBytes,
     fixed,
-    tailBytes: Footer.bytes,
+    tailBytes: isAtEnd ? Footer.bytes : 0,
     endAlignBytes: SECTOR_BYTES,
     ...(isDifferencing && { held: heldIn(() => layout) }),
     structureAt: (at) =>
-      structures.find(({ start, end }) => at >= start && at < end)?.name ?? footerAt(file, at),
+      structures.find(({ start, end }) => at >= start && at < end)?.name ?? footerAt(layout, at),
     complete,
   };
   return layout;
@@ -137,8 +139,8 @@ function divide(
   return { blocksStartBytes, fixed: fixed.build() };
 }
 
-function footerAt(file: ReadableFile, at: number): string | undefined {
-  return at >= file.bytes - Footer.bytes && at < file.bytes ? "footer" : undefined;
+function footerAt({ file, tailBytes }: VhdLayout<ReadableFile>, at: number): string | undefined {
+  return at >= file.bytes - tailBytes && at < file.bytes ? "footer" : undefined;
 }
 
 /** The part of a block that its bitmap claims. Reads come block by block: the last answer is kept. */
