@@ -12,6 +12,13 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
     if (!file) throw new DiskError("io", `${name}: no such file`);
     return file;
   };
+  const create = async (made: string): Promise<SimulatedFile> => {
+    if (files.has(made)) throw new DiskError("usage", `${made} exists already`);
+    const file = new SimulatedFile(0, { name: made });
+    file.locked = true;
+    files.set(made, file);
+    return file;
+  };
   return {
     name,
     open: async () => existing().readable(),
@@ -21,13 +28,8 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       file.locked = true;
       return file;
     },
-    async create() {
-      if (files.has(name)) throw new DiskError("usage", `${name} exists already`);
-      const file = new SimulatedFile(0, { name });
-      file.locked = true;
-      files.set(name, file);
-      return file;
-    },
+    create: () => create(name),
+    createBeside: (other) => create(other),
     refer: async (other) => {
       if (other.includes("/")) {
         throw new DiskError("refused", `${other} lies outside the image's folder`, { code: "outside" });
