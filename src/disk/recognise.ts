@@ -13,7 +13,6 @@ interface Signature {
 
 /** Image formats that must not be taken for raw. */
 const IMAGES: readonly Signature[] = [
-  { name: "VHDX", at: 0, magic: "vhdxfile" },
   { name: "VHD", at: 0, magic: "conectix" },
   { name: "VDI", at: 0x40, magic: "\x7f\x10\xda\xbe" },
   { name: "QED", at: 0, magic: "QED\0" },

@@ -2,6 +2,12 @@
 import type { ImageFormat } from "./format.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
+import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vmdk, raw];
+export const FORMATS: readonly ImageFormat[] = [
+  qcow2,
+  vhdx,
+  vmdk,
+  raw,
+];
