@@ -14,7 +14,7 @@ import { DiskError } from "../../error.ts";
 import { checkBlocks } from "../blocks/check.ts";
 import { BlockDisk } from "../blocks/disk.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
-import type { Image, OpenParent, Reference } from "../format.ts";
+import type { Finding, Image, OpenParent, Reference } from "../format.ts";
 import { CompressedDisk } from "./compressed.ts";
 import { corrupt, mustLieInside, quoted } from "./corrupt.ts";
 import {
@@ -270,10 +270,15 @@ function readOnlyPart(kind: string, layout: BlockLayout): Part {
     grainBytes: layout.blockBytes,
     refusal: neverWritten(kind),
     tableBytes: layout.fixed.bytes,
-    check: () => checkBlocks(layout),
+    check: () => errorsOf(layout),
     plan: () => Promise.reject(neverWritten(kind)),
     describe: (at) => layout.structureAt(at),
   };
+}
+
+/** No leaks: what a free grain is, seSparse keeps in a map that nothing else needs, and nobody gives it back. */
+async function* errorsOf(layout: BlockLayout): AsyncGenerator<Finding> {
+  for await (const finding of checkBlocks(layout)) if (finding.kind === "error") yield finding;
 }
 
 /** An extent without a file: zeros, which stay. */
