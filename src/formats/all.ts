@@ -4,5 +4,6 @@ import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { udif } from "./udif.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, parallels, sparsebundle, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, parallels, sparsebundle, udif, raw];
