@@ -6,37 +6,59 @@
  *
  * There are no tables: to free is to punch, and there is nothing to check or to pack.
  */
-import { type Extent, ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
-import type { HostFile, Place, ReadableFile, Run } from "../device/device.ts";
+import type { ReadableFile } from "../device/device.ts";
 import type { Source } from "../device/source.ts";
+<<<<<<< HEAD
 import { assert, DiskError } from "../error.ts";
 import { EMPTY_PLAN, type Plan, type Step, type Wish } from "../reclaim/plan.ts";
-import type { CreateOptions, Finding, Image, ImageFormat, Snapshot, WritableImage } from "./format.ts";
+import type {
+  ClaimedPlace,
+  CreateOptions,
+  Finding,
+  Image,
+  ImageFormat,
+  Snapshot,
+  WritableImage,
+} from "./format.ts";
+=======
+import { DiskError } from "../error.ts";
+import { type FlatFacts, FlatImage, made, WritableFlatImage } from "./blocks/flat.ts";
+import type { CreateOptions, ImageFormat, WritableImage } from "./format.ts";
+>>>>>>> vhd
 
 export const raw: ImageFormat = {
   name: "raw",
   // Any content is a raw disk; the door asks the other formats first.
   probe: () => Promise.resolve(true),
   references: () => Promise.resolve([]),
-  open: async (source) => opened(await source.open(), (file, blockBytes) => new RawImage(file, blockBytes)),
+  open: async (source) => made(await source.open(), async (file) => new FlatImage(file, await factsOf(file))),
   async openWritable(source) {
     if (!source.openWritable) throw new DiskError("unsupported", `${source.name} can only be read`);
-    const file = await source.openWritable();
-    return opened(file, (held, blockBytes) => new WritableRawImage(held, blockBytes));
+    return made(
+      await source.openWritable(),
+      async (file) => new WritableFlatImage(file, await factsOf(file)),
+    );
   },
   create,
 };
+
+async function factsOf(file: ReadableFile): Promise<FlatFacts> {
+  const { blockBytes } = await file.stat();
+  const { bytes } = file;
+  const summary = `holes of ${blockBytes / 1024} KiB`;
+  return { format: "raw", at: 0, bytes, grainBytes: blockBytes, summary, details: {}, identifiers: [] };
+}
 
 async function create(source: Source, { virtualBytes, options }: CreateOptions): Promise<WritableImage> {
   const [unknown] = Object.keys(options);
   if (unknown !== undefined) throw new DiskError("usage", `raw images have no option ${unknown}`);
   if (!source.create) throw new DiskError("unsupported", `${source.name}: no file can be made here`);
-  const file = await source.create();
-  return opened(file, async (made, blockBytes) => {
-    await made.truncate(virtualBytes);
-    return new WritableRawImage(made, blockBytes);
+  return made(await source.create(), async (file) => {
+    await file.truncate(virtualBytes);
+    return new WritableFlatImage(file, await factsOf(file));
   });
 }
+<<<<<<< HEAD
 
 /** What `make` makes of an open file, or nothing left open. */
 async function opened<F extends ReadableFile, T>(
@@ -144,6 +166,11 @@ class WritableRawImage extends RawImage<HostFile> implements WritableImage {
     return this.file.write(at, from);
   }
 
+  claim({ start, end }: Extent): Promise<ClaimedPlace> {
+    this.mustLieInside({ start, end });
+    return Promise.resolve({ file: this.file, at: start, bytes: end - start });
+  }
+
   zero(range: Extent): Promise<void> {
     this.mustLieInside(range);
     return this.file.zero(range);
@@ -184,3 +211,5 @@ function* batched(op: "punch" | "zero", ranges: ExtentSet): Generator<readonly S
     yield steps;
   }
 }
+=======
+>>>>>>> vhd

@@ -4,7 +4,7 @@
  *   conformance(qcow2, [{ name: "64 KiB clusters", make: async (t, random) => ({ files, image, content }) }, …]);
  *
  * 1. Reads equal the oracle. 2. The map is gapless and true. 3. Writes, zeros and discards behave like an array of
- * bytes. 4. A reclaim keeps every byte that is not free, and a second one finds nothing. 5. So does every crash, a
+ * bytes, crashes included. 4. A reclaim keeps every byte that is not free, and a second one finds nothing. 5. So does every crash, a
  * second run that crashes too, and whoever writes to the image afterwards (H12). 6. So does every failure of the
  * host (H13, H19, H20). 7. Damaged files cause nothing but `DiskError`s.
  *
@@ -15,7 +15,7 @@ import type { ImageFormat, OpenParent } from "../formats/format.ts";
 import { Bench } from "./conformance/bench.ts";
 import { damageIsReported, mapIsTrue, readsEqual } from "./conformance/reading.ts";
 import { crashesAreSafe, failuresAreSafe, reclaimKeeps } from "./conformance/reclaiming.ts";
-import { behavesLikeBytes } from "./conformance/writing.ts";
+import { behavesLikeBytes, writerCrashes } from "./conformance/writing.ts";
 import type { Files } from "./crash.ts";
 import { Random, seeds } from "./seeds.ts";
 
@@ -54,6 +54,7 @@ const READING: Readonly<Record<string, Check>> = {
 
 const WRITING: Readonly<Record<string, Check>> = {
   "writes, zeros and discards behave like an array of bytes": behavesLikeBytes,
+  "every crash of a writer leaves old or new sectors": writerCrashes,
   "a punching run keeps what is used": (bench) => reclaimKeeps(bench, "punch"),
   "a packing run keeps what is used": (bench) => reclaimKeeps(bench, "pack"),
   "every crash of a punching run leaves a whole image": (bench) => crashesAreSafe(bench, "punch"),

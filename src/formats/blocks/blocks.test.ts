@@ -1,7 +1,10 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
 import { ascii, struct, u32le, u64le } from "../../bytes/struct.ts";
 import { ExtentSet } from "../../bytes/extents.ts";
 import { type HostFile, type ReadableFile, readBytes } from "../../device/device.ts";
 import type { Source } from "../../device/source.ts";
+import { execute } from "../../reclaim/execute.ts";
 import type { Random } from "../../testing/seeds.ts";
 import { conformance, type Variant } from "../../testing/conformance.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
@@ -84,6 +87,8 @@ async function layoutOf<F extends ReadableFile>(file: F, parent: Image | undefin
   };
 }
 
+const none: OpenParent = (name) => Promise.reject(new Error(name));
+
 const facts = (parent: Image | undefined): ImageFacts => ({
   format: "toy",
   summary: "a toy",
@@ -148,7 +153,7 @@ function variant(shape: Shape): Variant {
     name: shape.name,
     canBlank: !shape.parent,
     ...(shape.parent && {
-      openParent: (files) => (name) => raw.open(sourceIn(files, name), () => Promise.reject(new Error(name))),
+      openParent: (files) => (name) => raw.open(sourceIn(files, name), none),
     }),
     make: (_t, random) => make(shape, random),
   };
@@ -183,9 +188,7 @@ async function make(shape: Shape, random: Random) {
     content.set(below);
   }
   {
-    const parent = shape.parent
-      ? await raw.open(sourceIn(files, "parent"), () => Promise.reject(new Error("none")))
-      : undefined;
+    const parent = shape.parent ? await raw.open(sourceIn(files, "parent"), none) : undefined;
     await using image = await writable(file, parent);
     for (let i = 0; i < 30; i++) {
       const at = random.below(DISK_BYTES / 512) * 512;
@@ -197,6 +200,59 @@ async function make(shape: Shape, random: Random) {
   }
   return { files, image: "toy", content };
 }
+
+/** A disk of four blocks of 16 KiB, each with a place. */
+async function four(entries: readonly number[]): Promise<Map<string, SimulatedFile>> {
+  const file = new SimulatedFile(4 * AREA, { name: "toy" });
+  const header = new Uint8Array(Header.bytes);
+  const shape = { magic: "TOY!", blockBytes: 16384, bytes: 4 * 16384, copies: 1 };
+  Header.encode(shape, header);
+  await file.write(0, header);
+  await file.write(AREA, new Uint8Array(new Uint32Array(entries).buffer));
+  await file.write(4 * AREA, new Uint8Array(4 * 16384).fill(1));
+  return new Map([["toy", file]]);
+}
+
+const place = (slot: number) => 2 + slot;
+const EVERYTHING = {
+  free: ExtentSet.of({ start: 0, end: 16384 }),
+  blank: ExtentSet.EMPTY,
+  pack: false,
+  punch: true,
+  minHoleBytes: 0,
+  hostBlockBytes: 4096,
+};
+
+for (const [what, entries, message] of [
+  ["over another block", [place(0), place(16), place(32), place(96)], /two blocks/],
+  ["in the middle of another block", [place(0), place(64), place(32), place(80)], /two blocks/],
+  ["behind the end", [place(0), place(32), place(64), place(128)], /the blocks end at/],
+] as const) {
+  test(`H17: nothing is given back of an image with a block ${what}`, async () => {
+    const files = await four(entries);
+    await using image = await toy.open(simulatedSource(files, "toy"), none);
+    await assert.rejects(image.plan(EVERYTHING), { kind: "corrupt", message });
+    const kinds = new Set<string>();
+    for await (const { kind } of image.check()) kinds.add(kind);
+    assert.deepEqual([...kinds], ["error"]);
+  });
+}
+
+test("nobody's bytes between the blocks are leaks, and a repair gives them back alone", async () => {
+  const files = await four([place(0), EMPTY_ENTRY, EMPTY_ENTRY, place(96)]);
+  await using image = await toy.openWritable!(simulatedSource(files, "toy"), none);
+  const leaks = async () => {
+    let count = 0;
+    for await (const finding of image.check()) count += finding.count;
+    return count;
+  };
+  assert.equal(await leaks(), 2);
+  const file = files.get("toy")!;
+  const before = file.hostBytes;
+  await execute(await image.repairLeaks!(), image.files);
+  assert.equal(before - file.hostBytes, 2 * 16384);
+  assert.equal(await leaks(), 0);
+});
 
 conformance(toy, [
   variant({ name: "absent blocks, two copies of the table", blockBytes: 16384, copies: 2 }),

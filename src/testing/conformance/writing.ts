@@ -8,6 +8,7 @@ import type { Random } from "../seeds.ts";
 import { type Bench, copyOf } from "./bench.ts";
 import { tally } from "./judge.ts";
 import { mustEqual } from "./reading.ts";
+import { writerCrashesAreSafe } from "./writer-crash.ts";
 
 const OPERATIONS = 150;
 const SECTOR_BYTES = 512;
@@ -25,6 +26,16 @@ export async function behavesLikeBytes(bench: Bench): Promise<void> {
   mustEqual(await readBytes(image, 0, image.bytes), model, 0, `${bench.label} opened anew`);
   const { errors, leaks, first } = await tally(image);
   assert.deepEqual([errors, leaks], [0, 0], `${bench.label}: ${first}`);
+}
+
+/** Of whoever writes: every sector is old or new. */
+export async function writerCrashes(bench: Bench): Promise<void> {
+  await writerCrashesAreSafe(
+    bench.sample.files,
+    { open: (files) => bench.open(files), openWritable: (files) => bench.openWritable(files) },
+    bench.random,
+    bench.label,
+  );
 }
 
 /** One random change, of the image and of the model alike. */
