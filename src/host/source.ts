@@ -14,11 +14,7 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-<<<<<<< HEAD
-import { dirname, join, resolve } from "node:path";
-=======
 import { basename, dirname, join, resolve } from "node:path";
->>>>>>> vmdk
 import type { HostFile, ReadableFile } from "../device/device.ts";
 import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";

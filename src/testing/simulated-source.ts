@@ -30,22 +30,12 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       file.locked = true;
       return file;
     },
-<<<<<<< HEAD
-    async create() {
-      if (files.has(name)) throw new DiskError("usage", `${name} exists already`);
-      const file = new SimulatedFile(0, { name });
-      file.locked = true;
-      files.set(name, file);
-      return file;
-    },
+    create: () => create(name),
+    createBeside: (other) => create(other),
     async makeFolder() {
       if (isFolder(files, name)) throw new DiskError("usage", `${name} exists already`);
       return simulatedFolder(files, name);
     },
-=======
-    create: () => create(name),
-    createBeside: (other) => create(other),
->>>>>>> vmdk
     refer: async (other) => {
       if (other.includes("/")) {
         throw new DiskError("refused", `${other} lies outside the image's folder`, { code: "outside" });
