@@ -24,7 +24,9 @@ export interface Source {
    */
   refer(name: string): Promise<Source>;
   /** Set where this is a folder, such as a bundle: then there is nothing to `open`. */
-  readonly folder?: Folder;
+  readonly folder?: Folder | undefined;
+  /** Makes this folder, new and empty, and those below it that files will need. @throws DiskError `usage` when it exists */
+  makeFolder?(under: readonly string[]): Promise<Folder>;
   /** The other regular files of the folder that this file lies in, for parents that are known by identifier only. */
   siblings?(): AsyncIterable<Source>;
 }
@@ -40,6 +42,4 @@ export interface Folder {
   file(name: string): Source;
   /** Removes a file. @throws DiskError `io` */
   remove?(name: string): Promise<void>;
-  /** Makes this folder, new and empty, and those below it that files will need. @throws DiskError `usage` when it exists */
-  make?(under: readonly string[]): Promise<void>;
 }

@@ -146,12 +146,20 @@ export async function formatOf(
   }
   if (window !== undefined) return formatNamed("raw");
   if (stated !== undefined) return formatNamed(stated);
+  const isBundle = source.folder !== undefined;
   const found: ImageFormat[] = [];
   for (const format of formats) {
-    if (format.name !== "raw" && (await format.probe(source))) found.push(format);
+    if (format.name === "raw" || (format.isBundle ?? false) !== isBundle) continue;
+    if (await format.probe(source)) found.push(format);
   }
   if (found.length > 1) throw ambiguous(found);
   if (found[0]) return found[0];
+  if (isBundle) {
+    throw new DiskError("unsupported", `${source.name}: it is a folder, and no bundle that is known`, {
+      code: "not-a-file",
+      hint: "name the image inside it",
+    });
+  }
   await using file = await source.open();
   const foreign = await foreignImage(file);
   if (foreign === undefined) return formatNamed("raw");

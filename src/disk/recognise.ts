@@ -17,8 +17,6 @@ const IMAGES: readonly Signature[] = [
   { name: "VDI", at: 0x40, magic: "\x7f\x10\xda\xbe" },
   { name: "QED", at: 0, magic: "QED\0" },
   { name: "qcow version 1", at: 0, magic: "QFI\xfb\0\0\0\x01" },
-  { name: "Parallels", at: 0, magic: "WithoutFreeSpace" },
-  { name: "Parallels", at: 0, magic: "WithouFreSpacExt" },
   { name: "Apple sparse image", at: 0, magic: "sprs" },
   { name: "Apple disk image", at: -512, magic: "koly" },
   { name: "VHD", at: -512, magic: "conectix" },

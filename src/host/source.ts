@@ -14,12 +14,13 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-import { dirname, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import type { HostFile, ReadableFile } from "../device/device.ts";
-import type { Source } from "../device/source.ts";
+import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { hostError } from "./failure.ts";
 import { HostReader, LockedFile } from "./file.ts";
+import { HostFolder } from "./folder.ts";
 import { lockForWriting, needLocks } from "./lock.ts";
 import { identityOf, notAnImage } from "./medium.ts";
 import { type Locks, platform } from "./platform.ts";
@@ -35,8 +36,10 @@ export interface HostSource extends Source {
   refer(name: string): Promise<HostSource>;
 }
 
+const NOTHING_OUTSIDE: Policy = { outside: [] };
+
 /** The image at `path`, as the user gave it. Nothing is opened yet. */
-export function hostSource(path: string, policy: Policy = { outside: [] }): HostSource {
+export function hostSource(path: string, policy: Policy = NOTHING_OUTSIDE): HostSource {
   return new PathSource({ name: path, path: resolve(path), policy });
 }
 
@@ -62,6 +65,24 @@ class PathSource implements HostSource {
     this.#origin = origin;
     this.name = origin.name;
     this.path = origin.path;
+  }
+
+  get folder(): Folder | undefined {
+    return this.#origin.referred === undefined && isFolder(this.path) ? this.#asFolder() : undefined;
+  }
+
+  async makeFolder(under: readonly string[]): Promise<Folder> {
+    const folder = this.#asFolder();
+    folder.make(under);
+    return folder;
+  }
+
+  #asFolder(): HostFolder {
+    return new HostFolder(this.path, {
+      // The name leads nowhere outside, whatever the user allowed to images that are files.
+      refer: (name) => hostSource(join(this.path, "image")).refer(name),
+      make: (path, name) => new PathSource({ name, path, policy: NOTHING_OUTSIDE }).create(),
+    });
   }
 
   async open(): Promise<ReadableFile> {
@@ -143,6 +164,10 @@ class PathSource implements HostSource {
   #swapped(): DiskError {
     return refusal(this.name, "it was exchanged while it was being opened", undefined);
   }
+}
+
+function isFolder(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
 }
 
 /** The kernel's own word for where an open file lies; elsewhere, where its path leads now. */

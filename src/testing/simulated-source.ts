@@ -1,7 +1,8 @@
 /**
- * A `Source` over simulated files: one flat folder, with names as an image would write them.
+ * A `Source` over simulated files: one flat folder, with names as an image would write them. A bundle's files have
+ * names such as `disk.sparsebundle/bands/1f`, and the bundle is there when one of them is.
  */
-import type { Source } from "../device/source.ts";
+import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { SimulatedFile } from "./simulated-file.ts";
 
@@ -9,11 +10,12 @@ import { SimulatedFile } from "./simulated-file.ts";
 export function simulatedSource(files: Map<string, SimulatedFile>, name: string): Source {
   const existing = (): SimulatedFile => {
     const file = files.get(name);
-    if (!file) throw new DiskError("io", `${name}: no such file`);
+    if (!file) throw new DiskError("io", `${name}: no such file`, { code: "not-found" });
     return file;
   };
   return {
     name,
+    ...(isFolder(files, name) && { folder: simulatedFolder(files, name) }),
     open: async () => existing().readable(),
     async openWritable() {
       const file = existing();
@@ -28,11 +30,36 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       files.set(name, file);
       return file;
     },
+    async makeFolder() {
+      if (isFolder(files, name)) throw new DiskError("usage", `${name} exists already`);
+      return simulatedFolder(files, name);
+    },
     refer: async (other) => {
       if (other.includes("/")) {
         throw new DiskError("refused", `${other} lies outside the image's folder`, { code: "outside" });
       }
       return simulatedSource(files, other);
+    },
+  };
+}
+
+const isFolder = (files: Map<string, SimulatedFile>, name: string): boolean =>
+  [...files.keys()].some((path) => path.startsWith(`${name}/`));
+
+/** A folder, whether or not it has files yet. */
+function simulatedFolder(files: Map<string, SimulatedFile>, name: string): Folder {
+  return {
+    async list(under) {
+      const prefix = under === "" ? `${name}/` : `${name}/${under}/`;
+      const below = [...files.keys()].filter((path) => path.startsWith(prefix));
+      return below
+        .map((path) => path.slice(prefix.length))
+        .filter((path) => !path.includes("/"))
+        .sort();
+    },
+    file: (path) => simulatedSource(files, `${name}/${path}`),
+    async remove(path) {
+      if (!files.delete(`${name}/${path}`)) throw new DiskError("io", `${path}: no such file`);
     },
   };
 }
