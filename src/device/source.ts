@@ -19,6 +19,12 @@ export interface Source {
   /** Makes the file, new and empty. @throws DiskError `usage` when it is there already */
   create?(): Promise<HostFile>;
   /**
+   * Makes a file beside it, new and empty, for an image of several files.
+   * @param name without a folder
+   * @throws DiskError `usage` when it is there already, `refused` for a name with a folder
+   */
+  createBeside?(name: string): Promise<HostFile>;
+  /**
    * Another file, by a name that this image holds.
    * @throws DiskError `refused` when the policy forbids it: outside the directory, a symlink, a FIFO, a device (H22)
    */

@@ -4,7 +4,8 @@ import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vhdx, vmdk, parallels, sparsebundle, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, vhdx, vhd, vmdk, parallels, sparsebundle, raw];

@@ -266,3 +266,19 @@ test("reading opens nothing for writing", async (t) => {
   assert.equal(flags.trim(), "0", "and takes no lock");
   assert.equal("write" in file, false);
 });
+
+test("files are made beside the image, and nowhere else (H22)", async (t) => {
+  const root = scratch(t);
+  const source = hostSource(join(root, "disk.vmdk"));
+  {
+    await using file = await source.createBeside!("disk-s001.vmdk");
+    await file.write(0, new Uint8Array(3));
+  }
+  assert.equal(fs.statSync(join(root, "disk-s001.vmdk")).size, 3);
+  symlinkSync(join(root, "elsewhere"), join(root, "link"));
+  await assert.rejects(source.createBeside!("disk-s001.vmdk"), { kind: "usage" });
+  await assert.rejects(source.createBeside!("link"), { kind: "usage" });
+  for (const name of ["../x", "sub/x", "/tmp/x", "", "..", "a\0b"]) {
+    await assert.rejects(source.createBeside!(name), { kind: "refused", code: "outside" }, name);
+  }
+});

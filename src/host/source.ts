@@ -14,7 +14,7 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import type { HostFile, ReadableFile } from "../device/device.ts";
 import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
@@ -130,6 +130,17 @@ class PathSource implements HostSource {
         throw error;
       }
     });
+  }
+
+  async createBeside(name: string): Promise<HostFile> {
+    if (name !== basename(name) || name === "" || name.includes("\0") || /^\.+$/.test(name)) {
+      throw refusal(name, "it is no plain file name", undefined);
+    }
+    return new PathSource({
+      name,
+      path: join(dirname(this.path), name),
+      policy: this.#origin.policy,
+    }).create();
   }
 
   async refer(name: string): Promise<HostSource> {

@@ -13,6 +13,13 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
     if (!file) throw new DiskError("io", `${name}: no such file`, { code: "not-found" });
     return file;
   };
+  const create = async (made: string): Promise<SimulatedFile> => {
+    if (files.has(made)) throw new DiskError("usage", `${made} exists already`);
+    const file = new SimulatedFile(0, { name: made });
+    file.locked = true;
+    files.set(made, file);
+    return file;
+  };
   return {
     name,
     ...(isFolder(files, name) && { folder: simulatedFolder(files, name) }),
@@ -23,13 +30,8 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       file.locked = true;
       return file;
     },
-    async create() {
-      if (files.has(name)) throw new DiskError("usage", `${name} exists already`);
-      const file = new SimulatedFile(0, { name });
-      file.locked = true;
-      files.set(name, file);
-      return file;
-    },
+    create: () => create(name),
+    createBeside: (other) => create(other),
     async makeFolder() {
       if (isFolder(files, name)) throw new DiskError("usage", `${name} exists already`);
       return simulatedFolder(files, name);

@@ -160,8 +160,7 @@ export class WritableFlatImage extends FlatImage<HostFile> implements WritableIm
 
   async claim(range: Extent): Promise<ClaimedPlace> {
     this.facts.requireWritable?.();
-    const { start, end } = this.inFile(range);
-    return { file: this.file, at: start, bytes: end - start };
+    return { file: this.file, at: this.inFile(range).start, bytes: range.end - range.start };
   }
 
   async zero(range: Extent): Promise<void> {
