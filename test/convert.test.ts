@@ -20,6 +20,7 @@ import { test } from "node:test";
 import { convert, type ConvertOptions } from "../src/disk.ts";
 import { DiskError, type ErrorKind } from "../src/error.ts";
 import { dumpe2fsFree } from "../src/testing/ext.ts";
+import { FORMATS } from "../src/formats/all.ts";
 import { mounted } from "../src/testing/mounted.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -28,9 +29,13 @@ import { DELETED_BYTES, DISK_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts
 const BINARY = path.resolve(import.meta.dirname, "../bin/ullage.js");
 const MiB = 2 ** 20;
 
+/** QEMU's names of formats; it does not recognise a fixed VHD. */
+const QEMU_FORMATS: Readonly<Record<string, string>> = { vhd: "vpc" };
+
 /** Whether two images read the same, as QEMU sees it. */
-function same(first: string, second: string): void {
-  run("qemu-img", ["compare", "-U", first, second]);
+function same(first: string, second: string, format?: string): void {
+  const stated = format === undefined ? [] : ["-F", QEMU_FORMATS[format] ?? format];
+  run("qemu-img", ["compare", "-U", ...stated, first, second]);
 }
 
 /** The disk as it is, with zeros where `dumpe2fs` calls it free. */
@@ -73,8 +78,7 @@ const COPIES: readonly (readonly [name: string, options: ConvertOptions["options
   ["copy.vhdx", { subformat: "fixed" }],
   ["copy.vhd", { subformat: "dynamic" }],
   ["copy.vpc", { subformat: "fixed" }],
-  ["copy.vdi", {}],
-  ["copy.vdi", { preallocation: "metadata" }],
+  ...(FORMATS.some(({ name }) => name === "vdi") ? [["copy.vdi", {}] as const] : []),
   ["copy.vmdk", { subformat: "monolithicSparse" }],
   ["copy.vmdk", { subformat: "monolithicFlat" }],
   ["copy.vmdk", { subformat: "twoGbMaxExtentSparse" }],
@@ -94,11 +98,11 @@ function bytesBelow(folder: string): Buffer {
 }
 
 /** The copy as a file that QEMU reads. */
-async function forQemu(copy: string, format: string): Promise<string> {
-  if (format !== "sparsebundle") return copy;
-  const again = `${copy}.raw`;
-  await convert(copy, again, { includeFree: true });
-  return again;
+async function forQemu(copy: string, format: string) {
+  if (format !== "sparsebundle") return { judged: copy, format };
+  const judged = `${copy}.raw`;
+  await convert(copy, judged, { includeFree: true });
+  return { judged, format: "raw" };
 }
 
 for (const [name, options] of COPIES) {
@@ -118,8 +122,8 @@ for (const [name, options] of COPIES) {
     nothingLeft(out);
     assert.equal(bytesBelow(out).includes("gonegone"), false, "the deleted file is not in the copy");
     if (options!["subformat"] !== "streamOptimized") assert.equal(bytesBelow(out).includes("keptkept"), true);
-    const judged = await forQemu(copy, result.format);
-    same(withoutFree(source), judged);
+    const { judged, format } = await forQemu(copy, result.format);
+    same(withoutFree(source), judged, format);
     const checked = attempt("qemu-img", ["check", judged]);
     assert.ok([0, 63].includes(checked.status), checked.stdout + checked.stderr);
     assert.deepEqual(readFileSync(source), untouched);
