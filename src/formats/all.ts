@@ -2,8 +2,9 @@
 import type { ImageFormat } from "./format.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
+import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vhd, vhdx, vmdk, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, vdi, vhd, vhdx, vmdk, raw];

@@ -20,6 +20,7 @@ import type { Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { hostError } from "./failure.ts";
 import { HostReader, LockedFile } from "./file.ts";
+import { filesIn } from "./listing.ts";
 import { lockForWriting, needLocks } from "./lock.ts";
 import { identityOf, notAnImage } from "./medium.ts";
 import { type Locks, platform } from "./platform.ts";
@@ -33,6 +34,7 @@ export interface HostSource extends Source {
   openWritable(): Promise<HostFile>;
   create(): Promise<HostFile>;
   refer(name: string): Promise<HostSource>;
+  siblings(): AsyncIterable<HostSource>;
 }
 
 /** The image at `path`, as the user gave it. Nothing is opened yet. */
@@ -120,6 +122,15 @@ class PathSource implements HostSource {
     return new PathSource({ name, path: found.path, policy, referred: { identity, home } });
   }
 
+  async *siblings(): AsyncIterable<HostSource> {
+    const own = identityOf(this.#stat());
+    for await (const name of filesIn(dirname(this.path))) {
+      const sibling = await this.refer(name).catch(nothingIfRefused);
+      if (sibling !== undefined && identityOf(statSync(sibling.path, { bigint: true })) !== own)
+        yield sibling;
+    }
+  }
+
   /** Looks, opens, and looks again: a device is never opened by mistake, and nothing is swapped in between. */
   #openSame(open: (flags: number) => number): number {
     const { referred } = this.#origin;
@@ -143,6 +154,11 @@ class PathSource implements HostSource {
   #swapped(): DiskError {
     return refusal(this.name, "it was exchanged while it was being opened", undefined);
   }
+}
+
+/** A file that went away, or that the policy forbids, is nobody's parent. */
+function nothingIfRefused(error: unknown): undefined {
+  if (!(error instanceof DiskError)) throw error;
 }
 
 /** The kernel's own word for where an open file lies; elsewhere, where its path leads now. */
