@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import path from "node:path";
 import { test } from "node:test";
+import { info } from "../src/disk.ts";
 import { requires, scratch } from "../src/testing/tools.ts";
 import { DELETED_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
 
@@ -32,4 +33,8 @@ test("a failure has a kind", () => {
   const { exit, out } = example("absent.qcow2");
   assert.equal(exit, 1);
   assert.match(out, /^(usage|io): .*absent\.qcow2/);
+});
+
+test("a folder that is no bundle is named so", async (t) => {
+  await assert.rejects(info(scratch(t)), { kind: "unsupported", message: /no bundle that is known/ });
 });

@@ -7,6 +7,7 @@ import {
   addJudgeOptions,
   addProofOption,
   addReadOptions,
+  addWindowOptions,
   addWriteOptions,
   parseKeyValues,
   parseOffset,
@@ -38,6 +39,9 @@ export function addCommands(ullage: Command, finish: Finish): void {
   createCommand(ullage).action((path: string, bytes: number, flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runCreate(path, bytes, flags, face)),
   );
+  convertCommand(ullage).action((path: string, destination: string, flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./convert.ts")).run(path, destination, flags, face)),
+  );
   infoCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runInfo(paths, flags, face)),
   );
@@ -49,7 +53,7 @@ function surveyCommand(ullage: Command): Command {
     .description("what is used, free and returnable, and who says so; changes nothing")
     .argument("<image...>", "disk images")
     .option("--map", "draw the whole disk");
-  return addReadOptions(addJudgeOptions(command));
+  return addReadOptions(addWindowOptions(addJudgeOptions(command)));
 }
 
 function reclaimCommand(ullage: Command): Command {
@@ -57,7 +61,7 @@ function reclaimCommand(ullage: Command): Command {
     .command("reclaim")
     .description("show the plan, ask, give the space back, compare promise and result")
     .argument("<image...>", "disk images");
-  return addReadOptions(addJudgeOptions(addWriteOptions(command))).option(
+  return addReadOptions(addWindowOptions(addJudgeOptions(addWriteOptions(command)))).option(
     "--verify",
     "hash everything that is used before and after",
   );
@@ -71,7 +75,7 @@ function explainCommand(ullage: Command): Command {
     .argument("[offset...]", "offsets on the guest's disk: 1048576, 0x100000, 1M", parseOffset)
     .option("--sector <n>", "the same by number of the 512-byte sector, may be repeated", parseSector)
     .option("--path <file>", "where a file of the guest lies: /etc/passwd or 2:/etc/passwd");
-  return addReadOptions(addProofOption(command));
+  return addReadOptions(addWindowOptions(addProofOption(command)));
 }
 
 function checkCommand(ullage: Command): Command {
@@ -80,7 +84,7 @@ function checkCommand(ullage: Command): Command {
     .description("the image's own structures: errors and leaks")
     .argument("<image...>", "disk images")
     .addOption(new Option("--repair <what>", "give leaked clusters back").choices(["leaks"]));
-  return addReadOptions(addWriteOptions(command));
+  return addReadOptions(addWindowOptions(addWriteOptions(command)));
 }
 
 function createCommand(ullage: Command): Command {
@@ -93,8 +97,23 @@ function createCommand(ullage: Command): Command {
   return addReadOptions(command);
 }
 
+function convertCommand(ullage: Command): Command {
+  const command = ullage
+    .command("convert")
+    .description("copy a disk into another format, without what the guest no longer uses")
+    .argument("<image>", "disk image to read")
+    .argument("<destination>", "file to make")
+    .option("--to <format>", "format of the copy; default: what the destination's suffix says")
+    .option("--subformat <name>", "short for -o subformat=NAME: streamOptimized, dynamic, fixed")
+    .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues)
+    .option("--include-free", "copy everything that is mapped, also what the guest no longer uses")
+    .option("--keep-chain", "keep the backing file instead of copying its content")
+    .option("--force", "replace the destination, once the copy is whole")
+    .option("--verify", "read both again and compare");
+  return addReadOptions(addWindowOptions(addProofOption(command)));
+}
+
 function infoCommand(ullage: Command): Command {
-  return addReadOptions(
-    ullage.command("info").description("describe images").argument("<image...>", "disk images"),
-  );
+  const command = ullage.command("info").description("describe images").argument("<image...>", "disk images");
+  return addReadOptions(addWindowOptions(command));
 }

@@ -2,13 +2,15 @@
  * The words and numbers of the command line, checked: what nobody knows is a usage error (exit 2), never ignored.
  */
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { Allow, Also, Method, Proof } from "../disk.ts";
+import type { Allow, Also, Method, OpenOptions, Proof } from "../disk.ts";
 import { parseBytes } from "./sizes.ts";
 
 export interface ReadFlags {
   readonly json?: boolean;
   readonly format?: string;
   readonly allow?: Allow;
+  readonly offset?: number;
+  readonly length?: number;
 }
 
 export interface JudgeFlags extends ReadFlags {
@@ -94,6 +96,13 @@ export function addReadOptions(command: Command): Command {
     .option("--json", "one JSON document on stdout, and nothing else there");
 }
 
+/** For commands that look at a disk, or change one. */
+export function addWindowOptions(command: Command): Command {
+  return command
+    .option("--offset <bytes>", "the disk is raw, and begins here in the file", parseSize)
+    .option("--length <bytes>", "the disk is raw, and so long; default: to the end of the file", parseSize);
+}
+
 export function addProofOption(command: Command): Command {
   return command.addOption(
     new Option(
@@ -118,10 +127,12 @@ export function addWriteOptions(command: Command): Command {
 }
 
 /** Options of the library from the flags that read. */
-export function openOptions(flags: ReadFlags): { format?: string; allow?: Allow } {
+export function openOptions({ format, allow, offset, length }: ReadFlags): OpenOptions {
+  const isPart = offset !== undefined || length !== undefined;
   return {
-    ...(flags.format === undefined ? {} : { format: flags.format }),
-    ...(flags.allow === undefined ? {} : { allow: flags.allow }),
+    ...(format === undefined ? {} : { format }),
+    ...(allow === undefined ? {} : { allow }),
+    ...(isPart ? { window: { offset: offset ?? 0, bytes: length } } : {}),
   };
 }
 

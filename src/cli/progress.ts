@@ -12,6 +12,7 @@ const VERBS: Readonly<Record<Progress["phase"], string>> = {
   reading: "reading",
   hashing: "hashing",
   returning: "returning",
+  copying: "copying",
   verifying: "comparing",
 };
 

@@ -80,6 +80,11 @@ export interface HostFile extends ReadableFile, WritableDevice {
   punch(range: Extent): Promise<void>;
   /** Sets the length in bytes. */
   truncate(bytes: number): Promise<void>;
+  /**
+   * Makes `bytes` bytes at `at` share the host's blocks with those at `from` of another file (reflink).
+   * @returns false where that is not possible: then nothing was done
+   */
+  cloneFrom?(source: BlockDevice, from: number, at: number, bytes: number): Promise<boolean>;
 }
 
 /** Collects a map into one array; for tests and for devices known to be small. */

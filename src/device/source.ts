@@ -19,12 +19,20 @@ export interface Source {
   /** Makes the file, new and empty. @throws DiskError `usage` when it is there already */
   create?(): Promise<HostFile>;
   /**
+   * Makes a file beside it, new and empty, for an image of several files.
+   * @param name without a folder
+   * @throws DiskError `usage` when it is there already, `refused` for a name with a folder
+   */
+  createBeside?(name: string): Promise<HostFile>;
+  /**
    * Another file, by a name that this image holds.
    * @throws DiskError `refused` when the policy forbids it: outside the directory, a symlink, a FIFO, a device (H22)
    */
   refer(name: string): Promise<Source>;
   /** Set where this is a folder, such as a bundle: then there is nothing to `open`. */
-  readonly folder?: Folder;
+  readonly folder?: Folder | undefined;
+  /** Makes this folder, new and empty, and those below it that files will need. @throws DiskError `usage` when it exists */
+  makeFolder?(under: readonly string[]): Promise<Folder>;
   /** The other regular files of the folder that this file lies in, for parents that are known by identifier only. */
   siblings?(): AsyncIterable<Source>;
 }
@@ -40,6 +48,4 @@ export interface Folder {
   file(name: string): Source;
   /** Removes a file. @throws DiskError `io` */
   remove?(name: string): Promise<void>;
-  /** Makes this folder, new and empty, and those below it that files will need. @throws DiskError `usage` when it exists */
-  make?(under: readonly string[]): Promise<void>;
 }

@@ -9,6 +9,7 @@ import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "../formats/format.ts";
 import type { Source } from "../device/source.ts";
+import { windowed } from "../device/window.ts";
 import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
 import { layOut, type Region } from "./layout.ts";
@@ -64,7 +65,7 @@ export async function open(file: string, options: OpenOptions = {}): Promise<Dis
 
 /** The image alone, whoever holds it. @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
 export async function openImage(source: Source, options: OpenOptions): Promise<Image> {
-  const format = await formatOf(source, options.format);
+  const format = await formatOf(source, options);
   return await format.open(source, parentsOf(source));
 }
 
@@ -98,7 +99,7 @@ function torn(error: unknown): unknown {
  */
 export async function openWritable(file: string, options: OpenOptions = {}): Promise<Disk<WritableImage>> {
   const source = sourceOf(file, options);
-  const format = await formatOf(source, options.format);
+  const format = await formatOf(source, options);
   if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
   const image = await format.openWritable(source, parentsOf(source));
   return new Disk(file, image, source, false, options);
@@ -119,7 +120,8 @@ export function refuseGuess({ image, options }: Disk): void {
 }
 
 export function sourceOf(file: string, options: OpenOptions): Source {
-  return hostSource(path.resolve(file), { outside: options.allow?.outside ?? [] });
+  const source = hostSource(path.resolve(file), { outside: options.allow?.outside ?? [] });
+  return options.window ? windowed(source, options.window) : source;
 }
 
 /** @throws DiskError `usage` for a format that does not exist */
@@ -130,17 +132,47 @@ export function formatNamed(name: string): ImageFormat {
   throw new DiskError("usage", `there is no format "${name}"`, { hint: `known formats: ${known}` });
 }
 
-/** @throws DiskError `unsupported` for a format that is known but not read, which must not pass as raw */
-async function formatOf(source: Source, stated: string | undefined): Promise<ImageFormat> {
+/**
+ * @throws DiskError `unsupported` for a format that is known but not read, which must not pass as raw, `refused` for a
+ * content that is two formats at once (H21)
+ */
+export async function formatOf(
+  source: Source,
+  { format: stated, window }: OpenOptions,
+  formats: readonly ImageFormat[] = FORMATS,
+): Promise<ImageFormat> {
+  if (window !== undefined && stated !== undefined && stated !== "raw") {
+    throw new DiskError("usage", `a part of a file is a raw disk, not ${stated}`);
+  }
+  if (window !== undefined) return formatNamed("raw");
   if (stated !== undefined) return formatNamed(stated);
-  for (const format of FORMATS) {
-    if (format.name !== "raw" && (await format.probe(source))) return format;
+  const isBundle = source.folder !== undefined;
+  const found: ImageFormat[] = [];
+  for (const format of formats) {
+    if (format.name === "raw" || (format.isBundle ?? false) !== isBundle) continue;
+    if (await format.probe(source)) found.push(format);
+  }
+  if (found.length > 1) throw ambiguous(found);
+  if (found[0]) return found[0];
+  if (isBundle) {
+    throw new DiskError("unsupported", `${source.name}: it is a folder, and no bundle that is known`, {
+      code: "not-a-file",
+      hint: "name the image inside it",
+    });
   }
   await using file = await source.open();
   const foreign = await foreignImage(file);
   if (foreign === undefined) return formatNamed("raw");
   throw new DiskError("unsupported", `this is a ${foreign} image, which is not supported yet`, {
     hint: "if it is a raw disk whose guest wrote that signature, say --format raw",
+  });
+}
+
+function ambiguous(found: readonly ImageFormat[]): DiskError {
+  const names = found.map(({ name }) => name);
+  return new DiskError("refused", `by its content it is ${names.join(" and ")} at once`, {
+    code: "format-ambiguous",
+    hint: `say which it is: --format ${names.join(" or --format ")}, or --format raw`,
   });
 }
 

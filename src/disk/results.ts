@@ -3,6 +3,7 @@
  * fields may be added, never renamed or removed. Byte counts are numbers up to 2^53 - 1.
  */
 import type { ExtentSet } from "../bytes/extents.ts";
+import type { Window } from "../device/window.ts";
 import type { Refusal } from "../error.ts";
 
 /** The classes of a guest byte, everywhere the same. */
@@ -32,6 +33,8 @@ export interface OpenOptions {
   /** Overrides detection by content: `qcow2`, `raw`. */
   readonly format?: string;
   readonly allow?: Allow;
+  /** The raw disk is only this part of the file. */
+  readonly window?: Window;
 }
 
 export interface SurveyOptions extends OpenOptions {
@@ -47,7 +50,7 @@ export interface SurveyOptions extends OpenOptions {
 
 /** Bytes done of a phase that takes long. */
 export interface Progress {
-  readonly phase: "reading" | "hashing" | "returning" | "verifying";
+  readonly phase: "reading" | "hashing" | "returning" | "copying" | "verifying";
   readonly doneBytes: number;
   readonly totalBytes: number;
 }
@@ -257,4 +260,40 @@ export interface CreateRequest {
   /** By the names of `qemu-img create -o`. */
   readonly options?: Readonly<Record<string, string>>;
   readonly allow?: Allow;
+}
+
+export interface ConvertOptions extends OpenOptions {
+  /** The format of the copy; without it the destination's suffix says which. */
+  readonly to?: string;
+  readonly proof?: Proof;
+  /** Options of the new image, by the names of `qemu-img create -o`. */
+  readonly options?: Readonly<Record<string, string>>;
+  /** Copy everything that is mapped, also what the guest no longer uses. */
+  readonly includeFree?: boolean;
+  /** The copy is based on the same image as the source, instead of holding its content. */
+  readonly keepChain?: boolean;
+  /** Replace the destination, once the copy is whole. */
+  readonly force?: boolean;
+  /** Read both images again and compare. */
+  readonly verify?: boolean;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+export interface Converted {
+  readonly path: string;
+  readonly destination: string;
+  readonly format: string;
+  readonly sourceFormat: string;
+  readonly virtualBytes: number;
+  /** Guest bytes that hold something and were copied. */
+  readonly copiedBytes: number;
+  /** Of these, bytes that share the host's blocks with the source (reflink). */
+  readonly sharedBytes: number;
+  /** Length of the copy's files; what the host stores for them. */
+  readonly fileBytes: number;
+  readonly hostBytes: number | null;
+  /** True: both were read again and are equal. Null: not asked for. */
+  readonly verified: boolean | null;
+  readonly notes: readonly string[];
 }

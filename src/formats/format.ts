@@ -2,7 +2,8 @@
  * What every image format offers. A format is one file (a door, with rooms where it is big), one test that runs the
  * conformance suite, and one line in `all.ts`.
  */
-import type { BlockDevice, HostFile, ReadableFile, WritableDevice } from "../device/device.ts";
+import type { Extent } from "../bytes/extents.ts";
+import type { BlockDevice, HostFile, Place, ReadableFile, WritableDevice } from "../device/device.ts";
 import type { Source } from "../device/source.ts";
 import type { Plan, Wish } from "../reclaim/plan.ts";
 
@@ -65,7 +66,22 @@ export interface Image extends BlockDevice {
 }
 
 /** An image opened for writing: its files are locked, and the steps of a plan are carried out on them. */
-export type WritableImage = Image & WritableDevice & { readonly files: ReadonlyMap<string, HostFile> };
+export type WritableImage = Image &
+  WritableDevice & {
+    readonly files: ReadonlyMap<string, HostFile>;
+    /**
+     * A place in a file for the first part of `range`, to be written there at once by the caller, before anything else is
+     * asked of the image; until then it reads as before, or zeros. It is mapped with the next flush.
+     * @param range begins at a multiple of `grainBytes`, and ends at one or at the end of the disk
+     * @returns undefined where the image wants to write itself: occupied, compressed, copied on write
+     */
+    claim?(range: Extent): Promise<ClaimedPlace | undefined>;
+  };
+
+/** The content of a claimed range lies there, one to one. */
+export interface ClaimedPlace extends Place {
+  readonly file: HostFile;
+}
 
 export interface Reference {
   readonly role: "backing" | "data";

@@ -21,7 +21,7 @@ export const vdi: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasSignature(file);
+    return await hasSignature(file);
   },
 
   async references(source) {

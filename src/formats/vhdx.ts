@@ -26,7 +26,7 @@ export const vhdx: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasSignature(file);
+    return await hasSignature(file);
   },
 
   async references(source) {

@@ -40,6 +40,9 @@ export function darwin(): Platform | undefined {
     zeroRange: () => {
       throw new SystemError("fcntl", "ENOTSUP");
     },
+    clone: () => {
+      throw new SystemError("clonefile", "ENOTSUP");
+    },
     extents: (fd, range) => seekExtents((at, whence) => seek(fd, at, whence), range),
     locks: {
       share: (fd, byte) => fcntl(fd, F_OFD_SETLK, flock(F_RDLCK, { start: byte, end: byte + 1 })),

@@ -4,13 +4,14 @@
  *   HostReader            reads, maps; no lock, no writing
  *     └── LockedFile      writes, zeros, punches, truncates, flushes; locked as long as it is open (`lock.ts`)
  *
- * Access is positional and synchronous, in slices, with a turn for the event loop now and then. Nothing is short:
+ * Access is positional, in slices. Small ones are synchronous system calls, which are fastest, with a turn for the event
+ * loop now and then; large ones run on a thread, so that one file is read while another is written. Nothing is short:
  * every call does all of it or throws.
  */
-import { close, fdatasync, ftruncateSync, readSync, writeSync } from "node:fs";
+import { close, fdatasync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
+import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { codeOf, hostError } from "./failure.ts";
 import { runsOf } from "./map.ts";
@@ -20,17 +21,37 @@ import { turn } from "./turns.ts";
 
 /** One system call moves at most this much, so that a large one cannot hold up the event loop for long. */
 const SLICE_BYTES = 4 * 1024 * 1024;
+/** From here on a thread is worth its way. */
+const THREAD_BYTES = 512 * 1024;
 /** Punching is metadata only, and still takes its time on a fragmented file. */
 const PUNCH_SLICE_BYTES = 1024 * 1024 * 1024;
 
 const closeAsync = promisify(close);
 const fdatasyncAsync = promisify(fdatasync);
 
+/** The number of bytes that one system call moved. */
+type Transfer = (
+  fd: number,
+  buffer: Uint8Array,
+  offset: number,
+  bytes: number,
+  at: number,
+) => Promise<number>;
+
+const readAsync: Transfer = (...words) =>
+  new Promise((resolve, reject) =>
+    read(...words, (error, got) => (error === null ? resolve(got) : reject(error))),
+  );
+const writeAsync: Transfer = (...words) =>
+  new Promise((resolve, reject) =>
+    write(...words, (error, put) => (error === null ? resolve(put) : reject(error))),
+  );
+
 export class HostReader implements ReadableFile {
   /** For messages. */
   readonly path: string;
   readonly medium: Medium;
-  protected readonly fd: number;
+  readonly fd: number;
   protected length: number;
   #open = true;
 
@@ -49,7 +70,13 @@ export class HostReader implements ReadableFile {
   async read(at: number, into: Uint8Array): Promise<void> {
     for (let done = 0; done < into.length;) {
       const want = Math.min(into.length - done, SLICE_BYTES);
-      const got = this.attempt("read", want, at + done, () => readSync(this.fd, into, done, want, at + done));
+      const offset = done;
+      const got =
+        want < THREAD_BYTES
+          ? this.attempt("read", want, at + done, () => readSync(this.fd, into, offset, want, at + offset))
+          : await this.onThread("read", want, at + done, () =>
+              readAsync(this.fd, into, offset, want, at + offset),
+            );
       if (got === 0) {
         const message = `${this.path}: read of ${into.length} bytes at ${at}: the file ends at ${at + done}`;
         throw new DiskError("io", message, { code: "short" });
@@ -86,6 +113,15 @@ export class HostReader implements ReadableFile {
     }
   }
 
+  /** The same on a thread. */
+  protected async onThread<T>(doing: string, bytes: number, at: number, call: () => Promise<T>): Promise<T> {
+    try {
+      return await call();
+    } catch (error) {
+      throw hostError(error, `${this.path}: ${doing} of ${bytes} bytes at ${at}`);
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
@@ -104,6 +140,7 @@ export class LockedFile extends HostReader implements HostFile {
   /** The length was compared since the last punch. */
   #lengthProven = true;
   #punched = false;
+  #clones = true;
   #broken: DiskError | undefined;
 
   /** The descriptor is open for writing and locked. */
@@ -116,9 +153,13 @@ export class LockedFile extends HostReader implements HostFile {
     this.#assertWhole();
     for (let done = 0; done < from.length;) {
       const want = Math.min(from.length - done, SLICE_BYTES);
-      const put = this.attempt("write", want, at + done, () =>
-        writeSync(this.fd, from, done, want, at + done),
-      );
+      const offset = done;
+      const put =
+        want < THREAD_BYTES
+          ? this.attempt("write", want, at + done, () => writeSync(this.fd, from, offset, want, at + offset))
+          : await this.onThread("write", want, at + done, () =>
+              writeAsync(this.fd, from, offset, want, at + offset),
+            );
       if (put === 0)
         throw new DiskError("io", `${this.path}: write of ${want} bytes at ${at + done}: none written`);
       done += put;
@@ -142,6 +183,25 @@ export class LockedFile extends HostReader implements HostFile {
       await turn();
     }
     await this.#writeEdges(range, inner);
+  }
+
+  async cloneFrom(source: BlockDevice, from: number, at: number, bytes: number): Promise<boolean> {
+    this.#assertWhole();
+    if (!this.#clones || !(source instanceof HostReader)) return false;
+    // The host shares whole blocks only.
+    if ([from, at, bytes].some((offset) => offset % this.medium.blockBytes !== 0)) return false;
+    try {
+      this.#platform.clone(source.fd, { start: from, end: from + bytes }, this.fd, at);
+    } catch (error) {
+      if (!CANNOT_CLONE.has(codeOf(error) ?? "")) {
+        throw hostError(error, `${this.path}: clone of ${bytes} bytes at ${at}`);
+      }
+      this.#clones = false;
+      return false;
+    }
+    this.length = Math.max(this.length, at + bytes);
+    await turn();
+    return true;
   }
 
   /** Ranges past the end lengthen the file. */
@@ -250,6 +310,9 @@ export class LockedFile extends HostReader implements HostFile {
     }
   }
 }
+
+/** Another filesystem, or one without reflinks; EINVAL also where the two may not share. */
+const CANNOT_CLONE = new Set(["ENOTSUP", "EXDEV", "EINVAL", "ENOTTY", "ENOSYS", "EPERM", "ETXTBSY"]);
 
 /** ZERO_RANGE may need room for its metadata where a hole needs none. */
 const STEP_DOWN = new Set(["ENOTSUP", "ENOSPC", "EDQUOT"]);

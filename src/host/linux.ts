@@ -1,9 +1,11 @@
 /**
- * Linux: `fallocate` for holes, FIEMAP for extents, open-file-description locks, leases. Manual pages fallocate(2), lseek(2),
- * fcntl(2), fcntl_locking(2); FIEMAP: Documentation/filesystems/fiemap.rst.
+ * Linux: `fallocate` for holes, FIEMAP for extents, FICLONERANGE for reflinks, open-file-description locks, leases. Manual
+ * pages fallocate(2), lseek(2), ioctl_ficlonerange(2), fcntl(2), fcntl_locking(2); FIEMAP:
+ * Documentation/filesystems/fiemap.rst.
  *
  *   struct fiemap        | start u64 | length u64 | flags u32 | mapped u32 | count u32 | - | extent 0 | extent 1 | …
  *   struct fiemap_extent | logical u64 | physical u64 | length u64 | - u64 × 2 | flags u32 | - u32 × 3 |
+ *   struct file_clone_range | source fd i64 | source start u64 | length u64 | start u64 |
  *   struct flock         | type u16 | whence u16 | - | start i64 | length i64 | pid i32 | - |
  */
 import { openSync } from "node:fs";
@@ -26,6 +28,7 @@ export function linux(): Platform | undefined {
     openForWriting: (path, flags) => openSync(path, flags),
     punch: (fd, range) => fallocated(fd, FALLOC_FL_PUNCH_HOLE, range),
     zeroRange: (fd, range) => fallocated(fd, FALLOC_FL_ZERO_RANGE, range),
+    clone: cloneCall(call),
     extents: (fd, range) => fiemap(fd, range) ?? seek(fd, range),
     locks: ofdLocks(call),
     settle: (fd) => new Promise((resolve) => syncfs.async(fd, () => resolve())),
@@ -115,6 +118,16 @@ function fiemapExtents(view: DataView, range: Extent): ExtentBatch {
   }
   // A full batch that tells nothing new would be asked for again and again.
   return { extents, end: last || known === range.start ? range.end : known };
+}
+
+const FICLONERANGE = 0x4020940d;
+
+function cloneCall(call: Checked): NonNullable<Platform["clone"]> {
+  const ioctl = call("int ioctl(int fd, unsigned long request, void *argument)");
+  return (from, { start, end }, to, at) => {
+    const range = new BigInt64Array([from, start, end - start, at].map(BigInt));
+    ioctl(to, FICLONERANGE, new Uint8Array(range.buffer));
+  };
 }
 
 const SEEK_DATA = 3;

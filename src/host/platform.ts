@@ -35,6 +35,8 @@ export interface Platform {
   punch(fd: number, range: Extent): void;
   /** Makes the range read as zeros without writing data; it stays allocated. @throws ENOTSUP */
   zeroRange(fd: number, range: Extent): void;
+  /** Lets `to` share the blocks of `range` of `from`, at `at`. @throws ENOTSUP, EXDEV, EINVAL where that is not possible */
+  clone(from: number, range: Extent, to: number, at: number): void;
   /** What is allocated in the range, from its start on; undefined when the host cannot tell. */
   extents(fd: number, range: Extent): ExtentBatch | undefined;
   readonly locks: Locks;

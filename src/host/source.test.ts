@@ -266,3 +266,31 @@ test("reading opens nothing for writing", async (t) => {
   assert.equal(flags.trim(), "0", "and takes no lock");
   assert.equal("write" in file, false);
 });
+
+test("files are made beside the image, and nowhere else (H22)", async (t) => {
+  const root = scratch(t);
+  const source = hostSource(join(root, "disk.vmdk"));
+  {
+    await using file = await source.createBeside!("disk-s001.vmdk");
+    await file.write(0, new Uint8Array(3));
+  }
+  assert.equal(fs.statSync(join(root, "disk-s001.vmdk")).size, 3);
+  symlinkSync(join(root, "elsewhere"), join(root, "link"));
+  await assert.rejects(source.createBeside!("disk-s001.vmdk"), { kind: "usage" });
+  await assert.rejects(source.createBeside!("link"), { kind: "usage" });
+  for (const name of ["../x", "sub/x", "/tmp/x", "", "..", "a\0b"]) {
+    await assert.rejects(source.createBeside!(name), { kind: "refused", code: "outside" }, name);
+  }
+});
+
+test("siblings are the regular files beside the image, without itself", async (t) => {
+  const { root, image } = tree(t);
+  const names: string[] = [];
+  for await (const sibling of hostSource(image).siblings())
+    names.push(`${sibling.name} ${await content(sibling)}`);
+  assert.deepEqual(names, ["base images/base"]);
+  const outside: string[] = [];
+  for await (const sibling of hostSource(join(root, "images/sub/base")).siblings())
+    outside.push(sibling.name);
+  assert.deepEqual(outside, []);
+});

@@ -14,12 +14,13 @@ import {
   statSync,
   unlinkSync,
 } from "node:fs";
-import { dirname, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import type { HostFile, ReadableFile } from "../device/device.ts";
-import type { Source } from "../device/source.ts";
+import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { hostError } from "./failure.ts";
 import { HostReader, LockedFile } from "./file.ts";
+import { HostFolder } from "./folder.ts";
 import { filesIn } from "./listing.ts";
 import { lockForWriting, needLocks } from "./lock.ts";
 import { identityOf, notAnImage } from "./medium.ts";
@@ -37,8 +38,10 @@ export interface HostSource extends Source {
   siblings(): AsyncIterable<HostSource>;
 }
 
+const NOTHING_OUTSIDE: Policy = { outside: [] };
+
 /** The image at `path`, as the user gave it. Nothing is opened yet. */
-export function hostSource(path: string, policy: Policy = { outside: [] }): HostSource {
+export function hostSource(path: string, policy: Policy = NOTHING_OUTSIDE): HostSource {
   return new PathSource({ name: path, path: resolve(path), policy });
 }
 
@@ -64,6 +67,24 @@ class PathSource implements HostSource {
     this.#origin = origin;
     this.name = origin.name;
     this.path = origin.path;
+  }
+
+  get folder(): Folder | undefined {
+    return this.#origin.referred === undefined && isFolder(this.path) ? this.#asFolder() : undefined;
+  }
+
+  async makeFolder(under: readonly string[]): Promise<Folder> {
+    const folder = this.#asFolder();
+    folder.make(under);
+    return folder;
+  }
+
+  #asFolder(): HostFolder {
+    return new HostFolder(this.path, {
+      // The name leads nowhere outside, whatever the user allowed to images that are files.
+      refer: (name) => hostSource(join(this.path, "image")).refer(name),
+      make: (path, name) => new PathSource({ name, path, policy: NOTHING_OUTSIDE }).create(),
+    });
   }
 
   async open(): Promise<ReadableFile> {
@@ -113,6 +134,17 @@ class PathSource implements HostSource {
     });
   }
 
+  async createBeside(name: string): Promise<HostFile> {
+    if (name !== basename(name) || name === "" || name.includes("\0") || /^\.+$/.test(name)) {
+      throw refusal(name, "it is no plain file name", undefined);
+    }
+    return new PathSource({
+      name,
+      path: join(dirname(this.path), name),
+      policy: this.#origin.policy,
+    }).create();
+  }
+
   async refer(name: string): Promise<HostSource> {
     const { path, policy, referred } = this.#origin;
     const folder = dirname(path);
@@ -159,6 +191,10 @@ class PathSource implements HostSource {
 /** A file that went away, or that the policy forbids, is nobody's parent. */
 function nothingIfRefused(error: unknown): undefined {
   if (!(error instanceof DiskError)) throw error;
+}
+
+function isFolder(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
 }
 
 /** The kernel's own word for where an open file lies; elsewhere, where its path leads now. */

@@ -68,6 +68,9 @@ export function windows(): Platform | undefined {
     zeroRange: () => {
       throw new SystemError("FSCTL_SET_ZERO_DATA", "ENOTSUP");
     },
+    clone: () => {
+      throw new SystemError("FSCTL_DUPLICATE_EXTENTS", "ENOTSUP");
+    },
     extents: () => undefined,
     // Opening without sharing has locked the file already.
     locks: { share: () => {}, heldByOthers: () => false },

@@ -1,7 +1,8 @@
 /**
- * A `Source` over simulated files: one flat folder, with names as an image would write them.
+ * A `Source` over simulated files: one flat folder, with names as an image would write them. A bundle's files have
+ * names such as `disk.sparsebundle/bands/1f`, and the bundle is there when one of them is.
  */
-import type { Source } from "../device/source.ts";
+import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { SimulatedFile } from "./simulated-file.ts";
 
@@ -9,11 +10,19 @@ import { SimulatedFile } from "./simulated-file.ts";
 export function simulatedSource(files: Map<string, SimulatedFile>, name: string): Source {
   const existing = (): SimulatedFile => {
     const file = files.get(name);
-    if (!file) throw new DiskError("io", `${name}: no such file`);
+    if (!file) throw new DiskError("io", `${name}: no such file`, { code: "not-found" });
+    return file;
+  };
+  const create = async (made: string): Promise<SimulatedFile> => {
+    if (files.has(made)) throw new DiskError("usage", `${made} exists already`);
+    const file = new SimulatedFile(0, { name: made });
+    file.locked = true;
+    files.set(made, file);
     return file;
   };
   return {
     name,
+    ...(isFolder(files, name) && { folder: simulatedFolder(files, name) }),
     open: async () => existing().readable(),
     async openWritable() {
       const file = existing();
@@ -21,12 +30,11 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       file.locked = true;
       return file;
     },
-    async create() {
-      if (files.has(name)) throw new DiskError("usage", `${name} exists already`);
-      const file = new SimulatedFile(0, { name });
-      file.locked = true;
-      files.set(name, file);
-      return file;
+    create: () => create(name),
+    createBeside: (other) => create(other),
+    async makeFolder() {
+      if (isFolder(files, name)) throw new DiskError("usage", `${name} exists already`);
+      return simulatedFolder(files, name);
     },
     refer: async (other) => {
       if (other.includes("/")) {
@@ -38,6 +46,27 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       for (const other of [...files.keys()].sort()) {
         if (other !== name && !other.includes("/")) yield simulatedSource(files, other);
       }
+    },
+  };
+}
+
+const isFolder = (files: Map<string, SimulatedFile>, name: string): boolean =>
+  [...files.keys()].some((path) => path.startsWith(`${name}/`));
+
+/** A folder, whether or not it has files yet. */
+function simulatedFolder(files: Map<string, SimulatedFile>, name: string): Folder {
+  return {
+    async list(under) {
+      const prefix = under === "" ? `${name}/` : `${name}/${under}/`;
+      const below = [...files.keys()].filter((path) => path.startsWith(prefix));
+      return below
+        .map((path) => path.slice(prefix.length))
+        .filter((path) => !path.includes("/"))
+        .sort();
+    },
+    file: (path) => simulatedSource(files, `${name}/${path}`),
+    async remove(path) {
+      if (!files.delete(`${name}/${path}`)) throw new DiskError("io", `${path}: no such file`);
     },
   };
 }

@@ -71,7 +71,7 @@ function write(path: string, virtualBytes: number, random: Random): void {
 }
 
 /** All files of a folder, by name. */
-export async function filesIn(folder: string): Promise<Files> {
+export async function filesIn(folder: string): Promise<Map<string, SimulatedFile>> {
   const files = new Map<string, SimulatedFile>();
   for (const name of readdirSync(folder)) {
     if (!name.endsWith(".vmdk")) continue;

@@ -10,7 +10,7 @@ import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { HostFile, Place, ReadableFile, Run } from "../../device/device.ts";
 import { assert } from "../../error.ts";
 import { EMPTY_PLAN, type Plan, type Step, type Wish } from "../../reclaim/plan.ts";
-import type { Finding, Image, Snapshot, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, Image, Snapshot, WritableImage } from "../format.ts";
 
 /** What a format says of such an image. */
 export interface FlatFacts {
@@ -156,6 +156,11 @@ export class WritableFlatImage extends FlatImage<HostFile> implements WritableIm
   async write(at: number, from: Uint8Array): Promise<void> {
     this.facts.requireWritable?.();
     await this.file.write(this.inFile({ start: at, end: at + from.length }).start, from);
+  }
+
+  async claim(range: Extent): Promise<ClaimedPlace> {
+    this.facts.requireWritable?.();
+    return { file: this.file, at: this.inFile(range).start, bytes: range.end - range.start };
   }
 
   async zero(range: Extent): Promise<void> {

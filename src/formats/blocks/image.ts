@@ -4,7 +4,7 @@
 import type { Extent } from "../../bytes/extents.ts";
 import type { HostFile, Place, ReadableFile } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
-import type { Finding, Image, Reference, Snapshot, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, Image, Reference, Snapshot, WritableImage } from "../format.ts";
 import { checkBlocks } from "./check.ts";
 import { BlockDisk } from "./disk.ts";
 import { type BlockLayout, payloadAt, slotAt } from "./layout.ts";
@@ -150,7 +150,7 @@ export class WritableBlockImage extends BlockImage<HostFile> implements Writable
     await this.#writer.discard(range);
   }
 
-  async claim(range: Extent): Promise<Place | undefined> {
+  async claim(range: Extent): Promise<ClaimedPlace | undefined> {
     this.facts.requireWritable?.();
     return this.#writer.claim(range);
   }

@@ -57,7 +57,7 @@ export interface BlockLayout<F extends ReadableFile = ReadableFile> {
   readonly freed: number | undefined;
   /** The same where the run packs, for a format that allows no gaps between its blocks: VDI. Default: `freed`. */
   readonly freedByPacking?: number;
-  /** Blocks that stay mapped all the same. */
+  /** Blocks that stay mapped all the same, unless the run packs. */
   readonly keeps?: (block: number) => boolean;
   /** File offset from which on there is nothing but blocks, and what `fixed` names. */
   readonly blocksStartBytes: number;

@@ -100,7 +100,7 @@ function droppedBlocks(layout: BlockLayout, wish: Wish, pack: boolean): ExtentSe
   const blocks = new ExtentBuilder();
   for (const { start, end } of unwanted(layout, wish).alignInward(blockBytes)) {
     table.eachMapped(start / blockBytes, end / blockBytes, (block) => {
-      if (!keeps?.(block)) blocks.add(block, block + 1);
+      if (pack || !keeps?.(block)) blocks.add(block, block + 1);
     });
   }
   return blocks.build();

@@ -9,9 +9,10 @@
  */
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import { bytesOf, viewOf } from "../../bytes/struct.ts";
-import { type HostFile, type Place, readBytes } from "../../device/device.ts";
+import { type HostFile, readBytes } from "../../device/device.ts";
 import { readBeyond } from "../../device/padded.ts";
 import { DiskError } from "../../error.ts";
+import type { ClaimedPlace } from "../format.ts";
 import { garbageOf, roomsIn } from "./check.ts";
 import { type Change, runsOf } from "./entries.ts";
 import { type BlockLayout, type BlocksEnd, payloadAt, slotAt, strideOf } from "./layout.ts";
@@ -95,18 +96,21 @@ export class BlockWriter {
   }
 
   /**
-   * A place for `range`, which lies in one block, whose content the caller writes before the next flush; undefined where
-   * it would have to be completed from elsewhere.
+   * A place for what of `range` lies in its first block, for the caller to write; until then it reads as before, or zeros.
+   * Undefined where it would have to be completed from elsewhere.
    */
-  claim(range: Extent): Promise<Place | undefined> {
+  claim(range: Extent): Promise<ClaimedPlace | undefined> {
     return this.#inTurn(async () => {
-      const { file, table, held } = this.#layout;
-      const [part, second] = this.#parts(range);
-      if (part === undefined || second !== undefined || held !== undefined) return undefined;
-      if (!table.isMapped(part.block) && !part.isWhole) return undefined;
+      const { file, table, held, parent } = this.#layout;
+      const [part] = this.#parts(range);
+      if (part === undefined || held !== undefined) return undefined;
+      const isMapped = table.isMapped(part.block);
+      if (!isMapped && (!part.isWhole || parent !== undefined)) return undefined;
       await this.#begin();
-      if (!table.isMapped(part.block)) {
+      if (!isMapped) {
+        const isReused = this.#spare.length > 0;
         const slot = this.#newSlot();
+        await this.#makeRoom(slot, isReused, 0);
         await this.#writeHead(slot);
         this.#map(part.block, slot);
       }

@@ -10,6 +10,7 @@
  *
  *   | all that the old table covers | blocks | new table |
  */
+import type { Extent } from "../../bytes/extents.ts";
 import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import type { HostFile } from "../../device/device.ts";
 import { assert, DiskError } from "../../error.ts";
@@ -32,18 +33,25 @@ export class Allocator {
 
   /** Claims a free cluster; returns its file offset. What it holds is undefined. */
   async claim(): Promise<number> {
+    return (await this.claimRun(1)).at;
+  }
+
+  /** Claims the first free cluster and those that follow it, while they are free and one refcount block counts them. */
+  async claimRun(clustersMax: number): Promise<{ readonly at: number; readonly clusters: number }> {
     const { header, refcounts } = this.#context;
     const { blockEntries, order } = refcounts;
     for (;;) {
       const number = Math.floor(this.#hint / blockEntries);
       if (number >= refcounts.tableEntries) await this.#growTable();
       const block = (await refcounts.block(number)) ?? (await this.#addBlock(number));
-      for (let i = this.#hint % blockEntries; i < blockEntries; i++) {
-        if (readRefcount(block.view, order, i) !== 0) continue;
-        const cluster = number * blockEntries + i;
-        await this.#state(block, i, 1);
-        this.#hint = cluster + 1;
-        return cluster * header.clusterBytes;
+      const isFree = (i: number) => i < blockEntries && readRefcount(block.view, order, i) === 0;
+      for (let first = this.#hint % blockEntries; first < blockEntries; first++) {
+        if (!isFree(first)) continue;
+        let end = first + 1;
+        while (end - first < clustersMax && isFree(end)) end++;
+        await this.#state(block, { start: first, end }, 1);
+        this.#hint = number * blockEntries + end;
+        return { at: (number * blockEntries + first) * header.clusterBytes, clusters: end - first };
       }
       this.#hint = (number + 1) * blockEntries;
     }
@@ -57,18 +65,19 @@ export class Allocator {
     assert(block !== undefined, `cluster ${cluster} is counted`);
     const count = readRefcount(block.view, refcounts.order, index) - times;
     assert(count >= 0, `cluster ${cluster} had ${times} references`);
-    await this.#state(block, index, count);
+    await this.#state(block, { start: index, end: index + 1 }, count);
     if (count === 0) this.#hint = Math.min(this.#hint, cluster);
     return count;
   }
 
-  /** Writes one count. */
-  async #state(block: CachedTable, index: number, count: number): Promise<void> {
+  /** Writes the same count for the entries of a block from `start` to `end`. */
+  async #state(block: CachedTable, { start, end }: Extent, count: number): Promise<void> {
     const { file, refcounts } = this.#context;
-    writeRefcount(block.view, refcounts.order, index, count);
-    const bit = index * 2 ** refcounts.order;
-    const sector = Math.floor(bit / 8 / SECTOR_BYTES) * SECTOR_BYTES;
-    await file.write(block.at + sector, bytesOf(block.view).subarray(sector, sector + SECTOR_BYTES));
+    for (let i = start; i < end; i++) writeRefcount(block.view, refcounts.order, i, count);
+    const sectorOf = (index: number) => Math.floor((index * 2 ** refcounts.order) / 8 / SECTOR_BYTES);
+    const first = sectorOf(start) * SECTOR_BYTES;
+    const last = (sectorOf(end - 1) + 1) * SECTOR_BYTES;
+    await file.write(block.at + first, bytesOf(block.view).subarray(first, last));
   }
 
   /** The cluster at the hint becomes refcount block `number`. */

@@ -4,7 +4,7 @@
 import type { Extent } from "../../bytes/extents.ts";
 import type { HostFile, Place } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
-import type { Finding, Image, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, Image, WritableImage } from "../format.ts";
 import type { Qcow2Context } from "./context.ts";
 import { Qcow2Image } from "./image.ts";
 import { Qcow2Writer } from "./write.ts";
@@ -38,6 +38,10 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
 
   write(at: number, from: Uint8Array): Promise<void> {
     return this.#writer.write(at, from);
+  }
+
+  claim(range: Extent): Promise<ClaimedPlace | undefined> {
+    return this.#writer.claim(range);
   }
 
   zero(range: Extent): Promise<void> {

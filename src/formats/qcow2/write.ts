@@ -14,6 +14,7 @@
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice, HostFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
+import type { ClaimedPlace } from "../format.ts";
 import { Allocator } from "./allocate.ts";
 import { BitmapKeeper } from "./bitmap-keeper.ts";
 import { Changes } from "./changes.ts";
@@ -61,6 +62,15 @@ export class Qcow2Writer {
     return this.#change({ start: at, end: at + from.length }, () => this.#write(at, from));
   }
 
+  /** Fresh clusters that follow each other in the file, for the first clusters of `range` that nothing maps. */
+  async claim(range: Extent): Promise<ClaimedPlace | undefined> {
+    const { backing, extendedL2, externalData } = this.#context.header;
+    if (backing !== undefined || extendedL2 || externalData) return undefined;
+    let claimed: ClaimedPlace | undefined;
+    await this.#change(range, async () => (claimed = await this.#claim(range)));
+    return claimed;
+  }
+
   zero(range: Extent): Promise<void> {
     return this.#change(range, () => this.#zero(range));
   }
@@ -93,7 +103,7 @@ export class Qcow2Writer {
     }
   }
 
-  #change(range: Extent, act: () => Promise<void>): Promise<void> {
+  #change(range: Extent, act: () => Promise<unknown>): Promise<void> {
     if (range.start >= range.end) return Promise.resolve();
     return this.#exclusive(async () => {
       if (!this.#hasBegun) await this.#begin();
@@ -143,6 +153,29 @@ export class Qcow2Writer {
       this.#compressed.forget();
     });
     this.#isUnflushed = false;
+  }
+
+  async #claim({ start, end }: Extent): Promise<ClaimedPlace | undefined> {
+    const { data, header } = this.#context;
+    const { clusterBytes, l2Entries } = header;
+    const first = start / clusterBytes;
+    const stop = Math.min(Math.ceil(end / clusterBytes), (Math.floor(first / l2Entries) + 1) * l2Entries);
+    let clusters = 0;
+    while (first + clusters < stop && (await this.#entry(first + clusters)).entry.kind === "unallocated")
+      clusters++;
+    if (clusters === 0) return undefined;
+    const table = await this.#changes.ownTable(Math.floor(first / l2Entries));
+    const run = await this.#allocator.claimRun(clusters);
+    const bytes = Math.min(end - start, run.clusters * clusterBytes);
+    await this.#zeroHost({ start: run.at, end: run.at + bytes });
+    for (let i = 0; i < run.clusters; i++) {
+      const host = run.at + i * clusterBytes;
+      const index = (first + i) % l2Entries;
+      table.view.setUint32(index * header.l2EntryBytes, (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0);
+      table.view.setUint32(index * header.l2EntryBytes + 4, host % 2 ** 32);
+      this.#changes.touch(table, index);
+    }
+    return { file: data, at: run.at, bytes };
   }
 
   async #write(at: number, from: Uint8Array): Promise<void> {

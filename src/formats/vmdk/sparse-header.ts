@@ -83,8 +83,7 @@ export interface SparseHeader {
 export async function readSparseHeader(file: BlockDevice): Promise<SparseHeader> {
   mustLieInside(file, "sparse extent header", 0, SECTOR_BYTES);
   const bytes = await readBytes(file, 0, SECTOR_BYTES);
-  if (Buffer.from(bytes.subarray(0, MAGIC.length)).toString("latin1") !== MAGIC)
-    throw corrupt("sparse extent header", 0, "no magic", `"${MAGIC}"`);
+  if (!hasMagic(bytes, 0)) throw corrupt("sparse extent header", 0, "no magic", `"${MAGIC}"`);
   const first = SparseExtentHeader.decode(bytes);
   // A footer, where there is one, takes the header's place.
   const found = first.gdOffset === GD_AT_END ? await readFooter(file) : first;
@@ -121,6 +120,10 @@ export async function readSparseHeader(file: BlockDevice): Promise<SparseHeader>
 
 type Found = ReturnType<typeof SparseExtentHeader.decode>;
 
+function hasMagic(bytes: Uint8Array, at: number): boolean {
+  return Buffer.from(bytes.subarray(at, at + MAGIC.length)).toString("latin1") === MAGIC;
+}
+
 async function readFooter(file: BlockDevice): Promise<Found> {
   const at = file.bytes - 3 * SECTOR_BYTES;
   if (at < SECTOR_BYTES || file.bytes % SECTOR_BYTES !== 0) {
@@ -134,12 +137,16 @@ async function readFooter(file: BlockDevice): Promise<Found> {
   const bytes = await readBytes(file, at, 3 * SECTOR_BYTES);
   const marker = Marker.decode(bytes);
   const end = Marker.decode(bytes, 2 * SECTOR_BYTES);
-  const footer = SparseExtentHeader.decode(bytes, SECTOR_BYTES);
-  const isWhole =
-    marker.type === MarkerType.footer && marker.dataBytes === 0 && end.type === MarkerType.endOfStream;
-  if (!isWhole || end.dataBytes !== 0 || footer.magicNumber !== MAGIC || footer.gdOffset === GD_AT_END) {
+  const isEnclosed =
+    marker.type === MarkerType.footer &&
+    marker.dataBytes === 0 &&
+    end.type === MarkerType.endOfStream &&
+    end.dataBytes === 0;
+  if (!isEnclosed || !hasMagic(bytes, SECTOR_BYTES)) {
     throw corrupt("footer", at, "something else", "a footer between its marker and the end of the stream");
   }
+  const footer = SparseExtentHeader.decode(bytes, SECTOR_BYTES);
+  if (footer.gdOffset === GD_AT_END) throw corrupt("footer", at, "no grain directory", "where it is");
   return footer;
 }
 

@@ -4,13 +4,13 @@
  * The CID in the descriptor changes before the first change of the content, so that a child of this disk is noticed to
  * be one of another content; a reclaim changes none that anybody wants, and keeps it.
  */
-import { randomBytes } from "node:crypto";
 import type { Extent } from "../../bytes/extents.ts";
 import type { HostFile, Place } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import { BlockWriter } from "../blocks/write.ts";
 import type { Finding, WritableImage } from "../format.ts";
+import { newCid } from "./create.ts";
 import { withCid } from "./descriptor.ts";
 import type { FlatExtent } from "./flat.ts";
 import { VmdkImage } from "./image.ts";
@@ -139,11 +139,6 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
     await file.write(room?.at ?? 0, text);
     await file.flush();
   }
-}
-
-/** Any but those that stand for "none" and "never written". */
-export function newCid(): string {
-  return (randomBytes(4).readUInt32LE() >>> 1).toString(16).padStart(8, "0");
 }
 
 function shifted({ start, end }: Extent, by: number): Extent {

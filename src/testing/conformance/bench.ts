@@ -34,7 +34,8 @@ export class Bench {
   }
 
   openWritable(files: Files): Promise<WritableImage> {
-    const source = simulatedSource(new Map(files), this.sample.image);
+    // A bundle gains files as it is written.
+    const source = simulatedSource(files instanceof Map ? files : new Map(files), this.sample.image);
     return this.format.openWritable!(source, this.#openParent(files));
   }
 

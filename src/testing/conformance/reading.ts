@@ -82,7 +82,8 @@ export async function damageIsReported(bench: Bench): Promise<void> {
   const { random, sample } = bench;
   for (let i = 0; i < DAMAGES; i++) {
     const files = copyOf(sample.files);
-    const file = files.get(sample.image)!;
+    // Of a bundle any file.
+    const file = files.get(sample.image) ?? random.pick([...files.values()]);
     if (file.bytes === 0) return;
     const what: string[] = [];
     for (let n = random.between(1, 4); n > 0; n--) {

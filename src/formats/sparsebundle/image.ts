@@ -1,0 +1,224 @@
+/**
+ * A sparse bundle, opened: the disk over its bands.
+ *
+ *   guest offset → band number, in hexadecimal the name of its file; no file, or behind its end: zeros
+ */
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
+import type { HostFile, ReadableFile, Run } from "../../device/device.ts";
+import { readPadded } from "../../device/padded.ts";
+import { joined } from "../../device/runs.ts";
+import type { Plan, Wish } from "../../reclaim/plan.ts";
+import type { Finding, Image, Snapshot, WritableImage } from "../format.ts";
+import { type Band, WritableBand } from "./band.ts";
+import type { Info } from "./info.ts";
+import { type Placed, planBands } from "./plan.ts";
+
+/** What was found in the folder. */
+export interface Bundle<F extends ReadableFile = ReadableFile, B extends Band = Band> {
+  readonly info: Info;
+  /** `Info.plist`, and whatever else is held open as a lock. */
+  readonly held: readonly [F, ...F[]];
+  readonly bands: Map<number, B>;
+  /** Files among the bands that are none. */
+  readonly strangers: readonly string[];
+}
+
+export class SparseBundle<
+  F extends ReadableFile = ReadableFile,
+  B extends F & Band = F & Band,
+> implements Image {
+  readonly format = "sparsebundle";
+  readonly encrypted = false;
+  readonly parent = undefined;
+  readonly references = [];
+  protected readonly bundle: Bundle<F, B>;
+
+  constructor(bundle: Bundle<F, B>) {
+    this.bundle = bundle;
+  }
+
+  get bytes(): number {
+    return this.bundle.info.bytes;
+  }
+
+  get grainBytes(): number {
+    return this.bundle.info.bandBytes;
+  }
+
+  get files(): ReadonlyMap<string, F> {
+    const files = new Map<string, F>([["", this.bundle.held[0]]]);
+    for (const [number, band] of this.bundle.bands) files.set(fileName(number), band);
+    return files;
+  }
+
+  get summary(): string {
+    return `bands of ${this.bundle.info.bandBytes / 1024} KiB`;
+  }
+
+  get details(): Image["details"] {
+    return { bandBytes: this.bundle.info.bandBytes, bands: this.bundle.bands.size };
+  }
+
+  async read(at: number, into: Uint8Array): Promise<void> {
+    for (const { number, from, start, end } of this.pieces({ start: at, end: at + into.length })) {
+      const target = into.subarray(start - at, end - at);
+      const band = this.bundle.bands.get(number);
+      if (band === undefined) target.fill(0);
+      else await readPadded(band, from, target);
+    }
+  }
+
+  map(range: Extent): AsyncGenerator<readonly Run[]> {
+    return joined(this.#runs(range));
+  }
+
+  tableBytes(): Promise<number> {
+    return Promise.resolve(this.bundle.held[0].bytes);
+  }
+
+  snapshots(): Promise<readonly Snapshot[]> {
+    return Promise.resolve([]);
+  }
+
+  async *check(): AsyncGenerator<Finding> {
+    const { strangers, bands, info } = this.bundle;
+    for (const name of strangers) {
+      const message = `bands/${JSON.stringify(name)} is no band of this disk`;
+      yield { kind: "leak", isMendable: false, count: 1, message };
+    }
+    for (const [number, { bytes }] of bands) {
+      if (bytes <= info.bandBytes) continue;
+      const message = `${fileName(number)} has ${bytes} bytes, expected at most ${info.bandBytes}`;
+      yield { kind: "error", isMendable: false, count: 1, message };
+    }
+  }
+
+  plan(wish: Wish): Promise<Plan> {
+    return planBands([...this.#placed()], wish);
+  }
+
+  describe(fileOffset: number): Promise<string | undefined> {
+    return Promise.resolve(fileOffset < this.bundle.held[0].bytes ? "Info.plist" : undefined);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const file of [...this.bundle.bands.values(), ...this.bundle.held])
+      await file[Symbol.asyncDispose]();
+  }
+
+  async *#runs(range: Extent): AsyncGenerator<readonly Run[]> {
+    for (const { number, from, start, end } of this.pieces(range)) {
+      const file = this.bundle.bands.get(number);
+      const inside = Math.min(end, start + Math.max(0, (file?.bytes ?? 0) - from));
+      const runs: Run[] = [];
+      if (file !== undefined && start < inside) {
+        const place = { file, at: from, bytes: inside - start };
+        runs.push({ start, end: inside, kind: "data", place, shared: false, depth: 0 });
+      }
+      if (inside < end) runs.push({ start: inside, end, kind: "hole", shared: false, depth: 0 });
+      yield runs;
+    }
+  }
+
+  *#placed(): Generator<Placed> {
+    const { bands, info } = this.bundle;
+    for (const [number, file] of bands) {
+      const start = number * info.bandBytes;
+      yield { name: fileName(number), file, start, end: start + info.bandBytes };
+    }
+  }
+
+  protected *pieces({ start, end }: Extent): Generator<Piece> {
+    const { bandBytes } = this.bundle.info;
+    for (let at = start; at < end;) {
+      const number = Math.floor(at / bandBytes);
+      const stop = Math.min(end, (number + 1) * bandBytes);
+      yield { number, from: at - number * bandBytes, start: at, end: stop };
+      at = stop;
+    }
+  }
+}
+
+interface Piece extends Extent {
+  readonly number: number;
+  /** Offset in the band. */
+  readonly from: number;
+}
+
+export function fileName(number: number): string {
+  return `bands/${number.toString(16)}`;
+}
+
+/** What a writer needs of the folder. */
+export interface BandMaker {
+  make(number: number): Promise<WritableBand>;
+  remove(number: number): Promise<void>;
+}
+
+export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> implements WritableImage {
+  readonly #maker: BandMaker;
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(bundle: Bundle<HostFile, WritableBand>, maker: BandMaker) {
+    super(bundle);
+    this.#maker = maker;
+  }
+
+  /** One after the other: two writers must not make the same band. */
+  write(at: number, from: Uint8Array): Promise<void> {
+    const done = this.#turn.then(async () => {
+      for (const piece of this.pieces({ start: at, end: at + from.length })) {
+        const band = this.bundle.bands.get(piece.number) ?? (await this.#made(piece.number));
+        await band.write(piece.from, from.subarray(piece.start - at, piece.end - at));
+      }
+    });
+    this.#turn = done.catch(() => {});
+    return done;
+  }
+
+  zero(range: Extent): Promise<void> {
+    return this.#each(range, (band, inside) => band.zero(inside));
+  }
+
+  discard(range: Extent): Promise<void> {
+    return this.#each(range, (band, inside) => band.discard(inside));
+  }
+
+  async flush(): Promise<void> {
+    await this.#turn;
+    for (const band of this.bundle.bands.values()) await band.flush();
+  }
+
+  override async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.#turn;
+      for (const [number, band] of this.bundle.bands) {
+        if (band.bytes > 0) continue;
+        await band.close();
+        await this.#maker.remove(number);
+        this.bundle.bands.delete(number);
+      }
+    } finally {
+      await super[Symbol.asyncDispose]();
+    }
+  }
+
+  async #made(number: number): Promise<WritableBand> {
+    const band = await this.#maker.make(number);
+    this.bundle.bands.set(number, band);
+    return band;
+  }
+
+  /** What of the range has a file. */
+  async #each(range: Extent, work: (band: WritableBand, inside: Extent) => Promise<void>): Promise<void> {
+    await this.#turn;
+    for (const { number, from, start, end } of this.pieces(range)) {
+      const band = this.bundle.bands.get(number);
+      const [inside] = ExtentSet.of({ start: from, end: from + end - start }).within({
+        start: 0,
+        end: band?.bytes ?? 0,
+      });
+      if (band !== undefined && inside !== undefined) await work(band, inside);
+    }
+  }
+}
