@@ -105,6 +105,9 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   return new Disk(file, image, source, false, options);
 }
 
+/** No disk of a guest is so small: what is describes one, and is its owner's work (a VMDK descriptor). */
+const DESCRIPTION_BYTES_MAX = 64 * 1024;
+
 /**
  * H21: the header that makes a file qcow2 may be its guest's work, on a disk that its owner runs as raw. It may
  * harm that guest, but must not reach into another file.
@@ -113,6 +116,7 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
 export function refuseGuess({ image, options }: Disk): void {
   const data = image.references.find(({ role }) => role === "data");
   if (data === undefined || options.format !== undefined) return;
+  if ((image.files.get("")?.bytes ?? Infinity) <= DESCRIPTION_BYTES_MAX) return;
   throw new DiskError("refused", `by its content it is ${image.format} with its data in "${data.name}"`, {
     code: "format-guessed",
     hint: `if that is so, say --format ${image.format}`,
