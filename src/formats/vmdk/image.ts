@@ -7,7 +7,7 @@ import type { BlockDevice, Place, ReadableFile, Run } from "../../device/device.
 import { DiskError } from "../../error.ts";
 import { EMPTY_PLAN, type Plan, type Wish } from "../../reclaim/plan.ts";
 import type { Finding, Image, Reference, Snapshot } from "../format.ts";
-import { quoted } from "./corrupt.ts";
+import { quoted } from "./damaged.ts";
 import { referencesOf, type VmdkDisk } from "./open.ts";
 import type { Part } from "./part.ts";
 
