@@ -4,9 +4,20 @@ import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { udif } from "./udif.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vhdx, vhd, vmdk, vdi, parallels, sparsebundle, raw];
+export const FORMATS: readonly ImageFormat[] = [
+  qcow2,
+  vhdx,
+  vhd,
+  vmdk,
+  vdi,
+  parallels,
+  sparsebundle,
+  udif,
+  raw,
+];

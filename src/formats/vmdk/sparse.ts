@@ -51,7 +51,6 @@ export async function openSparse<F extends ReadableFile>(
   const directories = copy === undefined ? [primary] : [primary, copy];
   const head = headOf(header);
   const table = await readEntries(file, primary, header);
-  const stale = copy === undefined ? [] : await tablesThatDiffer(file, copy, table);
   const layout: BlockLayout<F> = {
     fileName,
     file,
@@ -78,7 +77,7 @@ export async function openSparse<F extends ReadableFile>(
     endAlignBytes: SECTOR_BYTES,
     structureAt: (at) => structureAt(at, head, directories),
   };
-  return new Sparse({ type, layout, header, copy, stale, damage });
+  return new Sparse({ type, layout, header, copy, damage });
 }
 
 /** The table of an extent that is only read. @throws DiskError `corrupt` */
@@ -150,8 +149,13 @@ function entryOf(slot: number): number {
 }
 
 /** Numbers of the tables that do not say what `table` says. */
-async function tablesThatDiffer(file: ReadableFile, copy: Directory, table: BlockTable): Promise<number[]> {
+async function tablesThatDiffer(
+  file: ReadableFile,
+  copy: Directory | undefined,
+  table: BlockTable,
+): Promise<number[]> {
   const stale: number[] = [];
+  if (copy === undefined) return stale;
   for await (const { number, view } of tablesOf(file, copy)) {
     const first = number * ENTRIES_PER_TABLE;
     const count = Math.min(ENTRIES_PER_TABLE, table.blocks - first);
@@ -183,8 +187,6 @@ interface Opened<F extends ReadableFile> {
   readonly layout: BlockLayout<F>;
   readonly header: SparseHeader;
   readonly copy: Directory | undefined;
-  /** Numbers of the redundant tables that differ. */
-  readonly stale: readonly number[];
   /** What is wrong with the redundant directory as a whole. */
   readonly damage: string | undefined;
 }
@@ -212,8 +214,9 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
   }
 
   async *check(): AsyncIterable<Finding> {
-    const { damage, stale } = this.#opened;
+    const { damage } = this.#opened;
     if (damage !== undefined) yield { kind: "error", isMendable: false, count: 1, message: damage };
+    const stale = await this.#stale();
     if (stale.length > 0) {
       const message = `${stale.length} redundant grain tables differ from the grain tables, the first is ${stale[0]}`;
       yield { kind: "leak", isMendable: true, count: stale.length, message };
@@ -237,8 +240,12 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
     yield* batched(this.#mendingSteps());
   }
 
-  #mending(plan: Plan): Plan {
-    if (this.#opened.stale.length === 0) return plan;
+  #stale(): Promise<number[]> {
+    return tablesThatDiffer(this.layout.file, this.#opened.copy, this.layout.table);
+  }
+
+  async #mending(plan: Plan): Promise<Plan> {
+    if ((await this.#stale()).length === 0) return plan;
     const mend = () => this.mend();
     return {
       ...plan,
@@ -250,8 +257,8 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
   }
 
   async *#mendingSteps(): AsyncGenerator<Step> {
-    const { copy, stale, layout } = this.#opened;
-    for (const number of stale) {
+    const { copy, layout } = this.#opened;
+    for (const number of await this.#stale()) {
       const at = copy!.tables[number]!;
       const before = await readBytes(layout.file, at, TABLE_BYTES);
       const after = before.slice();

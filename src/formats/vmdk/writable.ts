@@ -8,6 +8,7 @@ import type { Extent } from "../../bytes/extents.ts";
 import type { HostFile, Place } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
+import type { BlockLayout } from "../blocks/layout.ts";
 import { BlockWriter } from "../blocks/write.ts";
 import type { Finding, WritableImage } from "../format.ts";
 import { newCid } from "./create.ts";
@@ -104,8 +105,9 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
       if (start >= end) continue;
       const writer = this.#writers.get(index);
       if (writer !== undefined) {
-        if (doing !== "discard")
-          requireTables(part as SparseExtent<HostFile>, { start: start - base, end: end - base });
+        const { layout } = part as SparseExtent<HostFile>;
+        const needsNoEntry = doing === "discard" || (doing === "zero" && layout.parent === undefined);
+        if (!needsNoEntry) requireTables(layout, { start: start - base, end: end - base });
         await change(writer, { start, end }, base);
       } else if (isFlat(part)) {
         await this.#renewCid();
@@ -154,10 +156,7 @@ function isFlat(part: Part): part is FlatExtent<HostFile> {
 }
 
 /** @throws DiskError where a grain would need an entry of a grain table that there is not */
-function requireTables(
-  { layout: { entries, blockBytes, table } }: SparseExtent<HostFile>,
-  range: Extent,
-): void {
+function requireTables({ entries, blockBytes, table }: BlockLayout, range: Extent): void {
   const end = Math.ceil(range.end / blockBytes);
   for (let block = Math.floor(range.start / blockBytes); block < end; block++) {
     if (table.isMapped(block) || entries.at(block, 0) >= 0) continue;
