@@ -150,7 +150,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "freed: isDifferencing ? undefined : ABSENT,",
     to: "freed: ABSENT,",
     tests: ["src/formats/vhd.test.ts"],
-    only: "a (punching|packing) run keeps what is used",
+    only: "H9",
   },
   {
     hazard: "H9",
