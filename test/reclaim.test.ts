@@ -156,6 +156,19 @@ test("H5: a filesystem on a member of a RAID set is not read as if it were alone
   assert.equal(reclaimableBytes, 0);
 });
 
+test("H21: a descriptor is no guest's work: the extents of a VMDK are reclaimed without more words", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const guest = makeGuest({ folder, name: "disk.raw", bytes: 16 * MIB });
+  for (const subformat of ["twoGbMaxExtentSparse", "monolithicFlat"]) {
+    const disk = join(folder, `${subformat}.vmdk`);
+    run("qemu-img", ["convert", "-f", "raw", "-O", "vmdk", "-o", `subformat=${subformat}`, guest, disk]);
+    const { applied, reclaimedBytes } = await reclaim(disk, yes);
+    assert.equal(applied, true);
+    assert.ok(reclaimedBytes! > 0, subformat);
+  }
+});
+
 test("H21: a guest's own qcow2 header does not reach into another file", async (t) => {
   if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
   const folder = scratch(t);

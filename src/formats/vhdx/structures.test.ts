@@ -308,6 +308,21 @@ suite("the BAT", () => {
     }
   });
 
+  test("a new block may get such a place, and then has it alone", async () => {
+    const file = await sample();
+    await entry(0, PayloadState.unmapped, DATA_AT / MIB)(file);
+    const data = new Random(2).bytes(MIB);
+    {
+      await using image = await vhdx.openWritable!(sourceOf(file), noParent);
+      await image.write(3 * MIB, data);
+    }
+    const bat = viewOf(file.peek(BAT_AT, 32));
+    assert.equal(bat.getBigUint64(24, true), BigInt(DATA_AT) | BigInt(PayloadState.fullyPresent));
+    assert.equal(bat.getBigUint64(0, true), BigInt(PayloadState.unmapped));
+    await using image = await open(file);
+    assert.deepEqual(await readBytes(image, 3 * MIB, MIB), data);
+  });
+
   test("in a fixed disk they keep it", async () => {
     const files = new Map<string, SimulatedFile>();
     const options = { subformat: "fixed", block_size: "1M" };

@@ -222,5 +222,5 @@ suite("extents of ESX", () => {
 
 async function readAll(image: Awaited<ReturnType<ImageFormat["open"]>>): Promise<Uint8Array> {
   await using held = image;
-  return readBytes(held, 0, held.bytes);
+  return await readBytes(held, 0, held.bytes);
 }

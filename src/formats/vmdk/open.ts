@@ -16,7 +16,8 @@ import { BlockDisk } from "../blocks/disk.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
 import type { Finding, Image, OpenParent, Reference } from "../format.ts";
 import { CompressedDisk } from "./compressed.ts";
-import { corrupt, mustLieInside, quoted } from "./corrupt.ts";
+import { damaged } from "../blocks/damaged.ts";
+import { mustLieInside, quoted } from "./damaged.ts";
 import {
   type Descriptor,
   DESCRIPTOR_BYTES_MAX,
@@ -212,7 +213,7 @@ async function openPart<F extends ReadableFile>(
       ? await openFlat({ file, fileName, type, at: startSectors * SECTOR_BYTES, bytes })
       : await openMapped(file, fileName, type, parent);
   if (part.device.bytes !== bytes) {
-    throw corrupt(
+    throw damaged(
       `capacity of extent ${nameOf(line)}`,
       0,
       part.device.bytes / SECTOR_BYTES,

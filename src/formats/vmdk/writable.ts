@@ -10,7 +10,7 @@ import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
 import { BlockWriter } from "../blocks/write.ts";
-import type { Finding, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, WritableImage } from "../format.ts";
 import { newCid } from "./create.ts";
 import { withCid } from "./descriptor.ts";
 import type { FlatExtent } from "./flat.ts";
@@ -69,6 +69,24 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
       if (target instanceof BlockWriter) await target.discard(local);
       else await target.place.file.discard(shifted(local, target.place.at));
     });
+  }
+
+  async claim(range: Extent): Promise<ClaimedPlace | undefined> {
+    this.requireWritable();
+    for (const { part, index, start: base, end: stop } of this.placed()) {
+      if (range.start < base || range.start >= stop) continue;
+      const local = { start: range.start - base, end: Math.min(range.end, stop) - base };
+      const writer = this.#writers.get(index);
+      if (writer !== undefined) {
+        requireTables((part as SparseExtent<HostFile>).layout, local);
+        return writer.claim(local);
+      }
+      if (!isFlat(part)) return undefined;
+      await this.#renewCid();
+      const { file, at } = part.place;
+      return { file, at: at + local.start, bytes: local.end - local.start };
+    }
+    return undefined;
   }
 
   async flush(): Promise<void> {
