@@ -39,6 +39,9 @@ const SUFFIXES: Readonly<Record<string, string>> = {
   ".sparsebundle": "sparsebundle",
 };
 
+/** Formats that are made above a parent with `backing_file`, and the formats that the parent may have. */
+const PARENTS: Readonly<Record<string, string>> = { qcow2: "any", vhdx: "vhdx" };
+
 /** Filesystems that say truly what of a file was never written, and what is not yet on the disk (H8). */
 const HONEST = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"]);
 /** Filesystems that may share the blocks of the source, and so need no room for the copy. */
@@ -253,14 +256,16 @@ function chainOf(
       code: "keep-chain",
       hint: "without --keep-chain the copy holds everything itself",
     });
-  if (format.name !== "qcow2" || backing.format === undefined) {
-    throw refuse(`a ${format.name} is not made above a parent`);
+  const parentFormat = disk.image.parent?.format;
+  const above = PARENTS[format.name];
+  if (above === undefined || parentFormat === undefined || !(above === "any" || above === parentFormat)) {
+    throw refuse(`a ${format.name} is not made above a ${parentFormat ?? "parent"}`);
   }
   const directory = path.dirname(path.resolve(disk.path));
   if (!path.isAbsolute(backing.name) && directory !== place.directory) {
     throw refuse(`the parent "${backing.name}" lies beside the source, and the copy elsewhere`);
   }
-  return { backing_file: backing.name, backing_fmt: backing.format };
+  return { backing_file: backing.name, backing_fmt: parentFormat };
 }
 
 /** @throws DiskError `io` when what was just made is not whole */

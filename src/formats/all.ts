@@ -4,8 +4,9 @@ import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { udif } from "./udif.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 
-export const FORMATS: readonly ImageFormat[] = [qcow2, vhdx, vhd, vmdk, parallels, sparsebundle, raw];
+export const FORMATS: readonly ImageFormat[] = [qcow2, vhdx, vhd, vmdk, parallels, sparsebundle, udif, raw];
