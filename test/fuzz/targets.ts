@@ -6,6 +6,7 @@ import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
 import { qcow2 } from "./qcow2.ts";
 import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 
-export const TARGETS: readonly FuzzTarget[] = [qcow2, vhdx, volumes, ext, journal];
+export const TARGETS: readonly FuzzTarget[] = [qcow2, vmdk, vhdx, volumes, ext, journal];
