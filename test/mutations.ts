@@ -256,4 +256,12 @@ export const MUTATIONS: readonly Mutation[] = [
     to: "if (parent.identifiers) return parent;",
     tests: ["src/formats/vmdk/open.test.ts"],
   },
+  {
+    hazard: "H22",
+    guard: "no two extents of a VMDK lie in the same place of a file",
+    file: "src/formats/vmdk/open.ts",
+    from: "if (before.touches(held)) {",
+    to: "if (before.touches(held) && held.start < 0) {",
+    tests: ["src/formats/vmdk/open.test.ts"],
+  },
 ];
