@@ -8,6 +8,7 @@ import { qcow2 } from "./qcow2.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 
-export const TARGETS: readonly FuzzTarget[] = [qcow2, vdi, vhd, vhdx, volumes, ext, journal];
+export const TARGETS: readonly FuzzTarget[] = [qcow2, vdi, vhd, vhdx, vmdk, ext, journal, volumes];
