@@ -4,6 +4,7 @@ import { parallels, parallelsBundle } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { sparseimage } from "./sparseimage.ts";
 import { udif } from "./udif.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
@@ -17,6 +18,7 @@ export const FORMATS: readonly ImageFormat[] = [
   parallels,
   parallelsBundle,
   sparsebundle,
+  sparseimage,
   udif,
   raw,
 ];
