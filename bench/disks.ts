@@ -5,6 +5,8 @@
  *   deleted at the end.
  * - sparse: 16 TiB less a little, nearly empty.
  * - holed: two million free extents.
+ * - full: 4 GiB of noise.
+ * - huge: a VHDX of 2 TiB.
  *
  * Needs root for the loop mounts.
  */
@@ -26,6 +28,8 @@ import { must } from "./measure.ts";
 const GIB = 2 ** 30;
 const KIB = 2 ** 10;
 const AGED_BYTES = 20 * GIB;
+const FULL_BYTES = 4 * GIB;
+const HUGE_BYTES = 2048 * GIB;
 /** At the end of every round; about 4 GiB are written in all. */
 const LIVE_BYTES = 2 * GIB;
 const ROUNDS = 10;
@@ -70,10 +74,32 @@ export function agedRaw(directory: string): string {
   });
 }
 
-export function agedQcow2(directory: string): string {
+export const agedQcow2 = (directory: string): string => agedIn(directory, { qemu: "qcow2" });
+
+/** The aged disk in another format, by QEMU's name and options for it. */
+export function agedIn(directory: string, { qemu, options }: { qemu: string; options?: string }): string {
   const rawDisk = agedRaw(directory);
-  return kept(directory, "aged.qcow2", (file) => {
-    must("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", rawDisk, file]);
+  return kept(directory, `aged.${qemu}`, (file) => {
+    const how = options === undefined ? [] : ["-o", options];
+    must("qemu-img", ["convert", "-f", "raw", "-O", qemu, ...how, rawDisk, file]);
+  });
+}
+
+/** Without a filesystem, and so without anything free. */
+export function fullRaw(directory: string): string {
+  return kept(directory, "full.raw", (file) => {
+    must("sh", ["-c", `head -c ${FULL_BYTES} /dev/urandom > "${file}"`]);
+  });
+}
+
+/** 2 TiB of Hyper-V's default blocks, with an empty filesystem. */
+export function hugeVhdx(directory: string): string {
+  return kept(directory, "huge.vhdx", (file) => {
+    const disk = `${file}.raw`;
+    sparseFile(disk, HUGE_BYTES);
+    must("mke2fs", ["-q", "-t", "ext4", "-F", disk]);
+    must("qemu-img", ["convert", "-f", "raw", "-O", "vhdx", "-o", "block_size=32M", disk, file]);
+    rmSync(disk);
   });
 }
 

@@ -1,82 +1,37 @@
 /**
  * npm run bench [-- SECTION…]: side by side with the peers that are installed, in one run, as ratios. Sections: survey,
- * reclaim, qcow2, holes, memory; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
+ * reclaim, qcow2, holes, memory, formats; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
  * BENCH_DIR (default: ullage-bench in the temporary directory) and a quiet machine. When every section ran, the
  * tables replace docs/BENCHMARKS.md.
  */
-import { rmSync, statSync, writeFileSync } from "node:fs";
-import { cpus, tmpdir, totalmem } from "node:os";
+import { rmSync, writeFileSync } from "node:fs";
+import { cpus, totalmem } from "node:os";
 import path from "node:path";
 import { allocationOf } from "../src/disk/allocation.ts";
 import { open, survey } from "../src/disk.ts";
 import { agedQcow2, agedRaw, holedRaw, sparseRaw } from "./disks.ts";
 import { record } from "./floor.ts";
+import { formatsSection } from "./formats.ts";
 import { guestReadSeconds } from "./guest-read.ts";
-import { installed, median, must, type Run, timed } from "./measure.ts";
+import { median, must, type Run, timed } from "./measure.ts";
+import {
+  directory,
+  fresh,
+  goal,
+  goals,
+  head,
+  hostBytes,
+  lines,
+  MIB,
+  peer,
+  ROOT,
+  row,
+  say,
+  ullage,
+} from "./report.ts";
 
-const MIB = 2 ** 20;
 const RUNS = 5;
-const directory = process.env["BENCH_DIR"] ?? path.join(tmpdir(), "ullage-bench");
-const ROOT = path.join(import.meta.dirname, "..");
-/** What is published, not the sources. */
-const ULLAGE = path.join(ROOT, "dist", "cli", "main.js");
 const FLOOR = path.join(import.meta.dirname, "floor.ts");
-const lines: string[] = [];
-
-function say(line: string): void {
-  lines.push(line);
-  process.stdout.write(`${line}\n`);
-}
-
-const ullage = (...args: string[]): Run => timed(process.execPath, [ULLAGE, ...args]);
-
-/** A fresh copy with its holes, on stable storage, so that no run pays for another's writes. */
-function fresh(from: string): string {
-  const to = path.join(directory, `run-${path.basename(from)}`);
-  rmSync(to, { force: true });
-  must("cp", ["--sparse=always", from, to]);
-  must("sync", ["-f", to]);
-  return to;
-}
-
-const hostBytes = (file: string): number => statSync(file).blocks * 512;
-
-function head(title: string): void {
-  say(`\n## ${title}\n`);
-  say("| | time | against ullage | peak memory |");
-  say("|---|---|---|---|");
-}
-
-function row(what: string, run: Run, against?: Run): void {
-  const ratio = against ? `${(run.seconds / against.seconds).toFixed(1)} ×` : "";
-  say(`| ${what} | ${run.seconds.toFixed(2)} s | ${ratio} | ${(run.peakBytes / MIB).toFixed(0)} MiB |`);
-}
-
-const goals: string[] = [];
-
-/** A goal of the product: at most, or at least, so much. */
-function goal(
-  what: string,
-  measured: number,
-  bound: { atMost?: number; atLeast?: number },
-  unit: string,
-): void {
-  const { atMost = Infinity, atLeast = -Infinity } = bound;
-  const wanted = bound.atMost === undefined ? `at least ${atLeast}` : `at most ${atMost}`;
-  const verdict = measured <= atMost && measured >= atLeast ? "met" : "**missed**";
-  goals.push(`| ${what} | ${wanted} ${unit} | ${measured.toFixed(2)} ${unit} | ${verdict} |`);
-}
-
-/** @returns how many times as long it took; undefined when it is not installed */
-function peer(tool: string, what: string, against: Run, run: () => Run): number | undefined {
-  if (!installed(tool)) {
-    say(`| ${what} | not installed | | |`);
-    return undefined;
-  }
-  const measured = run();
-  row(what, measured, against);
-  return measured.seconds / against.seconds;
-}
 
 /** Without KVM, which not every machine has. */
 const environment = { LIBGUESTFS_BACKEND: "direct", LIBGUESTFS_BACKEND_SETTINGS: "force_tcg" };
@@ -215,6 +170,7 @@ const SECTIONS: Readonly<Record<string, () => void | Promise<void>>> = {
   qcow2: qcow2Section,
   holes: holesSection,
   memory: memorySection,
+  formats: formatsSection,
 };
 
 const asked = process.argv.slice(2);

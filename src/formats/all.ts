@@ -6,6 +6,7 @@ import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
 import { sparseimage } from "./sparseimage.ts";
 import { udif } from "./udif.ts";
+import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
@@ -14,6 +15,7 @@ export const FORMATS: readonly ImageFormat[] = [
   qcow2,
   vhdx,
   vhd,
+  vdi,
   vmdk,
   parallels,
   parallelsBundle,

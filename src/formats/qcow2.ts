@@ -26,7 +26,7 @@ export const qcow2: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasMagic(file);
+    return await hasMagic(file);
   },
 
   async references(source) {

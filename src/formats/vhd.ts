@@ -24,7 +24,7 @@ export const vhd: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasCookie(file);
+    return await hasCookie(file);
   },
 
   async references(source) {

@@ -14,6 +14,7 @@ import type { HostFile, ReadableFile } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { BlockImage, WritableBlockImage } from "./blocks/image.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "./format.ts";
+import { forgottenPlaces } from "./vhdx/bat.ts";
 import { parseOptions, writeNewImage } from "./vhdx/create.ts";
 import { hasSignature, newDataGuid, newWriteGuid, readHeaders, updateHeaders } from "./vhdx/header.ts";
 import { describeImage, openMetadata } from "./vhdx/image.ts";
@@ -26,7 +27,7 @@ export const vhdx: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasSignature(file);
+    return await hasSignature(file);
   },
 
   async references(source) {
@@ -102,11 +103,16 @@ async function replay(file: HostFile, openParent: OpenParent): Promise<void> {
 }
 
 async function writableImage(file: HostFile, openParent: OpenParent): Promise<WritableImage> {
-  const { layout, facts, bat } = await describeImage(await openMetadata(file), file, openParent);
+  const image = await openMetadata(file);
+  const { regions, metadata } = image;
+  const { layout, facts, bat } = await describeImage(image, file, openParent);
   return new WritableBlockImage(layout, facts, {
     // Both at once: what is written here, the guest reads.
     begin: async () => {
       await updateHeaders(file, await readHeaders(file), newDataGuid());
+      if (metadata.leaveBlocksAllocated) return;
+      for await (const { at, after } of forgottenPlaces(file, regions.bat, bat)) await file.write(at, after);
+      await file.flush();
     },
     complete: (block) => bat.table.complete(block),
   });

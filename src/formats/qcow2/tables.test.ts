@@ -108,7 +108,7 @@ suite("compressed clusters", () => {
   const noise = new Uint8Array(2000).map((_, i) => i * 37);
   const first = async (what: Made) => {
     await using image = await open(what);
-    return readBytes(image, 0, CLUSTER);
+    return await readBytes(image, 0, CLUSTER);
   };
 
   for (const [name, compress, options] of [

@@ -13,7 +13,7 @@ import { viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
 import { DiskError } from "../../error.ts";
-import type { Step } from "../../reclaim/plan.ts";
+import type { PatchStep } from "../../reclaim/differences.ts";
 import { ABSENT, BlockTable, SLOTS_MAX, ZERO } from "../blocks/table.ts";
 import type { Metadata } from "./metadata.ts";
 import { corrupt, MIB } from "./structures.ts";
@@ -241,12 +241,12 @@ export function writeEntry(view: DataView, at: number, state: number, offsetMb: 
   view.setBigUint64(at, (BigInt(offsetMb) << 20n) | BigInt(state), true);
 }
 
-/** Steps that take the places out of entries that need none: another block may get them (2.5.1: unique). */
-export async function* forgetPlaces(
+/** Patches that take the places out of entries that need none: another block may get them (2.5.1: unique). */
+export async function* forgottenPlaces(
   file: BlockDevice,
   region: Extent,
   { shape, stale }: Bat,
-): AsyncGenerator<Step> {
+): AsyncGenerator<PatchStep> {
   for (const block of stale) {
     const at = region.start + entryOf(shape, block) * BAT_ENTRY_BYTES;
     const before = await readBytes(file, at, BAT_ENTRY_BYTES);

@@ -19,7 +19,7 @@ import {
   type Bat,
   BITMAP_BYTES,
   entryOf,
-  forgetPlaces,
+  forgottenPlaces,
   readBat,
   sectorsHeld,
   writeEntry,
@@ -207,5 +207,5 @@ async function* prepared<F extends ReadableFile>(
   const change = keepIdentity ? { fileWriteGuid: fileWriteGuid! } : guids;
   yield* headerSteps(file, await readHeaders(file), change);
   // In a fixed disk nothing moves, and the places stay the blocks' own.
-  if (!metadata.leaveBlocksAllocated) yield* batched(forgetPlaces(file, regions.bat, bat));
+  if (!metadata.leaveBlocksAllocated) yield* batched(forgottenPlaces(file, regions.bat, bat));
 }

@@ -9,90 +9,17 @@ import { type BlockDevice, readBytes, wholeMap } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { corpus, unpack } from "../../testing/corpus.ts";
 import { crashStates, recording } from "../../testing/crash.ts";
-import { Random } from "../../testing/seeds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { sourceOf } from "../../testing/simulated-source.ts";
 import { attempt, requires, run, scratch } from "../../testing/tools.ts";
-import { createVhdx } from "../../testing/vhdx-kinds.ts";
+import { type EntryOptions, LOG_GUID, logEntry, dirtyVhdx } from "../../testing/vhdx-log.ts";
 import { vhdx } from "../vhdx.ts";
 import { encodeHeader, type Header, readHeaders } from "./header.ts";
 import { readReplay } from "./log.ts";
-import {
-  DataDescriptor,
-  HEADERS_AT,
-  LogEntryHeader,
-  MIB,
-  NO_GUID,
-  seal,
-  ZeroDescriptor,
-} from "./structures.ts";
+import { HEADERS_AT, MIB, NO_GUID, seal } from "./structures.ts";
 
-const GUID = "01234567-89ab-cdef-0123-456789abcdef";
 const SECTOR = 4096;
 const LOG_BYTES = MIB;
-
-interface EntryOptions {
-  readonly sequence: number;
-  /** Offset in the log. */
-  readonly tail: number;
-  /** Sectors to write, each filled with a byte. */
-  readonly data?: readonly { readonly at: number; readonly fill: number }[];
-  readonly zeros?: readonly { readonly at: number; readonly bytes: number }[];
-  readonly guid?: string;
-  readonly flushed?: number;
-  readonly last?: number;
-}
-
-/** An entry as Hyper-V would write it. */
-function entryOf({
-  sequence,
-  tail,
-  data = [],
-  zeros = [],
-  guid = GUID,
-  flushed = 0,
-  last = 0,
-}: EntryOptions): Uint8Array {
-  const count = data.length + zeros.length;
-  const head = Math.ceil((LogEntryHeader.bytes + count * ZeroDescriptor.bytes) / SECTOR) * SECTOR;
-  const entry = new Uint8Array(head + data.length * SECTOR);
-  const header = {
-    signature: "loge",
-    entryLength: entry.length,
-    tail,
-    sequenceNumber: BigInt(sequence),
-    descriptorCount: count,
-    logGuid: guid,
-    flushedFileOffset: BigInt(flushed),
-    lastFileOffset: BigInt(last),
-  };
-  LogEntryHeader.encode(header, entry);
-  let at = LogEntryHeader.bytes;
-  for (const [i, { at: fileOffset, fill }] of data.entries()) {
-    const bytes = new Uint8Array(SECTOR).fill(fill);
-    const descriptor = {
-      signature: "desc",
-      trailingBytes: bytes.slice(-4),
-      leadingBytes: bytes.slice(0, 8),
-      fileOffset: BigInt(fileOffset),
-      sequenceNumber: BigInt(sequence),
-    };
-    DataDescriptor.encode(descriptor, entry, at);
-    const view = new DataView(bytes.buffer);
-    bytes.set(Buffer.from("data"));
-    view.setUint32(4, 0, true);
-    view.setUint32(SECTOR - 4, sequence, true);
-    entry.set(bytes, head + i * SECTOR);
-    at += DataDescriptor.bytes;
-  }
-  for (const { at: fileOffset, bytes } of zeros) {
-    const descriptor = { signature: "zero", zeroLength: BigInt(bytes), fileOffset: BigInt(fileOffset) };
-    ZeroDescriptor.encode({ ...descriptor, sequenceNumber: BigInt(sequence) }, entry, at);
-    at += ZeroDescriptor.bytes;
-  }
-  seal(entry);
-  return entry;
-}
 
 /** A file of 8 MiB whose log, of 1 MiB at 1 MiB, holds the given bytes at the given offsets; it wraps. */
 async function logged(
@@ -108,9 +35,9 @@ async function logged(
     signature: "head",
     checksum: 0,
     sequenceNumber: 1n,
-    fileWriteGuid: GUID,
-    dataWriteGuid: GUID,
-    logGuid: GUID,
+    fileWriteGuid: LOG_GUID,
+    dataWriteGuid: LOG_GUID,
+    logGuid: LOG_GUID,
     logVersion: 0,
     version: 1,
     logLength: LOG_BYTES,
@@ -136,7 +63,7 @@ async function replayedBy(entries: readonly (readonly [number, Uint8Array])[]): 
 
 const AT = 4 * MIB;
 const put = (sequence: number, tail: number, fill: number, more: Partial<EntryOptions> = {}) =>
-  entryOf({ sequence, tail, data: [{ at: AT, fill }], ...more });
+  logEntry({ sequence, tail, data: [{ at: AT, fill }], ...more });
 
 suite("which entries are replayed", () => {
   test("a sequence from the tail of its head on, in order", async () => {
@@ -244,7 +171,7 @@ suite("which entries are replayed", () => {
 
   test("the file gets as long as its structures", async () => {
     assert.equal(await replayedBy([[0, put(5, 0, 1, { last: 12 * MIB })]]), "1024=1 | 12");
-    const beyond = entryOf({ sequence: 5, tail: 0, data: [{ at: 9 * MIB, fill: 1 }] });
+    const beyond = logEntry({ sequence: 5, tail: 0, data: [{ at: 9 * MIB, fill: 1 }] });
     assert.equal(await replayedBy([[0, beyond]]), `${(9 * MIB) / SECTOR}=1 | ${9 + SECTOR / MIB}`);
   });
 });
@@ -284,43 +211,26 @@ suite("logs that are refused", () => {
 
   test("updates of the headers and of the log itself", async () => {
     await refuses(
-      [[0, entryOf({ sequence: 5, tail: 0, data: [{ at: 65536, fill: 1 }] })]],
+      [[0, logEntry({ sequence: 5, tail: 0, data: [{ at: 65536, fill: 1 }] })]],
       /update at 65536/,
     );
     await refuses(
-      [[0, entryOf({ sequence: 5, tail: 0, zeros: [{ at: MIB, bytes: SECTOR }] })]],
+      [[0, logEntry({ sequence: 5, tail: 0, zeros: [{ at: MIB, bytes: SECTOR }] })]],
       /update at 1048576/,
     );
     const across = [{ at: MIB - SECTOR, bytes: 2 * SECTOR }];
-    await refuses([[0, entryOf({ sequence: 5, tail: 0, zeros: across })]], /outside of headers and log/);
+    await refuses([[0, logEntry({ sequence: 5, tail: 0, zeros: across })]], /outside of headers and log/);
   });
 
   test("files and zeros without measure (H24)", async () => {
     await refuses([[0, put(5, 0, 1, { last: 2 ** 50 })]], /a file of/);
     const zeros = [{ at: AT, bytes: 2 ** 40 }];
-    await refuses([[0, entryOf({ sequence: 5, tail: 0, zeros })]], /clears more/, "unsupported");
+    await refuses([[0, logEntry({ sequence: 5, tail: 0, zeros })]], /clears more/, "unsupported");
   });
 });
 
-/** Places the log of an image that was made by ourselves: block 1 is cleared in the BAT, and the file grows. */
-async function dirtyImage(): Promise<{ file: SimulatedFile; random: Random; before: Uint8Array }> {
-  const random = new Random(1);
-  const files = new Map<string, SimulatedFile>();
-  const data = random.bytes(2 * MIB);
-  await createVhdx(files, "disk.vhdx", { block_size: "1M" }, (image) => image.write(0, data));
-  const file = files.get("disk.vhdx")!.fork();
-  const { current, index } = await readHeaders(file);
-  const bat = await readBytes(file, 2 * MIB, SECTOR);
-  const zeros = [{ at: 2 * MIB, bytes: SECTOR }];
-  const entry = entryOf({ sequence: 5, tail: 0, zeros, flushed: file.bytes, last: file.bytes + MIB });
-  await file.write(MIB, entry);
-  await file.write(HEADERS_AT[index], encodeHeader({ ...current, logGuid: GUID }));
-  assert.ok(bat.some((byte) => byte !== 0));
-  return { file, random, before: data };
-}
-
 test("a waiting log is replayed in memory to read, and in the file before anything is written", async () => {
-  const { file } = await dirtyImage();
+  const { file } = await dirtyVhdx();
   const untouched = file.peek();
   {
     await using image = await vhdx.open(sourceOf(file), noParent);
@@ -344,14 +254,14 @@ test("a waiting log is replayed in memory to read, and in the file before anythi
 });
 
 test("a log of another version is not touched", async () => {
-  const { file } = await dirtyImage();
+  const { file } = await dirtyVhdx();
   const { current, index } = await readHeaders(file);
   await file.write(HEADERS_AT[index], encodeHeader({ ...current, logVersion: 1 }));
   await assert.rejects(vhdx.open(sourceOf(file), noParent), { kind: "unsupported", message: /version 1/ });
 });
 
 test("every crash of a replay leaves a log that can be replayed, or none and its result", async () => {
-  const { file, random } = await dirtyImage();
+  const { file, random } = await dirtyVhdx();
   const { files, trace } = recording(new Map([[file.name, file]]));
   await (await vhdx.openWritable!(sourceOf(files.get(file.name)!), noParent))[Symbol.asyncDispose]();
   let states = 0;

@@ -8,7 +8,7 @@ import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import { inSequence } from "../../reclaim/sequence.ts";
 import type { Finding, Image, Reference, Snapshot } from "../format.ts";
-import { quoted } from "./corrupt.ts";
+import { quoted } from "./damaged.ts";
 import { referencesOf, type VmdkDisk } from "./open.ts";
 import type { Part } from "./part.ts";
 

@@ -8,10 +8,11 @@ import { suite, test } from "node:test";
 import { ExtentSet } from "../../bytes/extents.ts";
 import { readBytes, wholeMap } from "../../device/device.ts";
 import { corpus, corpusFiles, unpack } from "../../testing/corpus.ts";
+import { Random } from "../../testing/seeds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, scratch } from "../../testing/tools.ts";
-import { saveAll, vmdkBytes } from "../../testing/vmdk.ts";
+import { filesIn, makeVmdk, saveAll, vmdkBytes } from "../../testing/vmdk.ts";
 import type { OpenParent } from "../format.ts";
 import { vmdk } from "../vmdk.ts";
 
@@ -111,6 +112,17 @@ suite("disks of other people's tools", () => {
     const files: Made = new Map([["disk.vmdk", await SimulatedFile.load(unpack(t, name))]]);
     assert.equal(await vmdk.probe(simulatedSource(files, "disk.vmdk")), true);
     await assert.rejects(open(files), { kind: "unsupported", code: "extent" });
+    assert.deepEqual(await vmdk.references(simulatedSource(files, "disk.vmdk")), []);
+  });
+
+  test("so is one of QEMU, which has room for a descriptor", async (t) => {
+    if (!requires(t, "qemu-img", "qemu-io")) return;
+    const folder = scratch(t);
+    const options = { subformat: "twoGbMaxExtentSparse" };
+    makeVmdk(folder, { name: "split", virtualBytes: MIB, options }, new Random(1));
+    const source = simulatedSource(await filesIn(folder), "disk-s001.vmdk");
+    await assert.rejects(vmdk.open(source, noParent), { kind: "unsupported", code: "extent" });
+    assert.deepEqual(await vmdk.references(source), []);
   });
 });
 
