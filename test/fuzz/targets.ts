@@ -2,10 +2,21 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
+import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { vhdx } from "./vhdx.ts";
 import { volumes } from "./volumes.ts";
 
-export const TARGETS: readonly FuzzTarget[] = [qcow2, vhdx, volumes, ext, journal];
+export const TARGETS: readonly FuzzTarget[] = [
+  qcow2,
+  vhdx,
+  parallels,
+  sparseimage,
+  udif,
+  volumes,
+  ext,
+  journal,
+];
