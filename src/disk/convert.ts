@@ -19,7 +19,7 @@ import { refuseParents } from "./children.ts";
 import { compare } from "./convert/compare.ts";
 import { copy } from "./convert/copy.ts";
 import { select, type Selection } from "./convert/selection.ts";
-import { type Disk, formatNamed, parentsOf, reading, refuseGuess, sourceOf } from "./open.ts";
+import { type Disk, formatNamed, parentsOf, reading, refuseGuess, sourceOf, openImage } from "./open.ts";
 import type { Converted, ConvertOptions, OpenOptions, Progress } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
 import { usageOf } from "./usage.ts";
@@ -124,7 +124,19 @@ async function refuseDestination(disk: Disk, target: Target, options: ConvertOpt
     const isImage = target.format.isBundle && (await target.format.probe(sourceOf(target.path, {})));
     if (!isImage) throw new DiskError("usage", `${target.path}: it is a directory, and no image`);
   } else if (!options.allow?.children) {
-    await refuseParents(target.path, occupant.identity);
+    const { path } = target;
+    await refuseParents({ path, identity: occupant.identity, identifiers: await identifiersOf(path) });
+  }
+}
+
+/** By what children know the file that is to be replaced; nothing where it is no image that can be read. */
+async function identifiersOf(path: string): Promise<readonly string[]> {
+  try {
+    await using image = await openImage(sourceOf(path, {}), {});
+    return image.identifiers ?? [];
+  } catch (error) {
+    if (error instanceof DiskError) return [];
+    throw error;
   }
 }
 

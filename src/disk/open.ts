@@ -19,9 +19,6 @@ import type { OpenOptions } from "./results.ts";
 /** QEMU has no limit; nobody has been seen with more than a few dozen. */
 const CHAIN_MAX = 200;
 
-/** So long a text may be that names the files of an image; disks are longer. */
-const DESCRIPTOR_BYTES_MAX = 64 * 1024;
-
 /** An open image and what lies on it. */
 export class Disk<I extends Image = Image> implements AsyncDisposable {
   readonly path: string;
@@ -108,6 +105,9 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   return new Disk(file, image, source, false, options);
 }
 
+/** No disk of a guest is so small: what is describes one, and is its owner's work (a VMDK descriptor). */
+const DESCRIPTION_BYTES_MAX = 64 * 1024;
+
 /**
  * H21: the header that makes a file an image may be its guest's work, on a disk that its owner runs as raw. It may
  * harm that guest, but must not reach into another file. A folder is no guest's work, nor a file too short for a disk.
@@ -116,7 +116,7 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
 export function refuseGuess({ image, options, source }: Disk): void {
   const data = image.references.find(({ role }) => role === "data");
   if (data === undefined || options.format !== undefined || source.folder !== undefined) return;
-  if ((image.files.get("")?.bytes ?? 0) <= DESCRIPTOR_BYTES_MAX) return;
+  if ((image.files.get("")?.bytes ?? Infinity) <= DESCRIPTION_BYTES_MAX) return;
   throw new DiskError("refused", `by its content it is ${image.format} with its data in "${data.name}"`, {
     code: "format-guessed",
     hint: `if that is so, say --format ${image.format}`,
