@@ -219,7 +219,7 @@ export const MUTATIONS: readonly Mutation[] = [
     hazard: "H21",
     guard: "a format that was only guessed does not reach into another file",
     file: "src/disk/open.ts",
-    from: "if (data === undefined || options.format !== undefined) return;",
+    from: "if (data === undefined || options.format !== undefined || source.folder !== undefined) return;",
     to: "if (data !== null) return;",
     tests: ["test/reclaim.test.ts"],
     only: "H21",

@@ -65,8 +65,11 @@ function write(path: string, virtualBytes: number, random: Random): void {
     ...randomWrites(random, { count: 6, virtualBytes, grainBytes: GRAIN_BYTES }),
     ...randomWrites(random, { count: 4, virtualBytes, grainBytes: 4096 }),
   ];
-  const commands = writes.map((each) => writeCommand(each));
-  commands.push(`write -z ${2 * GRAIN_BYTES} ${GRAIN_BYTES}`);
+  // First: QEMU forgets the grain that it makes a zeroed one.
+  const commands = [
+    `write -z ${2 * GRAIN_BYTES} ${3 * GRAIN_BYTES}`,
+    ...writes.map((each) => writeCommand(each)),
+  ];
   run("qemu-io", ["-t", "unsafe", "-f", "vmdk", ...commands.flatMap((command) => ["-c", command]), path]);
 }
 
