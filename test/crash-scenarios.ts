@@ -1,10 +1,14 @@
 /**
  * The disks that are crashed: small guests with deleted files, in each shape that changes how space is given back.
  */
-import { closeSync, copyFileSync, openSync, writeSync } from "node:fs";
+import { closeSync, copyFileSync, openSync, readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import type { ImageFormat } from "../src/formats/format.ts";
+import { vdi } from "../src/formats/vdi.ts";
+import { vhd } from "../src/formats/vhd.ts";
 import { makeGuest } from "../src/testing/guest.ts";
 import { SimulatedFile } from "../src/testing/simulated-file.ts";
+import { simulatedSource } from "../src/testing/simulated-source.ts";
 import { run } from "../src/testing/tools.ts";
 import type { Deed, Scenario } from "./crash-walk.ts";
 
@@ -38,6 +42,15 @@ const SHAPES: readonly Shape[] = [
   { name: "v3, repair of leaks", options: "cluster_size=4k", deed: "repair", past: "leaks" },
 ];
 
+/** Formats of mapped blocks, in images of our own: QEMU's blocks of a MiB and more are too large for so small a disk. */
+const BLOCK_SHAPES: readonly { readonly format: ImageFormat; readonly deed: Deed }[] = [
+  { format: vhd, deed: "punch" },
+  { format: vhd, deed: "pack" },
+  { format: vdi, deed: "punch" },
+  { format: vdi, deed: "pack" },
+];
+const BLOCK_BYTES = 16 * KIB;
+
 /** Makes every scenario in `folder`; needs mke2fs, debugfs and qemu-img. */
 export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> {
   const guest = makeGuest({
@@ -56,6 +69,27 @@ export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> 
     }
     yield { name, format: "qcow2", deed, files: await shaped(folder, guest, shape.options, shape.past) };
   }
+  for (const { format, deed } of BLOCK_SHAPES) {
+    yield {
+      name: `${format.name}, ${deed}`,
+      format: format.name,
+      deed,
+      files: await ofBlocks(guest, format),
+    };
+  }
+}
+
+async function ofBlocks(guest: string, format: ImageFormat): Promise<Map<string, SimulatedFile>> {
+  const content = readFileSync(guest);
+  const files = new Map<string, SimulatedFile>();
+  const options = { block_size: String(BLOCK_BYTES) };
+  const asked = { virtualBytes: content.length, options };
+  await using image = await format.create!(simulatedSource(files, "disk"), asked);
+  for (let at = 0; at < content.length; at += BLOCK_BYTES) {
+    const block = content.subarray(at, at + BLOCK_BYTES);
+    if (block.some((byte) => byte !== 0)) await image.write(at, block);
+  }
+  return files;
 }
 
 async function shaped(folder: string, guest: string, options: string, past: Shape["past"]) {
