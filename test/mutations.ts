@@ -180,6 +180,15 @@ export const MUTATIONS: readonly Mutation[] = [
     only: "a count that is too low",
   },
   {
+    hazard: "H17",
+    guard: "nothing is written to blocks whose table has errors",
+    file: "src/formats/blocks/write.ts",
+    from: "if (!this.#begun) requireWhole(this.#layout);",
+    to: "",
+    tests: ["src/formats/vdi.test.ts"],
+    only: "H17",
+  },
+  {
     hazard: "H12",
     guard: "VDI: the count is durable before an entry names a new block",
     file: "src/formats/vdi/image.ts",

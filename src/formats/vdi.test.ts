@@ -279,6 +279,23 @@ test("a count that is too low, unknown flags and extra bytes are only read", asy
   await onlyRead(flagged, /flags 0x4/);
 });
 
+test("an entry that leads out of the file, or to another's block, stops every write (H17)", async () => {
+  for (const slot of [1000, 0]) {
+    const { file } = await small();
+    await patchHeader(file, { blocksAllocated: 2000 });
+    await file.write(512 + 2 * 4, Buffer.from([slot & 0xff, slot >>> 8, 0, 0]));
+    const before = file.peek();
+    {
+      await using image = await vdi.openWritable!(sourceOf(file), noParent);
+      const range = { start: 2 * BLOCK_BYTES, end: 2 * BLOCK_BYTES + 512 };
+      await assert.rejects(image.write(range.start, new Uint8Array(512)), kind("corrupt"));
+      await assert.rejects(image.zero(range), kind("corrupt"));
+      await assert.rejects(image.discard(range), kind("corrupt"));
+    }
+    assert.deepEqual(file.peek(), before);
+  }
+});
+
 test("extra bytes lie before each block, and are not the guest's", async () => {
   const { file } = await small();
   await patchHeader(file, { blockExtraBytes: 512 });

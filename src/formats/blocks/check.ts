@@ -5,6 +5,7 @@
  *   leak    room for a whole block that the host has allocated and nothing refers to; `--repair leaks` punches it
  */
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
+import { DiskError } from "../../error.ts";
 import type { Wish } from "../../reclaim/plan.ts";
 import { type Holes, holesIn, NO_HOLES } from "../../reclaim/holes.ts";
 import type { Finding } from "../format.ts";
@@ -43,6 +44,13 @@ export function tableErrors(layout: BlockLayout): { count: number; told: readonl
     if (at < before + stride) add(`two blocks of ${stride} bytes lie at ${before} and ${at}`);
   }
   return { count, told };
+}
+
+/** @throws DiskError `corrupt` when the table has errors: nothing may be written then (H17) */
+export function requireWhole(layout: BlockLayout): void {
+  const { told } = tableErrors(layout);
+  if (told[0] === undefined) return;
+  throw new DiskError("corrupt", told[0], { hint: "restore the image from a copy, or convert it" });
 }
 
 /** File ranges between the blocks that neither a block nor a structure holds; without what `dropped` blocks held. */

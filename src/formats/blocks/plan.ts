@@ -16,12 +16,11 @@
  */
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice } from "../../device/device.ts";
-import { DiskError } from "../../error.ts";
 import { batched } from "../../reclaim/batched.ts";
 import { type Holes, holesIn, holeSteps } from "../../reclaim/holes.ts";
 import { EMPTY_PLAN, type Plan, type Wish } from "../../reclaim/plan.ts";
 import { requireZeros } from "../../reclaim/zeros.ts";
-import { garbageOf, leaksOf, tableErrors } from "./check.ts";
+import { garbageOf, leaksOf, requireWhole } from "./check.ts";
 import { eachPlace } from "./disk.ts";
 import { type Change, entryPatches } from "./entries.ts";
 import { type BlockLayout, slotAt, strideOf } from "./layout.ts";
@@ -74,12 +73,6 @@ export async function planLeaks(layout: BlockLayout): Promise<Plan> {
       yield* batched(holeSteps(layout.fileName, holes));
     },
   };
-}
-
-function requireWhole(layout: BlockLayout): void {
-  const { told } = tableErrors(layout);
-  if (told[0] === undefined) return;
-  throw new DiskError("corrupt", told[0], { hint: "restore the image from a copy, or convert it" });
 }
 
 /** What the entries of unwanted blocks become; undefined: they stay. */

@@ -13,7 +13,7 @@ import { type HostFile, readBytes } from "../../device/device.ts";
 import { readBeyond } from "../../device/padded.ts";
 import { DiskError } from "../../error.ts";
 import type { ClaimedPlace } from "../format.ts";
-import { garbageOf, roomsIn } from "./check.ts";
+import { garbageOf, requireWhole, roomsIn } from "./check.ts";
 import { type Change, runsOf } from "./entries.ts";
 import { type BlockLayout, type BlocksEnd, payloadAt, slotAt, strideOf } from "./layout.ts";
 import { ABSENT, SLOTS_MAX, ZERO } from "./table.ts";
@@ -173,8 +173,9 @@ export class BlockWriter {
     if (part.isWhole) this.#markComplete(part.block);
   }
 
-  /** Called before every change. */
+  /** Called before every change. @throws DiskError `corrupt`: an entry may lead out of the file, or to another's block */
   async #begin(): Promise<void> {
+    if (!this.#begun) requireWhole(this.#layout);
     this.#dirty = true;
     if (this.#begun) return;
     await this.#hooks.begin?.();
