@@ -57,7 +57,7 @@ export const parallelsBundle: ImageFormat = {
   async probe({ folder }) {
     if (!(await folder?.list(""))?.includes(DESCRIPTOR)) return false;
     await using file = await folder!.file(DESCRIPTOR).open();
-    return isDescriptor(file);
+    return await isDescriptor(file);
   },
 
   references: () => Promise.resolve([]),

@@ -7,16 +7,22 @@ import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
+import { vdi } from "./vdi.ts";
+import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
+  vdi,
+  vhd,
   vhdx,
+  vmdk,
   parallels,
   sparseimage,
   udif,
-  volumes,
   ext,
   journal,
+  volumes,
 ];
