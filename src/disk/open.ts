@@ -105,6 +105,9 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   return new Disk(file, image, source, false, options);
 }
 
+/** No disk of a guest is so small: what is describes one, and is its owner's work (a VMDK descriptor). */
+const DESCRIPTION_BYTES_MAX = 64 * 1024;
+
 /**
  * H21: the header that makes a file an image may be its guest's work, on a disk that its owner runs as raw. It may
  * harm that guest, but must not reach into another file. A folder is no guest's work, nor a file too short for a disk.

@@ -15,13 +15,13 @@ import { volumes } from "./volumes.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
+  parallels,
+  sparseimage,
+  udif,
   vdi,
   vhd,
   vhdx,
   vmdk,
-  parallels,
-  sparseimage,
-  udif,
   ext,
   journal,
   volumes,
