@@ -200,7 +200,9 @@ test("a chunk that unpacks to more than it holds is corrupt, and costs no memory
         },
       );
       await using image = await udif.open(sourceOf(file), noParent);
-      await assert.rejects(readBytes(image, 0, SECTOR), { kind: "corrupt" }, `${type} ${sectors}`);
+      // Too long is found while it is unpacked, too short when it is done.
+      const message = sectors === 7 ? /does not unpack to 3584|more than 3584/ : /expected 4608/;
+      await assert.rejects(readBytes(image, 0, SECTOR), { kind: "corrupt", message }, `${type} ${sectors}`);
     }
   }
 });

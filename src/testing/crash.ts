@@ -12,7 +12,6 @@
  * subsets where they are few, otherwise the orderly ones and a sample drawn from the seed.
  */
 import type { Extent } from "../bytes/extents.ts";
-import { assert } from "../error.ts";
 import type { Random } from "./seeds.ts";
 import { type Operation, SimulatedFile } from "./simulated-file.ts";
 
@@ -179,7 +178,7 @@ function pieces({ start, end }: Extent, grain: number): Extent[] {
 }
 
 /** Does what the trace says; an operation that a lost one should have made room for grows the file first. */
-async function applyTo(files: Files, operation: Operation): Promise<void> {
+async function applyTo(files: Map<string, SimulatedFile>, operation: Operation): Promise<void> {
   const file = fileOf(files, operation);
   switch (operation.op) {
     case "write":
@@ -201,8 +200,9 @@ function forkAll(files: Files): Map<string, SimulatedFile> {
   return new Map(Array.from(files, ([name, file]) => [name, file.fork()]));
 }
 
-function fileOf(files: Files, { file: name }: Operation): SimulatedFile {
-  const file = files.get(name);
-  assert(file !== undefined, `the trace names a known file, not ${name}`);
+/** A file that the trace made is empty until a change of it survives. */
+function fileOf(files: Map<string, SimulatedFile>, { file: name }: Operation): SimulatedFile {
+  const file = files.get(name) ?? new SimulatedFile(0, { name });
+  files.set(name, file);
   return file;
 }

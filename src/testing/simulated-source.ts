@@ -15,7 +15,9 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
   };
   const create = async (made: string): Promise<SimulatedFile> => {
     if (files.has(made)) throw new DiskError("usage", `${made} exists already`);
-    const file = new SimulatedFile(0, { name: made });
+    const [other] = files.values();
+    // What is made joins the record of what is done to the files of the image.
+    const file = new SimulatedFile(0, { name: made, ...(other?.trace && { trace: other.trace }) });
     file.locked = true;
     files.set(made, file);
     return file;

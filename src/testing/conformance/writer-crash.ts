@@ -10,7 +10,7 @@ import { type BlockDevice, readBytes } from "../../device/device.ts";
 import type { Image, WritableImage } from "../../formats/format.ts";
 import { crashStates, type Files, recording } from "../crash.ts";
 import type { Random } from "../seeds.ts";
-import type { Operation, SimulatedFile } from "../simulated-file.ts";
+import { type Operation, SimulatedFile } from "../simulated-file.ts";
 
 const SECTOR_BYTES = 512;
 const CHANGES = 6;
@@ -94,6 +94,7 @@ async function changeSome(image: WritableImage, random: Random, history: History
 /** The files as a crash leaves them that loses whatever no flush of theirs covered. */
 async function durable(before: Files, trace: readonly Operation[]): Promise<Map<string, SimulatedFile>> {
   const files = new Map(Array.from(before, ([name, file]) => [name, file.fork()]));
+  for (const { file: name } of trace) if (!files.has(name)) files.set(name, new SimulatedFile(0, { name }));
   for (const [name, file] of files) {
     const end = trace.findLastIndex((operation) => operation.file === name && operation.op === "flush");
     for (const operation of trace.slice(0, Math.max(0, end))) {
