@@ -1,6 +1,6 @@
 /** Every image format, in the order in which their contents are probed; raw comes last, because anything is raw. */
 import type { ImageFormat } from "./format.ts";
-import { parallels } from "./parallels.ts";
+import { parallels, parallelsBundle } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
@@ -17,6 +17,7 @@ export const FORMATS: readonly ImageFormat[] = [
   vdi,
   vmdk,
   parallels,
+  parallelsBundle,
   sparsebundle,
   udif,
   raw,
