@@ -17,7 +17,8 @@ import {
 } from "node:fs";
 import path from "node:path";
 import { test } from "node:test";
-import { convert, type ConvertOptions } from "../src/disk.ts";
+import { convert, type ConvertOptions, create, info } from "../src/disk.ts";
+import { formatNamed, parentsOf, sourceOf } from "../src/disk/open.ts";
 import { DiskError, type ErrorKind } from "../src/error.ts";
 import { dumpe2fsFree } from "../src/testing/ext.ts";
 import { FORMATS } from "../src/formats/all.ts";
@@ -201,6 +202,33 @@ test("a chain is flattened; --keep-chain keeps it, and blanks what is free in th
   nothingLeft(folder);
   nothingLeft(elsewhere);
 });
+
+for (const format of ["vhdx", "vhd"]) {
+  test(`${format}: a copy has the same parent, and reads the same`, async (t) => {
+    if (!requires(t, ...DISK_TOOLS)) return;
+    const folder = scratch(t);
+    const [base, child, copy, raw] = [`base.${format}`, `child.${format}`, `copy.${format}`, "flat.raw"].map(
+      (name) => path.join(folder, name),
+    ) as [string, string, string, string];
+    await convert(makeDisk(folder, "disk.qcow2"), base);
+    const options = { backing_file: path.basename(base), backing_fmt: format };
+    await create({ path: child, format, virtualBytes: DISK_BYTES, options });
+    {
+      const source = sourceOf(child, {});
+      await using image = await formatNamed(format).openWritable!(source, parentsOf(source));
+      await image.write(512, new Uint8Array(512).fill(7));
+      await image.write(DISK_BYTES - 65536, new Uint8Array(65536).fill(90));
+      await image.flush();
+    }
+    await convert(child, copy, { keepChain: true, verify: true });
+    assert.deepEqual((await info(copy)).references, (await info(child)).references);
+    await convert(copy, raw, { includeFree: true });
+    const content = readFileSync(raw);
+    assert.deepEqual(content.subarray(512, 1024), Buffer.alloc(512, 7));
+    assert.ok(content.includes("keptkept"), "the parent's bytes are there");
+    assert.equal(content.includes("ZZZZ"), false, "what is free in the child is not in the copy");
+  });
+}
 
 test("snapshots stay behind, and that is said", async (t) => {
   if (!requires(t, ...DISK_TOOLS, "qemu-io")) return;

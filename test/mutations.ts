@@ -300,4 +300,13 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: ["test/convert.test.ts"],
     only: "a chain is flattened",
   },
+  {
+    hazard: "H35",
+    guard: "what is shared with the source is not overwritten with zeros",
+    file: "src/disk/convert/copy.ts",
+    from: "hasParent ? undefined : copying.data",
+    to: "hasParent ? undefined : data",
+    tests: ["test/convert.test.ts"],
+    only: "blocks that are shared",
+  },
 ];
