@@ -89,6 +89,7 @@ const COPIES: readonly (readonly [name: string, options: ConvertOptions["options
   ["copy.hds", {}],
   ["copy.hdd", { cluster_size: "65536" }],
   ["copy.sparsebundle", {}],
+  ["copy.sparseimage", {}],
 ];
 
 /** Every file below a folder, as one. */
@@ -101,7 +102,7 @@ function bytesBelow(folder: string): Buffer {
 
 /** The copy as a file that QEMU reads. */
 async function forQemu(copy: string, format: string) {
-  if (format !== "sparsebundle") return { judged: copy, format };
+  if (!format.startsWith("sparse")) return { judged: copy, format };
   const judged = `${copy}.raw`;
   await convert(copy, judged, { includeFree: true });
   return { judged, format: "raw" };

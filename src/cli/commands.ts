@@ -18,7 +18,7 @@ import {
 import { type Face, faceOf } from "./terminal.ts";
 
 /** In words, because a help text must not wait until all formats are loaded. */
-const MADE_FORMATS = "qcow2, raw, vhdx, vhd, vdi, vmdk, parallels, sparsebundle";
+const MADE_FORMATS = "qcow2, raw, vhdx, vhd, vdi, vmdk, parallels, sparsebundle, sparseimage";
 
 /** Takes the exit code of a command. */
 export type Finish = (exit: number) => void;

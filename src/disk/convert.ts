@@ -37,6 +37,7 @@ const SUFFIXES: Readonly<Record<string, string>> = {
   ".hds": "parallels",
   ".hdd": "parallels",
   ".sparsebundle": "sparsebundle",
+  ".sparseimage": "sparseimage",
 };
 
 /** Formats that are made above a parent with `backing_file`, and the formats that the parent may have. */

@@ -15,7 +15,6 @@ interface Signature {
 const IMAGES: readonly Signature[] = [
   { name: "QED", at: 0, magic: "QED\0" },
   { name: "qcow version 1", at: 0, magic: "QFI\xfb\0\0\0\x01" },
-  { name: "Apple sparse image", at: 0, magic: "sprs" },
   { name: "EWF", at: 0, magic: "EVF\x09\x0d\x0a\xff\0" },
 ];
 

@@ -4,6 +4,7 @@ import { parallels, parallelsBundle } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
 import { raw } from "./raw.ts";
 import { sparsebundle } from "./sparsebundle.ts";
+import { sparseimage } from "./sparseimage.ts";
 import { udif } from "./udif.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
@@ -19,6 +20,7 @@ export const FORMATS: readonly ImageFormat[] = [
   parallels,
   parallelsBundle,
   sparsebundle,
+  sparseimage,
   udif,
   raw,
 ];

@@ -33,6 +33,7 @@ export async function openFlat<F extends ReadableFile>(place: FlatPlace<F>): Pro
     type,
     fileName,
     place,
+    held: { start: at, end: at + bytes },
     device,
     grainBytes,
     refusal: undefined,

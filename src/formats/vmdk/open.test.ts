@@ -191,6 +191,23 @@ suite("descriptors", () => {
     }
   });
 
+  test("what one extent would free is no other one's", async () => {
+    const sparse = await made({ subformat: "twoGbMaxExtentSparse" });
+    const cases: readonly (readonly string[])[] = [
+      ['RW 2048 SPARSE "disk-s001.vmdk"', 'RW 2048 SPARSE "disk-s001.vmdk"'],
+      ['RW 2048 SPARSE "disk-s001.vmdk"', 'RW 8 FLAT "disk-s001.vmdk" 128'],
+      ['RW 8 FLAT "f.vmdk" 0', 'RW 8 FLAT "f.vmdk" 7'],
+      ['RW 1 FLAT "disk.vmdk" 0'],
+    ];
+    for (const lines of cases) {
+      const files = described(['createType="custom"', `# ${"x".repeat(512)}`, ...lines], {
+        "f.vmdk": new Uint8Array(8192),
+      });
+      files.set("disk-s001.vmdk", sparse.get("disk-s001.vmdk")!);
+      await assert.rejects(open(files), { kind: "corrupt", message: /lies over another/ }, lines.join());
+    }
+  });
+
   test("an extent that may only be read is only read", async () => {
     const files = described(['createType="custom"', 'RDONLY 8 FLAT "f.vmdk" 0'], {
       "f.vmdk": new Uint8Array(4096),

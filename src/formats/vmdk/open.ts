@@ -7,6 +7,7 @@
  *
  * Specification: VMware, Virtual Disk Format 5.0, "Layout Basics".
  */
+import { ExtentSet } from "../../bytes/extents.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes, type ReadableFile, type Run } from "../../device/device.ts";
 import { slice } from "../../device/slice.ts";
@@ -158,10 +159,38 @@ export async function openDisk<F extends ReadableFile>(
       );
       start += bytes;
     }
+    await refuseSharing(files, parts, header !== undefined);
     return { descriptor, room, files, parts, parent };
   } catch (error) {
     await parent?.[Symbol.asyncDispose]();
     throw error;
+  }
+}
+
+/**
+ * What one extent frees must not be another one's, nor the descriptor's, by whatever names.
+ * @throws DiskError `corrupt`
+ */
+async function refuseSharing(
+  files: ReadonlyMap<string, ReadableFile>,
+  parts: readonly Part[],
+  isAlone: boolean,
+): Promise<void> {
+  const identities = new Map<string, string>();
+  for (const [name, file] of files) identities.set(name, (await file.stat()).identity);
+  const whole = { start: 0, end: Number.MAX_SAFE_INTEGER };
+  const taken = new Map(isAlone ? [] : [[identities.get("")!, ExtentSet.of(whole)]]);
+  for (const { fileName, held = whole } of parts) {
+    if (fileName === undefined) continue;
+    const identity = identities.get(fileName)!;
+    const before = taken.get(identity) ?? ExtentSet.EMPTY;
+    if (before.touches(held)) {
+      throw new DiskError(
+        "corrupt",
+        `extent ${quoted(fileName)} lies over another one, or over the descriptor`,
+      );
+    }
+    taken.set(identity, before.union(ExtentSet.of(held)));
   }
 }
 
