@@ -17,6 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
+import { FORMATS } from "../src/formats/all.ts";
 import { requires, run } from "../src/testing/tools.ts";
 import { DELETED_BYTES, DISK_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
 
@@ -67,6 +68,11 @@ test("usage errors exit 2 with a hint, whatever is wrong", () => {
     ["check", "--repair", "all", "some.raw"],
     ["create", "new.qcow2"],
     ["create", "new.qcow2", "-5"],
+    ["convert", "some.raw"],
+    ["convert", "some.raw", "copy.unknown"],
+    ["convert", "some.raw", "copy.raw", "--to", "unknown"],
+    ["convert", "some.raw", "some.raw"],
+    ["info", "some.raw", "--offset", "1"],
     ["explain", "some.raw", "--sector", "x"],
     ["serve", "some.raw"],
   ];
@@ -85,6 +91,12 @@ test("help and version are no errors", () => {
   assert.equal(exit, 0);
   for (const command of ["survey", "reclaim", "explain", "check", "create", "convert", "info"])
     assert.match(out, RegExp(command));
+  for (const command of ["create", "convert"]) {
+    const text = ullage(command, "--help").out;
+    for (const format of FORMATS.filter((each) => each.create !== undefined)) {
+      assert.match(text, RegExp(`\\b${format.name}\\b`), `${command} --help names ${format.name}`);
+    }
+  }
   for (const later of ["serve", "erase"]) assert.doesNotMatch(out, RegExp(`^ +${later}`, "m"));
 });
 

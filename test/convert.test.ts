@@ -3,7 +3,7 @@
  * is the old one or the new one.
  */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import {
   copyFileSync,
@@ -17,10 +17,12 @@ import {
 } from "node:fs";
 import path from "node:path";
 import { test } from "node:test";
-import { convert, type ConvertOptions } from "../src/disk.ts";
+import { convert, type ConvertOptions, create, info } from "../src/disk.ts";
+import { formatNamed, parentsOf, sourceOf } from "../src/disk/open.ts";
 import { DiskError, type ErrorKind } from "../src/error.ts";
 import { dumpe2fsFree } from "../src/testing/ext.ts";
 import { FORMATS } from "../src/formats/all.ts";
+import { makeGuest } from "../src/testing/guest.ts";
 import { mounted } from "../src/testing/mounted.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -87,6 +89,7 @@ const COPIES: readonly (readonly [name: string, options: ConvertOptions["options
   ["copy.hds", {}],
   ["copy.hdd", { cluster_size: "65536" }],
   ["copy.sparsebundle", {}],
+  ["copy.sparseimage", {}],
 ];
 
 /** Every file below a folder, as one. */
@@ -99,7 +102,7 @@ function bytesBelow(folder: string): Buffer {
 
 /** The copy as a file that QEMU reads. */
 async function forQemu(copy: string, format: string) {
-  if (format !== "sparsebundle") return { judged: copy, format };
+  if (!format.startsWith("sparse")) return { judged: copy, format };
   const judged = `${copy}.raw`;
   await convert(copy, judged, { includeFree: true });
   return { judged, format: "raw" };
@@ -200,6 +203,33 @@ test("a chain is flattened; --keep-chain keeps it, and blanks what is free in th
   nothingLeft(folder);
   nothingLeft(elsewhere);
 });
+
+for (const format of ["vhdx", "vhd"]) {
+  test(`${format}: a copy has the same parent, and reads the same`, async (t) => {
+    if (!requires(t, ...DISK_TOOLS)) return;
+    const folder = scratch(t);
+    const [base, child, copy, raw] = [`base.${format}`, `child.${format}`, `copy.${format}`, "flat.raw"].map(
+      (name) => path.join(folder, name),
+    ) as [string, string, string, string];
+    await convert(makeDisk(folder, "disk.qcow2"), base);
+    const options = { backing_file: path.basename(base), backing_fmt: format };
+    await create({ path: child, format, virtualBytes: DISK_BYTES, options });
+    {
+      const source = sourceOf(child, {});
+      await using image = await formatNamed(format).openWritable!(source, parentsOf(source));
+      await image.write(512, new Uint8Array(512).fill(7));
+      await image.write(DISK_BYTES - 65536, new Uint8Array(65536).fill(90));
+      await image.flush();
+    }
+    await convert(child, copy, { keepChain: true, verify: true });
+    assert.deepEqual((await info(copy)).references, (await info(child)).references);
+    await convert(copy, raw, { includeFree: true });
+    const content = readFileSync(raw);
+    assert.deepEqual(content.subarray(512, 1024), Buffer.alloc(512, 7));
+    assert.ok(content.includes("keptkept"), "the parent's bytes are there");
+    assert.equal(content.includes("ZZZZ"), false, "what is free in the child is not in the copy");
+  });
+}
 
 test("snapshots stay behind, and that is said", async (t) => {
   if (!requires(t, ...DISK_TOOLS, "qemu-io")) return;
@@ -310,6 +340,27 @@ for (const filesystem of ["btrfs", "xfs"] as const) {
   });
 }
 
+test("blocks that are shared stay what they are between blocks that are not", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = mounted(t, "btrfs", 128);
+  if (folder === undefined) return;
+  // Its blocks are of 1 KiB: much of what is used begins or ends inside a block of the host.
+  const source = makeGuest({
+    folder,
+    name: "guest.raw",
+    bytes: 32 * MiB,
+    mke2fs: ["-t", "ext4", "-b", "1024"],
+    files: 200,
+    fileBytesMax: 16 * 1024,
+  });
+  for (const name of ["copy.raw", "copy.qcow2"]) {
+    const copy = path.join(folder, name);
+    const { sharedBytes, copiedBytes } = await convert(source, copy, { format: "raw", verify: true });
+    assert.ok(sharedBytes > 0 && sharedBytes < copiedBytes, `${sharedBytes} of ${copiedBytes}`);
+    same(withoutFree(source), copy);
+  }
+});
+
 /** A raw image that takes a while. */
 function longDisk(folder: string): string {
   const image = path.join(folder, "long.raw");
@@ -356,4 +407,44 @@ test("a process that is killed leaves the destination as it was, and the next on
   await convert(source, copy, { force: true });
   nothingLeft(folder);
   assert.equal(statSync(copy).size, statSync(source).size);
+});
+
+test("the command: what it says to people and to scripts, and its exit codes", (t) => {
+  if (!requires(t, ...DISK_TOOLS)) return;
+  const folder = scratch(t);
+  makeDisk(folder, "disk.qcow2");
+  const ullage = (...words: string[]) => {
+    const { status, stdout, stderr } = spawnSync(process.execPath, [BINARY, "convert", ...words], {
+      cwd: folder,
+      encoding: "utf8",
+    });
+    return { exit: status, out: stdout, err: stderr };
+  };
+  const { exit, out, err } = ullage("disk.qcow2", "copy.vhdx", "--verify", "--json");
+  assert.equal(exit, 0, err);
+  const { schema, images } = JSON.parse(out) as { schema: number; images: Record<string, unknown>[] };
+  assert.equal(schema, 1);
+  const { copiedBytes, sharedBytes: _, fileBytes, hostBytes, ...facts } = images[0]!;
+  assert.deepEqual(facts, {
+    path: "disk.qcow2",
+    destination: "copy.vhdx",
+    format: "vhdx",
+    sourceFormat: "qcow2",
+    virtualBytes: DISK_BYTES,
+    verified: true,
+    notes: [],
+  });
+  assert.ok((copiedBytes as number) >= 3 * MiB && (copiedBytes as number) < 6 * MiB);
+  assert.equal(fileBytes, statSync(path.join(folder, "copy.vhdx")).size);
+  assert.equal(hostBytes, statSync(path.join(folder, "copy.vhdx")).blocks * 512);
+
+  const again = ullage("disk.qcow2", "copy.vhdx");
+  assert.equal(again.exit, 2);
+  assert.match(again.err, /copy\.vhdx.*exists already.*hint: --force/s);
+  const said = ullage("disk.qcow2", "copy.vhdx", "--force", "--subformat", "fixed");
+  assert.equal(said.exit, 0);
+  assert.match(said.out, /^disk\.qcow2 -> copy\.vhdx\n copied .*of 64 MiB.*\n vhdx .*\n compared +no/);
+  assert.equal(ullage("disk.qcow2", "absent/copy.raw").exit, 7);
+  assert.equal(ullage("disk.qcow2", "copy.raw", "-o", "cluster_size=4096").exit, 2);
+  assert.deepEqual(readdirSync(folder).sort(), ["copy.vhdx", "disk.qcow2"]);
 });

@@ -310,6 +310,15 @@ export const MUTATIONS: readonly Mutation[] = [
     only: "a chain is flattened",
   },
   {
+    hazard: "H35",
+    guard: "what is shared with the source is not overwritten with zeros",
+    file: "src/disk/convert/copy.ts",
+    from: "hasParent ? undefined : copying.data",
+    to: "hasParent ? undefined : data",
+    tests: ["test/convert.test.ts"],
+    only: "blocks that are shared",
+  },
+  {
     hazard: "H9",
     guard: "above a parent a VMDK grain without the flag for zeros stays mapped",
     file: "src/formats/vmdk/sparse.ts",

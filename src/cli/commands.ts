@@ -17,6 +17,9 @@ import {
 } from "./options.ts";
 import { type Face, faceOf } from "./terminal.ts";
 
+/** In words, because a help text must not wait until all formats are loaded. */
+const MADE_FORMATS = "qcow2, raw, vhdx, vhd, vdi, vmdk, parallels, sparsebundle, sparseimage";
+
 /** Takes the exit code of a command. */
 export type Finish = (exit: number) => void;
 
@@ -94,7 +97,7 @@ function createCommand(ullage: Command): Command {
     .argument("<image>", "file to make; it must not exist")
     .argument("<bytes>", "size that the guest sees: 20G", parseSize)
     .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues);
-  return addReadOptions(command);
+  return addReadOptions(command, `format to make: ${MADE_FORMATS}; default: qcow2`);
 }
 
 function convertCommand(ullage: Command): Command {
@@ -103,7 +106,7 @@ function convertCommand(ullage: Command): Command {
     .description("copy a disk into another format, without what the guest no longer uses")
     .argument("<image>", "disk image to read")
     .argument("<destination>", "file to make")
-    .option("--to <format>", "format of the copy; default: what the destination's suffix says")
+    .option("--to <format>", `${MADE_FORMATS}; default: what the destination's suffix says`)
     .option("--subformat <name>", "short for -o subformat=NAME: streamOptimized, dynamic, fixed")
     .option("-o <key=value>", "option of the format, as for qemu-img create", parseKeyValues)
     .option("--include-free", "copy everything that is mapped, also what the guest no longer uses")

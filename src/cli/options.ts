@@ -89,9 +89,13 @@ export function parseKeyValues(
   return { ...before, ...Object.fromEntries(pairs) };
 }
 
-export function addReadOptions(command: Command): Command {
+/** @param format what `--format` means to the command */
+export function addReadOptions(
+  command: Command,
+  format = "take the image for this format instead of looking at its content",
+): Command {
   return command
-    .option("--format <format>", "take the image for this format instead of looking at its content")
+    .option("--format <format>", format)
     .option("--allow <words>", `lift a named refusal: ${ALLOW_WORDS.join(", ")}`, parseAllow)
     .option("--json", "one JSON document on stdout, and nothing else there");
 }

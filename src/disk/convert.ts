@@ -37,10 +37,11 @@ const SUFFIXES: Readonly<Record<string, string>> = {
   ".hds": "parallels",
   ".hdd": "parallels",
   ".sparsebundle": "sparsebundle",
+  ".sparseimage": "sparseimage",
 };
 
 /** Formats that are made above a parent with `backing_file`, and the formats that the parent may have. */
-const PARENTS: Readonly<Record<string, string>> = { qcow2: "any", vhdx: "vhdx" };
+const PARENTS: Readonly<Record<string, string>> = { qcow2: "any", vhdx: "vhdx", vhd: "vhd" };
 
 /** Filesystems that say truly what of a file was never written, and what is not yet on the disk (H8). */
 const HONEST = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"]);

@@ -64,7 +64,8 @@ async function pump(copying: Copying, writer: Writer, data: ExtentSet): Promise<
       throwIfAborted(signal);
       const buffer = buffers[turn]!.subarray(0, piece.end - piece.start);
       turn = 1 - turn;
-      await fill(source, piece, hasParent ? undefined : data, buffer);
+      // What is shared between the rest is read too: it would be overwritten with zeros otherwise.
+      await fill(source, piece, hasParent ? undefined : copying.data, buffer);
       await writing;
       writing = writer.write(piece.start, buffer);
       // It is awaited with the next piece; until then its failure is nobody's.
