@@ -3,6 +3,7 @@
  */
 import { closeSync, copyFileSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { convert } from "../src/disk.ts";
 import { makeGuest } from "../src/testing/guest.ts";
 import { SimulatedFile } from "../src/testing/simulated-file.ts";
 import { run } from "../src/testing/tools.ts";
@@ -13,12 +14,23 @@ const DISK_BYTES = 3072 * KIB;
 
 interface Shape {
   readonly name: string;
-  /** For `qemu-img create -o`; none: raw. */
+  /** Default qcow2, or raw without options. */
+  readonly format?: string;
+  /** For `create -o`, QEMU's or ours; none: raw. */
   readonly options?: string;
   readonly deed: Deed;
   /** `snapshot`: half of the files were deleted after one was taken; `backing`: the disk lies in a parent. */
   readonly past?: "snapshot" | "backing" | "compressed" | "leaks";
 }
+
+/** Formats of mapped blocks, by our own hand: QEMU makes no blocks so small. */
+const MAPPED_BLOCKS = [
+  { format: "vhdx", options: "block_size=1M,log_size=1M" },
+  { format: "vhd", options: "block_size=65536" },
+  { format: "vdi", options: "block_size=65536" },
+  { format: "vmdk", options: "subformat=monolithicSparse" },
+  { format: "parallels", options: "cluster_size=64k" },
+];
 
 const SHAPES: readonly Shape[] = [
   { name: "raw", deed: "punch" },
@@ -36,6 +48,12 @@ const SHAPES: readonly Shape[] = [
   { name: "v3, pack above a parent", options: "cluster_size=4k", deed: "pack", past: "backing" },
   { name: "v2, pack", options: "cluster_size=1k,compat=0.10", deed: "pack" },
   { name: "v3, repair of leaks", options: "cluster_size=4k", deed: "repair", past: "leaks" },
+  ...MAPPED_BLOCKS.flatMap(({ format, options }) =>
+    (["punch", "pack"] as const)
+      // Three blocks of a MiB leave no gap.
+      .filter((deed) => deed === "punch" || format !== "vhdx")
+      .map((deed) => ({ name: `${format}, ${deed}`, format, options, deed })),
+  ),
 ];
 
 /** Makes every scenario in `folder`; needs mke2fs, debugfs and qemu-img. */
@@ -54,7 +72,12 @@ export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> 
       yield { name, format: "raw", deed, files: new Map([["disk", await SimulatedFile.load(guest)]]) };
       continue;
     }
-    yield { name, format: "qcow2", deed, files: await shaped(folder, guest, shape.options, shape.past) };
+    const { format = "qcow2", options, past } = shape;
+    const files =
+      format === "qcow2"
+        ? await shaped(folder, guest, options, past)
+        : await inBlocks(folder, guest, format, options);
+    yield { name, format, deed, files };
   }
 }
 
@@ -81,6 +104,20 @@ async function shaped(folder: string, guest: string, options: string, past: Shap
   if (past === "leaks") leak(disk);
   files.set("disk", await SimulatedFile.load(disk));
   return files;
+}
+
+/** The guest with what it freed, in a format of mapped blocks. */
+async function inBlocks(folder: string, guest: string, format: string, options: string) {
+  const disk = join(folder, "disk");
+  const pairs = options.split(",").map((pair) => pair.split("=") as [string, string]);
+  await convert(guest, disk, {
+    format: "raw",
+    to: format,
+    options: Object.fromEntries(pairs),
+    includeFree: true,
+    force: true,
+  });
+  return new Map([["disk", await SimulatedFile.load(disk)]]);
 }
 
 /** Clusters with a count and no owner, as a lost snapshot leaves them: its tables and its counts have leaked. */

@@ -2,10 +2,19 @@
  * Whole reclaims of small guests' disks through the library, judged by e2fsck and by the host.
  */
 import assert from "node:assert/strict";
-import { closeSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
-import { explain, type ReclaimOptions, reclaim, survey } from "../src/disk.ts";
+import { create, explain, type ReclaimOptions, reclaim, survey } from "../src/disk.ts";
 import { DiskError } from "../src/error.ts";
 import { makeGuest } from "../src/testing/guest.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -147,6 +156,19 @@ test("H5: a filesystem on a member of a RAID set is not read as if it were alone
   assert.equal(reclaimableBytes, 0);
 });
 
+test("H21: a descriptor is no guest's work: the extents of a VMDK are reclaimed without more words", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const guest = makeGuest({ folder, name: "disk.raw", bytes: 16 * MIB });
+  for (const subformat of ["twoGbMaxExtentSparse", "monolithicFlat"]) {
+    const disk = join(folder, `${subformat}.vmdk`);
+    run("qemu-img", ["convert", "-f", "raw", "-O", "vmdk", "-o", `subformat=${subformat}`, guest, disk]);
+    const { applied, reclaimedBytes } = await reclaim(disk, yes);
+    assert.equal(applied, true);
+    assert.ok(reclaimedBytes! > 0, subformat);
+  }
+});
+
 test("H21: a guest's own qcow2 header does not reach into another file", async (t) => {
   if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
   const folder = scratch(t);
@@ -174,6 +196,20 @@ test("H33: a neighbour that cannot be understood may be a child", async (t) => {
   writeSync(image, Buffer.from([0x80]), 0, 1, 72); // An incompatible feature that nobody knows.
   closeSync(image);
   await assert.rejects(reclaim(disk, yes), refusedAs("has-children"));
+});
+
+test("H33: a child that knows its parent by an identifier alone is found under any name", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const guest = makeGuest({ folder, name: "guest.raw", bytes: 16 * MIB });
+  const disk = join(folder, "base.vdi");
+  run("qemu-img", ["convert", "-f", "raw", "-O", "vdi", guest, disk]);
+  const options = { backing_file: "base.vdi" };
+  await create({ path: join(folder, "child.vdi"), format: "vdi", virtualBytes: 16 * MIB, options });
+  renameSync(disk, join(folder, "renamed"));
+  await assert.rejects(reclaim(join(folder, "renamed"), yes), refusedAs("has-children"));
+  rmSync(join(folder, "child.vdi"));
+  assert.equal((await reclaim(join(folder, "renamed"), yes)).applied, true);
 });
 
 test("H3: a hibernated guest keeps everything", async (t) => {

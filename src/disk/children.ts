@@ -8,16 +8,24 @@ import type { Source } from "../device/source.ts";
 import type { ImageFormat, Reference } from "../formats/format.ts";
 import { leadsTo, siblings } from "../host/neighbours.ts";
 
-/**
- * @param identity of the image's file, as `stat` gives it
- * @throws DiskError `refused` when a file beside the image names it as its backing or data file
- */
-export async function refuseParents(path: string, identity: string): Promise<void> {
+/** An image that may have children. */
+export interface Elder {
+  readonly path: string;
+  /** Of its file, as `stat` gives it. */
+  readonly identity: string;
+  /** What children may know it by, whatever its name. */
+  readonly identifiers: readonly string[];
+}
+
+/** @throws DiskError `refused` when a file beside the image names it as its backing or data file */
+export async function refuseParents({ path, identity, identifiers }: Elder): Promise<void> {
   for await (const sibling of siblings(path)) {
     for (const format of FORMATS) {
       if (!(await format.probe(sibling).catch(() => false))) continue;
       const references = await referencesOf(format, sibling);
-      if (references.some(({ name }) => leadsTo(sibling, name, identity))) throw hasChild(sibling.name);
+      const isParent = ({ name, id }: Reference) =>
+        (id !== undefined && identifiers.includes(id)) || leadsTo(sibling, name, identity);
+      if (references.some(isParent)) throw hasChild(sibling.name);
       break;
     }
   }

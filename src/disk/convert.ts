@@ -19,7 +19,7 @@ import { refuseParents } from "./children.ts";
 import { compare } from "./convert/compare.ts";
 import { copy } from "./convert/copy.ts";
 import { select, type Selection } from "./convert/selection.ts";
-import { type Disk, formatNamed, parentsOf, reading, refuseGuess, sourceOf } from "./open.ts";
+import { type Disk, formatNamed, parentsOf, reading, refuseGuess, sourceOf, openImage } from "./open.ts";
 import type { Converted, ConvertOptions, OpenOptions, Progress } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
 import { usageOf } from "./usage.ts";
@@ -38,6 +38,9 @@ const SUFFIXES: Readonly<Record<string, string>> = {
   ".hdd": "parallels",
   ".sparsebundle": "sparsebundle",
 };
+
+/** Formats that are made above a parent with `backing_file`, and the formats that the parent may have. */
+const PARENTS: Readonly<Record<string, string>> = { qcow2: "any", vhdx: "vhdx" };
 
 /** Filesystems that say truly what of a file was never written, and what is not yet on the disk (H8). */
 const HONEST = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"]);
@@ -121,7 +124,19 @@ async function refuseDestination(disk: Disk, target: Target, options: ConvertOpt
     const isImage = target.format.isBundle && (await target.format.probe(sourceOf(target.path, {})));
     if (!isImage) throw new DiskError("usage", `${target.path}: it is a directory, and no image`);
   } else if (!options.allow?.children) {
-    await refuseParents(target.path, occupant.identity);
+    const { path } = target;
+    await refuseParents({ path, identity: occupant.identity, identifiers: await identifiersOf(path) });
+  }
+}
+
+/** By what children know the file that is to be replaced; nothing where it is no image that can be read. */
+async function identifiersOf(path: string): Promise<readonly string[]> {
+  try {
+    await using image = await openImage(sourceOf(path, {}), {});
+    return image.identifiers ?? [];
+  } catch (error) {
+    if (error instanceof DiskError) return [];
+    throw error;
   }
 }
 
@@ -253,14 +268,16 @@ function chainOf(
       code: "keep-chain",
       hint: "without --keep-chain the copy holds everything itself",
     });
-  if (format.name !== "qcow2" || backing.format === undefined) {
-    throw refuse(`a ${format.name} is not made above a parent`);
+  const parentFormat = disk.image.parent?.format;
+  const above = PARENTS[format.name];
+  if (above === undefined || parentFormat === undefined || !(above === "any" || above === parentFormat)) {
+    throw refuse(`a ${format.name} is not made above a ${parentFormat ?? "parent"}`);
   }
   const directory = path.dirname(path.resolve(disk.path));
   if (!path.isAbsolute(backing.name) && directory !== place.directory) {
     throw refuse(`the parent "${backing.name}" lies beside the source, and the copy elsewhere`);
   }
-  return { backing_file: backing.name, backing_fmt: backing.format };
+  return { backing_file: backing.name, backing_fmt: parentFormat };
 }
 
 /** @throws DiskError `io` when what was just made is not whole */

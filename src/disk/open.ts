@@ -105,14 +105,18 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   return new Disk(file, image, source, false, options);
 }
 
+/** No disk of a guest is so small: what is describes one, and is its owner's work (a VMDK descriptor). */
+const DESCRIPTION_BYTES_MAX = 64 * 1024;
+
 /**
- * H21: the header that makes a file qcow2 may be its guest's work, on a disk that its owner runs as raw. It may
- * harm that guest, but must not reach into another file.
+ * H21: the header that makes a file an image may be its guest's work, on a disk that its owner runs as raw. It may
+ * harm that guest, but must not reach into another file. A folder is no guest's work, nor a file too short for a disk.
  * @throws DiskError `refused` when the format was not stated and the data lie in another file
  */
-export function refuseGuess({ image, options }: Disk): void {
+export function refuseGuess({ image, options, source }: Disk): void {
   const data = image.references.find(({ role }) => role === "data");
-  if (data === undefined || options.format !== undefined) return;
+  if (data === undefined || options.format !== undefined || source.folder !== undefined) return;
+  if ((image.files.get("")?.bytes ?? Infinity) <= DESCRIPTION_BYTES_MAX) return;
   throw new DiskError("refused", `by its content it is ${image.format} with its data in "${data.name}"`, {
     code: "format-guessed",
     hint: `if that is so, say --format ${image.format}`,

@@ -80,7 +80,7 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
 async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOptions): Promise<void> {
   if (!options.allow?.children) {
     const { identity } = await disk.image.files.get("")!.stat();
-    await refuseParents(disk.path, identity);
+    await refuseParents({ path: disk.path, identity, identifiers: disk.image.identifiers ?? [] });
   }
   refuseGuess(disk);
   const { errors, first } = await findings(disk.image);

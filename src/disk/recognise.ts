@@ -13,11 +13,8 @@ interface Signature {
 
 /** Image formats that must not be taken for raw. */
 const IMAGES: readonly Signature[] = [
-  { name: "VDI", at: 0x40, magic: "\x7f\x10\xda\xbe" },
   { name: "QED", at: 0, magic: "QED\0" },
   { name: "qcow version 1", at: 0, magic: "QFI\xfb\0\0\0\x01" },
-  { name: "Apple sparse image", at: 0, magic: "sprs" },
-  { name: "Apple disk image", at: -512, magic: "koly" },
   { name: "EWF", at: 0, magic: "EVF\x09\x0d\x0a\xff\0" },
 ];
 

@@ -387,6 +387,27 @@ test("the parent is known by its id, whatever it is called", async () => {
   await assert.rejects(vhd.open(child, parentsBeside(vhd, folder)), kind("io"));
 });
 
+test("a freed block above a parent stays mapped and is punched: nothing else would read as zeros (H9)", async () => {
+  for (const pack of [false, true]) {
+    const { folder } = await small();
+    const options = { block_size: String(16 * KIBIBYTE), backing_file: "disk.vhd" };
+    const writes = [{ start: 0, end: 48 * KIBIBYTE, pattern: 9 }];
+    await ownImage(vhd, { folder, name: "child.vhd", virtualBytes: 256 * KIBIBYTE, options, writes });
+    const child = folder.get("child.vhd")!;
+    child.locked = false;
+    {
+      const source = simulatedSource(folder, "child.vhd");
+      await using image = await vhd.openWritable!(source, parentsBeside(vhd, folder));
+      const free = ExtentSet.of({ start: 0, end: 16 * KIBIBYTE });
+      const plan = await image.plan({ ...wish, free, pack, hostBlockBytes: 512, minHoleBytes: 512 });
+      assert.deepEqual([plan.unmapBytes, plan.punchBytes], [0, 16 * KIBIBYTE]);
+      await execute(plan, image.files);
+    }
+    await using image = await vhd.open(simulatedSource(folder, "child.vhd"), parentsBeside(vhd, folder));
+    assert.deepEqual(await readBytes(image, 16 * KIBIBYTE - 1, 2), new Uint8Array([0, 9]));
+  }
+});
+
 test("options that VHD has not are refused before a file is made", async () => {
   for (const options of [
     { subformat: "sparse" },

@@ -15,7 +15,7 @@ import { DiskError } from "../error.ts";
 import type { ImageFormat, OpenParent } from "./format.ts";
 import { descriptorText, extentsOf, parseOptions, type VmdkOptions, writeNewDisk } from "./vmdk/create.ts";
 import { VmdkImage } from "./vmdk/image.ts";
-import { kindOf, openDisk, readDescriptor, referencesOf, type VmdkDisk } from "./vmdk/open.ts";
+import { findDescriptor, kindOf, openDisk, referencesOf, type VmdkDisk } from "./vmdk/open.ts";
 import { StreamedVmdkImage } from "./vmdk/stream-image.ts";
 import { StreamWriter } from "./vmdk/stream-writer.ts";
 import { WritableVmdkImage } from "./vmdk/writable.ts";
@@ -30,8 +30,9 @@ export const vmdk: ImageFormat = {
 
   async references(source) {
     await using file = await source.open();
-    const { descriptor, header } = await readDescriptor(file);
-    return referencesOf(descriptor, header !== undefined);
+    const described = await findDescriptor(file);
+    // An extent names nothing: what it is built on is told by its descriptor.
+    return described === undefined ? [] : referencesOf(described.descriptor, described.header !== undefined);
   },
 
   async open(source, openParent) {

@@ -62,6 +62,7 @@ export class Destination implements Disposable {
     try {
       for (const name of [...parts, last]) {
         const place = join(this.directory, name);
+        syncFolders(join(this.#folder, name));
         if (this.#replaces) this.#replace(join(this.#folder, name), place);
         else moveWhereNothingIs(join(this.#folder, name), place);
         moved.push(place);
@@ -128,6 +129,15 @@ function syncDirectory(path: string): void {
   } finally {
     closeSync(fd);
   }
+}
+
+/** The names of an image's files, where it is a folder. */
+function syncFolders(path: string): void {
+  if (!lstatSync(path).isDirectory()) return;
+  for (const entry of readdirSync(path, { withFileTypes: true })) {
+    if (entry.isDirectory()) syncFolders(join(path, entry.name));
+  }
+  syncDirectory(path);
 }
 
 /** What lies where a new image is to be; undefined: nothing. */

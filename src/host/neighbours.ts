@@ -3,15 +3,11 @@
  * free blocks too, so a parent must not be reclaimed.
  */
 import { realpathSync } from "node:fs";
-import { opendir } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
-import { DiskError } from "../error.ts";
 import { hostError } from "./failure.ts";
+import { filesIn } from "./listing.ts";
 import { identityAt } from "./medium.ts";
 import { type HostSource, hostSource } from "./source.ts";
-
-/** Far more than any directory of images holds; beyond it nobody looked, and so nobody may write. */
-const NEIGHBOURS_MAX = 100_000;
 
 /**
  * The regular files in the image's directory, and in that of its real path, without the image itself. Nothing is
@@ -20,29 +16,20 @@ const NEIGHBOURS_MAX = 100_000;
  */
 export async function* siblings(path: string): AsyncIterable<HostSource> {
   const own = identityAt(path);
-  let seen = 0;
-  try {
-    for (const directory of new Set([dirname(resolve(path)), dirname(realpathSync.native(path))])) {
-      for await (const entry of await opendir(directory)) {
-        if (++seen > NEIGHBOURS_MAX) throw tooMany(directory);
-        const sibling = join(directory, entry.name);
-        if (entry.isFile() && identityAt(sibling) !== own) yield hostSource(sibling);
-      }
+  for (const directory of new Set([dirname(resolve(path)), dirname(realPath(path))])) {
+    for await (const name of filesIn(directory)) {
+      const sibling = join(directory, name);
+      if (identityAt(sibling) !== own) yield hostSource(sibling);
     }
-  } catch (error) {
-    throw hostError(error, `${path}: files beside it`);
   }
 }
 
-function tooMany(directory: string): DiskError {
-  return new DiskError(
-    "refused",
-    `${directory} holds more than ${NEIGHBOURS_MAX} files; one may be a child`,
-    {
-      code: "children",
-      hint: "if no other image is based on this one, --allow children",
-    },
-  );
+function realPath(path: string): string {
+  try {
+    return realpathSync.native(path);
+  } catch (error) {
+    throw hostError(error, `${path}: files beside it`);
+  }
 }
 
 /**

@@ -282,3 +282,15 @@ test("files are made beside the image, and nowhere else (H22)", async (t) => {
     await assert.rejects(source.createBeside!(name), { kind: "refused", code: "outside" }, name);
   }
 });
+
+test("siblings are the regular files beside the image, without itself", async (t) => {
+  const { root, image } = tree(t);
+  const names: string[] = [];
+  for await (const sibling of hostSource(image).siblings())
+    names.push(`${sibling.name} ${await content(sibling)}`);
+  assert.deepEqual(names, ["base images/base"]);
+  const outside: string[] = [];
+  for await (const sibling of hostSource(join(root, "images/sub/base")).siblings())
+    outside.push(sibling.name);
+  assert.deepEqual(outside, []);
+});

@@ -21,6 +21,7 @@ import { DiskError } from "../error.ts";
 import { hostError } from "./failure.ts";
 import { HostReader, LockedFile } from "./file.ts";
 import { HostFolder } from "./folder.ts";
+import { filesIn } from "./listing.ts";
 import { lockForWriting, needLocks } from "./lock.ts";
 import { identityOf, notAnImage } from "./medium.ts";
 import { type Locks, platform } from "./platform.ts";
@@ -34,6 +35,7 @@ export interface HostSource extends Source {
   openWritable(): Promise<HostFile>;
   create(): Promise<HostFile>;
   refer(name: string): Promise<HostSource>;
+  siblings(): AsyncIterable<HostSource>;
 }
 
 const NOTHING_OUTSIDE: Policy = { outside: [] };
@@ -152,6 +154,15 @@ class PathSource implements HostSource {
     return new PathSource({ name, path: found.path, policy, referred: { identity, home } });
   }
 
+  async *siblings(): AsyncIterable<HostSource> {
+    const own = identityOf(this.#stat());
+    for await (const name of filesIn(dirname(this.path))) {
+      const sibling = await this.refer(name).catch(nothingIfRefused);
+      if (sibling !== undefined && identityOf(statSync(sibling.path, { bigint: true })) !== own)
+        yield sibling;
+    }
+  }
+
   /** Looks, opens, and looks again: a device is never opened by mistake, and nothing is swapped in between. */
   #openSame(open: (flags: number) => number): number {
     const { referred } = this.#origin;
@@ -175,6 +186,11 @@ class PathSource implements HostSource {
   #swapped(): DiskError {
     return refusal(this.name, "it was exchanged while it was being opened", undefined);
   }
+}
+
+/** A file that went away, or that the policy forbids, is nobody's parent. */
+function nothingIfRefused(error: unknown): undefined {
+  if (!(error instanceof DiskError)) throw error;
 }
 
 function isFolder(path: string): boolean {

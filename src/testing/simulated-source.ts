@@ -42,6 +42,11 @@ export function simulatedSource(files: Map<string, SimulatedFile>, name: string)
       }
       return simulatedSource(files, other);
     },
+    async *siblings() {
+      for (const other of [...files.keys()].sort()) {
+        if (other !== name && !other.includes("/")) yield simulatedSource(files, other);
+      }
+    },
   };
 }
 

@@ -2,10 +2,27 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
+import { parallels } from "./parallels.ts";
 import { qcow2 } from "./qcow2.ts";
+import { vdi } from "./vdi.ts";
+import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 
-export const TARGETS: readonly FuzzTarget[] = [qcow2, vhdx, volumes, ext, journal];
+export const TARGETS: readonly FuzzTarget[] = [
+  qcow2,
+  parallels,
+  sparseimage,
+  udif,
+  vdi,
+  vhd,
+  vhdx,
+  vmdk,
+  ext,
+  journal,
+  volumes,
+];

@@ -23,16 +23,14 @@ export interface Wanted {
   readonly kept: ExtentSet;
   /** The copy has the source's parent: what is the parent's is not copied. */
   readonly keepsChain: boolean;
-  /** The host's own map of a raw image says truly what is zero (H8). */
+  /** The host's own map says truly what is zero; else it is read, for images without tables have no other (H8). */
   readonly trustsHoles: boolean;
 }
 
 export async function select(image: Image, { kept, keepsChain, trustsHoles }: Wanted): Promise<Selection> {
   const data = new ExtentBuilder();
   const blank = new ExtentBuilder();
-  const isRaw = formatsOf(image).map((format) => format === "raw");
-  const isEmpty = ({ kind, depth }: Run) =>
-    (kind === "hole" || kind === "zero") && (trustsHoles || isRaw[depth] !== true);
+  const isEmpty = ({ kind }: Run) => trustsHoles && (kind === "hole" || kind === "zero");
   for await (const runs of image.map({ start: 0, end: image.bytes })) {
     for (const run of runs) {
       if (keepsChain && isParents(run)) continue;
@@ -48,10 +46,4 @@ export async function select(image: Image, { kept, keepsChain, trustsHoles }: Wa
 /** Without a place in this image it is read from the parent, or from nothing where that ends. */
 function isParents({ depth, kind }: Run): boolean {
   return depth > 0 || kind === "hole";
-}
-
-function formatsOf(image: Image): string[] {
-  const formats: string[] = [];
-  for (let each: Image | undefined = image; each !== undefined; each = each.parent) formats.push(each.format);
-  return formats;
 }

@@ -7,6 +7,6 @@ export function damaged(structure: string, at: number, found: unknown, expected:
   return new DiskError("corrupt", `${structure} at ${hex(at)}: found ${String(found)}, expected ${expected}`);
 }
 
-export function hex(value: number): string {
+export function hex(value: number | bigint): string {
   return `0x${value.toString(16)}`;
 }

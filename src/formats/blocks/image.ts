@@ -1,7 +1,7 @@
 /**
  * A whole image of one file with one table of blocks: what a format has to add are its facts.
  */
-import type { Extent } from "../../bytes/extents.ts";
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import type { HostFile, Place, ReadableFile } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { ClaimedPlace, Finding, Image, Reference, Snapshot, WritableImage } from "../format.ts";
@@ -68,12 +68,17 @@ export class BlockImage<F extends ReadableFile = ReadableFile> extends BlockDisk
     return this.facts.details;
   }
 
-  /** Everything in front of the blocks, between them and behind them that is a structure, and the blocks' heads. */
-  tableBytes(): Promise<number> {
-    const { blocksStartBytes, fixed, tailBytes, headBytes, table } = this.#layout;
-    let heads = 0;
-    if (headBytes > 0) table.eachMapped(0, table.blocks, () => (heads += headBytes));
-    return Promise.resolve(blocksStartBytes + fixed.bytes + tailBytes + heads);
+  /** What the host holds of the structures around the blocks, and the blocks' heads. */
+  async tableBytes(): Promise<number> {
+    const { blocksStartBytes, fixed, tailBytes, headBytes, table, file } = this.#layout;
+    const tail = { start: Math.max(0, file.bytes - tailBytes), end: file.bytes };
+    const structures = fixed.union(ExtentSet.of({ start: 0, end: blocksStartBytes }, tail));
+    let bytes = 0;
+    for await (const runs of file.map({ start: 0, end: file.bytes })) {
+      for (const run of runs) if (run.kind !== "hole") bytes += structures.within(run).bytes;
+    }
+    if (headBytes > 0) table.eachMapped(0, table.blocks, () => (bytes += headBytes));
+    return bytes;
   }
 
   snapshots(): Promise<readonly Snapshot[]> {

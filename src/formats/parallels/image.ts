@@ -5,8 +5,9 @@
  */
 import type { BlockDevice, HostFile, ReadableFile } from "../../device/device.ts";
 import { BlockImage, type ImageFacts, WritableBlockImage } from "../blocks/image.ts";
+import type { WriterHooks } from "../blocks/write.ts";
 import { readExtension } from "./extension.ts";
-import { corrupt, EMPTY_IMAGE, Header, InUse, readGeometry } from "./header.ts";
+import { corrupt, EMPTY_IMAGE, type Geometry, Header, InUse, readGeometry } from "./header.ts";
 import { layoutOf, type ParallelsImage, readBat, refuseWriting } from "./layout.ts";
 
 /** @param parent the layer below, in a bundle */
@@ -51,14 +52,17 @@ export async function openImage(file: ReadableFile): Promise<BlockImage> {
 
 export async function openWritableImage(file: HostFile): Promise<WritableBlockImage> {
   const image = await readParallels(file);
-  const { inUse, flags } = image.geometry;
-  return new WritableBlockImage(image.layout, factsOf(image), {
+  return new WritableBlockImage(image.layout, factsOf(image), markingUse(file, image.geometry));
+}
+
+export function markingUse(file: HostFile, { inUse, flags }: Geometry): WriterHooks {
+  return {
     async begin() {
       if ((flags & EMPTY_IMAGE) !== 0) await writeWord(file, Header.at.flags, flags & ~EMPTY_IMAGE);
       await writeWord(file, Header.at.in_use, InUse.open);
     },
     finish: () => writeWord(file, Header.at.in_use, inUse),
-  });
+  };
 }
 
 async function writeWord(file: HostFile, at: number, word: number): Promise<void> {

@@ -16,7 +16,7 @@ import { type FlatFacts, FlatImage, WritableFlatImage } from "../blocks/flat.ts"
 import { BlockImage, type ImageFacts, WritableBlockImage } from "../blocks/image.ts";
 import { slotAt } from "../blocks/layout.ts";
 import type { WriterHooks } from "../blocks/write.ts";
-import type { Finding, Image, OpenParent, Reference, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, Image, OpenParent, Reference, WritableImage } from "../format.ts";
 import { Footer, type Footers, readFooters, SECTOR_BYTES } from "./footer.ts";
 import { readHeader, readParentNames } from "./header.ts";
 import { layOut, type VhdLayout } from "./layout.ts";
@@ -156,6 +156,12 @@ class WritableDynamicImage extends WritableBlockImage {
   override async write(at: number, from: Uint8Array): Promise<void> {
     await super.write(at, from);
     await this.#mark({ start: at, end: at + from.length });
+  }
+
+  override async claim(range: Extent): Promise<ClaimedPlace | undefined> {
+    const place = await super.claim(range);
+    await this.#mark(range);
+    return place;
   }
 
   async #mark({ start, end }: Extent): Promise<void> {

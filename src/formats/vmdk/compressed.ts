@@ -16,7 +16,8 @@ import { struct } from "../../bytes/struct.ts";
 import { DiskError } from "../../error.ts";
 import type { Finding } from "../format.ts";
 import { ABSENT, type BlockTable, ZERO } from "../blocks/table.ts";
-import { corrupt, mustLieInside } from "./corrupt.ts";
+import { damaged } from "../blocks/damaged.ts";
+import { mustLieInside } from "./damaged.ts";
 import { SECTOR_BYTES } from "./descriptor.ts";
 
 /** Before each grain. */
@@ -132,7 +133,7 @@ export class CompressedDisk implements BlockDevice {
     const content = inflated(await readBytes(file, at, bytes), grainBytes, at);
     // Some writers end the last grain where the disk ends.
     const least = Math.min(grainBytes, this.bytes - grain * grainBytes);
-    if (content.length < least) throw corrupt("grain", at, `${content.length} bytes`, `${least} bytes`);
+    if (content.length < least) throw damaged("grain", at, `${content.length} bytes`, `${least} bytes`);
     this.#last = { grain, content };
     return content;
   }
@@ -148,11 +149,11 @@ export class CompressedDisk implements BlockDevice {
     const sector = (grain * grainBytes) / SECTOR_BYTES;
     if (hasMarkers) {
       const { lba } = GrainMarker.decode(head);
-      if (lba !== sector) throw corrupt(`marker of grain ${grain}`, at, `sector ${lba}`, `sector ${sector}`);
+      if (lba !== sector) throw damaged(`marker of grain ${grain}`, at, `sector ${lba}`, `sector ${sector}`);
     }
     // What cannot be compressed grows by some bytes in each block of deflate.
     if (dataBytes === 0 || dataBytes > 2 * grainBytes + SECTOR_BYTES) {
-      throw corrupt(`length of grain ${grain}`, at, dataBytes, `1 to ${2 * grainBytes + SECTOR_BYTES}`);
+      throw damaged(`length of grain ${grain}`, at, dataBytes, `1 to ${2 * grainBytes + SECTOR_BYTES}`);
     }
     mustLieInside(file, `grain ${grain}`, at + header.bytes, dataBytes);
     return { at: at + header.bytes, bytes: dataBytes };

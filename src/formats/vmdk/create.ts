@@ -15,7 +15,7 @@ import type { HostFile } from "../../device/device.ts";
 import type { Source } from "../../device/source.ts";
 import { DiskError } from "../../error.ts";
 import type { CreateOptions } from "../format.ts";
-import { quoted } from "./corrupt.ts";
+import { quoted } from "./damaged.ts";
 import { NO_PARENT, SECTOR_BYTES, SECTORS_MAX } from "./descriptor.ts";
 import { Flag, ENTRIES_PER_TABLE, LINE_ENDS, MAGIC, SparseExtentHeader } from "./sparse-header.ts";
 

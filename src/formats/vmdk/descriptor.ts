@@ -15,7 +15,7 @@
  * Specification: VMware, Virtual Disk Format 5.0, "The Descriptor File".
  */
 import { DiskError } from "../../error.ts";
-import { quoted } from "./corrupt.ts";
+import { quoted } from "./damaged.ts";
 
 export const SECTOR_BYTES = 512;
 /** parentCID of a disk that is built on none. */

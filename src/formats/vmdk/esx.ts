@@ -15,7 +15,8 @@ import { ExtentSet } from "../../bytes/extents.ts";
 import type { ReadableFile } from "../../device/device.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
 import { BlockTable, SLOTS_MAX, ZERO } from "../blocks/table.ts";
-import { corrupt, hex, mustLieInside } from "./corrupt.ts";
+import { damaged, hex } from "../blocks/damaged.ts";
+import { mustLieInside } from "./damaged.ts";
 import { SECTOR_BYTES, SECTORS_MAX } from "./descriptor.ts";
 import { coveredBy, readDirectory, tableAt, tablesOf, wildEntry } from "./grains.ts";
 
@@ -44,10 +45,10 @@ export async function openCowd<F extends ReadableFile>(
   mustLieInside(file, "COWD header", 0, CowdHeader.bytes);
   const header = CowdHeader.decode(await readBytes(file, 0, CowdHeader.bytes));
   const { magicNumber, version, numSectors, grainSize, gdOffset, numGDEntries } = header;
-  if (magicNumber !== COWD_MAGIC) throw corrupt("COWD header", 0, "no magic", `"${COWD_MAGIC}"`);
+  if (magicNumber !== COWD_MAGIC) throw damaged("COWD header", 0, "no magic", `"${COWD_MAGIC}"`);
   if (version !== 1) throw new DiskError("unsupported", `COWD header: version ${version}, expected 1`);
   if (numSectors === 0 || grainSize === 0 || grainSize > COWD_GRAIN_SECTORS_MAX) {
-    throw corrupt(
+    throw damaged(
       "COWD header",
       12,
       `${numSectors} sectors in grains of ${grainSize}`,
@@ -56,7 +57,7 @@ export async function openCowd<F extends ReadableFile>(
   }
   const table = new BlockTable(Math.ceil(numSectors / grainSize));
   const count = Math.ceil(table.blocks / COWD_ENTRIES);
-  if (numGDEntries < count) throw corrupt("COWD header", 24, `${numGDEntries} grain tables`, `${count}`);
+  if (numGDEntries < count) throw damaged("COWD header", 24, `${numGDEntries} grain tables`, `${count}`);
   const directory = await readDirectory(file, {
     name: "grain directory",
     at: gdOffset * SECTOR_BYTES,
@@ -148,7 +149,7 @@ export async function openSeSparse<F extends ReadableFile>(
   const table = new BlockTable(Math.ceil(header.capacity / SE_GRAIN_SECTORS));
   const count = Math.ceil(table.blocks / SE_ENTRIES);
   if (header.grainDirectorySize * SECTOR_BYTES < count * 8) {
-    throw corrupt(
+    throw damaged(
       "seSparse grain directory",
       at.directory,
       `${header.grainDirectorySize} sectors`,
@@ -163,7 +164,7 @@ export async function openSeSparse<F extends ReadableFile>(
     if (kind === 0 && number === 0) continue;
     const place = at.tables + number * SE_TABLE_BYTES;
     if (kind !== SE_HAS_TABLE || seen.has(number)) {
-      throw corrupt("seSparse grain directory", at.directory + i * 8, hex(kind), "a grain table of its own");
+      throw damaged("seSparse grain directory", at.directory + i * 8, hex(kind), "a grain table of its own");
     }
     seen.add(number);
     mustLieInside(file, `seSparse grain table ${i}`, place, SE_TABLE_BYTES);
@@ -194,7 +195,7 @@ async function readSeSparseHeader(file: BlockDevice) {
   mustLieInside(file, "seSparse header", 0, SECTOR_BYTES);
   const header = SeSparseHeader.decode(await readBytes(file, 0, SECTOR_BYTES));
   if (header.magic !== BigInt(SESPARSE_MAGIC))
-    throw corrupt("seSparse header", 0, hex(header.magic), hex(SESPARSE_MAGIC));
+    throw damaged("seSparse header", 0, hex(header.magic), hex(SESPARSE_MAGIC));
   const { version, flags, grainSize, grainTableSize, capacity, reserved } = header;
   const isKnown = version === SESPARSE_VERSION && flags === 0n && reserved.every((byte) => byte === 0);
   if (!isKnown || grainSize !== SE_GRAIN_SECTORS || grainTableSize !== SE_TABLE_SECTORS) {
@@ -206,14 +207,14 @@ async function readSeSparseHeader(file: BlockDevice) {
   }
   for (const [name, value] of Object.entries(header)) {
     if (typeof value !== "number" || value <= SECTORS_MAX) continue;
-    throw corrupt(`seSparse header: ${name}`, 0, value, `at most ${SECTORS_MAX}`);
+    throw damaged(`seSparse header: ${name}`, 0, value, `at most ${SECTORS_MAX}`);
   }
-  if (capacity === 0) throw corrupt("seSparse header: capacity", 16, 0, "at least one sector");
+  if (capacity === 0) throw damaged("seSparse header: capacity", 16, 0, "at least one sector");
   const at = header.volatileHeaderOffset * SECTOR_BYTES;
   mustLieInside(file, "seSparse volatile header", at, SECTOR_BYTES);
   const { magic, replayJournal } = SeSparseVolatileHeader.decode(await readBytes(file, at, SECTOR_BYTES));
   if (magic !== SESPARSE_VOLATILE_MAGIC) {
-    throw corrupt("seSparse volatile header", at, hex(magic), hex(SESPARSE_VOLATILE_MAGIC));
+    throw damaged("seSparse volatile header", at, hex(magic), hex(SESPARSE_VOLATILE_MAGIC));
   }
   if (replayJournal !== 0n) {
     throw new DiskError("unsupported", "the journal of the seSparse extent waits to be replayed", {

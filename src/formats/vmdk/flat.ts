@@ -1,12 +1,10 @@
 /**
  * A flat extent: the guest's bytes as they are, from some sector of a file on. To free is to punch.
  */
-import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { ReadableFile } from "../../device/device.ts";
-import { slice } from "../../device/slice.ts";
-import { batched } from "../../reclaim/batched.ts";
-import { EMPTY_PLAN, type Plan, type Step, type Wish } from "../../reclaim/plan.ts";
-import { mustLieInside } from "./corrupt.ts";
+import type { Plan, Step } from "../../reclaim/plan.ts";
+import { FlatImage } from "../blocks/flat.ts";
+import { mustLieInside } from "./damaged.ts";
 import { NO_TABLES, type Part } from "./part.ts";
 
 export interface FlatPlace<F extends ReadableFile> {
@@ -27,53 +25,29 @@ export interface FlatExtent<F extends ReadableFile> extends Part {
 export async function openFlat<F extends ReadableFile>(place: FlatPlace<F>): Promise<FlatExtent<F>> {
   const { file, fileName, type, at, bytes } = place;
   mustLieInside(file, `flat extent "${fileName}"`, at, bytes);
+  const grainBytes = (await file.stat()).blockBytes;
+  const facts = { format: type, summary: type, details: {}, identifiers: [], at, bytes, grainBytes };
+  const device = new FlatImage(file, facts);
   return {
     ...NO_TABLES,
     type,
     fileName,
     place,
-    device: slice(file, { start: at, end: at + bytes }),
-    grainBytes: (await file.stat()).blockBytes,
+    held: { start: at, end: at + bytes },
+    device,
+    grainBytes,
     refusal: undefined,
-    plan: (wish) => planFlat(place, wish),
+    plan: async (wish) => renamed(await device.plan(wish), fileName),
   };
 }
 
-async function planFlat<F extends ReadableFile>(
-  { file, fileName, at, bytes }: FlatPlace<F>,
-  wish: Wish,
-): Promise<Plan> {
-  const inFile = (set: ExtentSet) => set.within({ start: 0, end: bytes }).shift(at);
-  const blank = inFile(wish.blank);
-  if (wish.pack || !wish.punch) return stepsOf(fileName, ExtentSet.EMPTY, blank);
-  const { hostBlockBytes, minHoleBytes } = wish;
-  const holes = new ExtentBuilder();
-  const owned = new ExtentBuilder();
-  for await (const runs of file.map({ start: at, end: at + bytes })) {
-    for (const { start, end, kind, shared } of runs) {
-      if (kind === "hole") holes.add(start, end);
-      else if (!shared) owned.add(start, end);
-    }
-  }
-  const free = inFile(wish.free).alignInward(hostBlockBytes);
-  const large = free.union(holes.build()).atLeast(minHoleBytes);
-  const worth = free.intersect(large).intersect(owned.build()).alignInward(hostBlockBytes);
-  const blankBlocks = blank.alignInward(hostBlockBytes);
-  return stepsOf(fileName, worth.union(blankBlocks), blank.subtract(blankBlocks));
-}
-
-function stepsOf(file: string, punches: ExtentSet, zeros: ExtentSet): Plan {
+/** The plan of a file that is the whole image, for one that is an extent. */
+function renamed(plan: Plan, file: string): Plan {
   return {
-    ...EMPTY_PLAN,
-    punchBytes: punches.bytes,
-    punched: new Map([[file, punches]]),
+    ...plan,
+    punched: new Map(Array.from(plan.punched, ([, set]) => [file, set])),
     async *batches() {
-      yield* batched(steps("zero", file, zeros));
-      yield* batched(steps("punch", file, punches));
+      for await (const batch of plan.batches()) yield batch.map((step): Step => ({ ...step, file }));
     },
   };
-}
-
-function* steps(op: "zero" | "punch", file: string, ranges: ExtentSet): Generator<Step> {
-  for (const range of ranges) yield { file, op, range };
 }

@@ -9,7 +9,8 @@
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
-import { corrupt, hex, mustLieInside } from "./corrupt.ts";
+import { damaged, hex } from "../blocks/damaged.ts";
+import { mustLieInside } from "./damaged.ts";
 import { SECTOR_BYTES } from "./descriptor.ts";
 
 export interface Directory {
@@ -53,7 +54,7 @@ export function coveredBy(directories: readonly Directory[]): ExtentSet {
   const set = covered.build();
   if (set.bytes !== bytes) {
     const first = directories[0]!;
-    throw corrupt(first.name, first.at, "tables that overlap", "each grain table on sectors of its own");
+    throw damaged(first.name, first.at, "tables that overlap", "each grain table on sectors of its own");
   }
   return set;
 }
@@ -96,5 +97,5 @@ export function tableAt({ at, name, tables, tableBytes }: Directory, fileOffset:
 
 /** An entry that no file can have: its slot stands for something else in memory. */
 export function wildEntry(block: number, entry: number): Error {
-  return corrupt(`grain table entry of grain ${block}`, 0, hex(entry), "a sector of the file");
+  return damaged(`grain table entry of grain ${block}`, 0, hex(entry), "a sector of the file");
 }

@@ -5,9 +5,10 @@ import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import { concat } from "../../device/concat.ts";
 import type { BlockDevice, Place, ReadableFile, Run } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
-import { EMPTY_PLAN, type Plan, type Wish } from "../../reclaim/plan.ts";
+import type { Plan, Wish } from "../../reclaim/plan.ts";
+import { inSequence } from "../../reclaim/sequence.ts";
 import type { Finding, Image, Reference, Snapshot } from "../format.ts";
-import { quoted } from "./corrupt.ts";
+import { quoted } from "./damaged.ts";
 import { referencesOf, type VmdkDisk } from "./open.ts";
 import type { Part } from "./part.ts";
 
@@ -126,32 +127,4 @@ export class VmdkImage<F extends ReadableFile = ReadableFile> implements Image {
     }
     for (const { refusal } of parts) if (refusal !== undefined) throw refusal;
   }
-}
-
-/** The plans as one; each has files of its own. */
-function inSequence(plans: readonly Plan[]): Plan {
-  const [only] = plans;
-  if (plans.length === 1) return only!;
-  const sum = (value: (plan: Plan) => number) => plans.reduce((total, plan) => total + value(plan), 0);
-  const punched = new Map<string, ExtentSet>();
-  for (const plan of plans) {
-    for (const [name, set] of plan.punched)
-      punched.set(name, (punched.get(name) ?? ExtentSet.EMPTY).union(set));
-  }
-  return {
-    ...EMPTY_PLAN,
-    unmapBytes: sum(({ unmapBytes }) => unmapBytes),
-    punchBytes: sum(({ punchBytes }) => punchBytes),
-    packBytes: sum(({ packBytes }) => packBytes),
-    leakedBytes: sum(({ leakedBytes }) => leakedBytes ?? 0),
-    punched,
-    async packableBytes() {
-      let bytes = 0;
-      for (const plan of plans) bytes += await plan.packableBytes();
-      return bytes;
-    },
-    async *batches() {
-      for (const plan of plans) yield* plan.batches();
-    },
-  };
 }

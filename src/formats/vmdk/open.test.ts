@@ -8,10 +8,11 @@ import { suite, test } from "node:test";
 import { ExtentSet } from "../../bytes/extents.ts";
 import { readBytes, wholeMap } from "../../device/device.ts";
 import { corpus, corpusFiles, unpack } from "../../testing/corpus.ts";
+import { Random } from "../../testing/seeds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, scratch } from "../../testing/tools.ts";
-import { saveAll, vmdkBytes } from "../../testing/vmdk.ts";
+import { filesIn, makeVmdk, saveAll, vmdkBytes } from "../../testing/vmdk.ts";
 import type { OpenParent } from "../format.ts";
 import { vmdk } from "../vmdk.ts";
 
@@ -111,6 +112,17 @@ suite("disks of other people's tools", () => {
     const files: Made = new Map([["disk.vmdk", await SimulatedFile.load(unpack(t, name))]]);
     assert.equal(await vmdk.probe(simulatedSource(files, "disk.vmdk")), true);
     await assert.rejects(open(files), { kind: "unsupported", code: "extent" });
+    assert.deepEqual(await vmdk.references(simulatedSource(files, "disk.vmdk")), []);
+  });
+
+  test("so is one of QEMU, which has room for a descriptor", async (t) => {
+    if (!requires(t, "qemu-img", "qemu-io")) return;
+    const folder = scratch(t);
+    const options = { subformat: "twoGbMaxExtentSparse" };
+    makeVmdk(folder, { name: "split", virtualBytes: MIB, options }, new Random(1));
+    const source = simulatedSource(await filesIn(folder), "disk-s001.vmdk");
+    await assert.rejects(vmdk.open(source, noParent), { kind: "unsupported", code: "extent" });
+    assert.deepEqual(await vmdk.references(source), []);
   });
 });
 
@@ -176,6 +188,23 @@ suite("descriptors", () => {
     ];
     for (const [lines, found] of cases) {
       await assert.rejects(open(described(lines, flat)), { name: "DiskError", message: found }, lines[1]);
+    }
+  });
+
+  test("what one extent would free is no other one's", async () => {
+    const sparse = await made({ subformat: "twoGbMaxExtentSparse" });
+    const cases: readonly (readonly string[])[] = [
+      ['RW 2048 SPARSE "disk-s001.vmdk"', 'RW 2048 SPARSE "disk-s001.vmdk"'],
+      ['RW 2048 SPARSE "disk-s001.vmdk"', 'RW 8 FLAT "disk-s001.vmdk" 128'],
+      ['RW 8 FLAT "f.vmdk" 0', 'RW 8 FLAT "f.vmdk" 7'],
+      ['RW 1 FLAT "disk.vmdk" 0'],
+    ];
+    for (const lines of cases) {
+      const files = described(['createType="custom"', `# ${"x".repeat(512)}`, ...lines], {
+        "f.vmdk": new Uint8Array(8192),
+      });
+      files.set("disk-s001.vmdk", sparse.get("disk-s001.vmdk")!);
+      await assert.rejects(open(files), { kind: "corrupt", message: /lies over another/ }, lines.join());
     }
   });
 

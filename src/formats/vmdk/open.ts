@@ -7,6 +7,7 @@
  *
  * Specification: VMware, Virtual Disk Format 5.0, "Layout Basics".
  */
+import { ExtentSet } from "../../bytes/extents.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes, type ReadableFile, type Run } from "../../device/device.ts";
 import { slice } from "../../device/slice.ts";
@@ -14,9 +15,10 @@ import { DiskError } from "../../error.ts";
 import { checkBlocks } from "../blocks/check.ts";
 import { BlockDisk } from "../blocks/disk.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
-import type { Image, OpenParent, Reference } from "../format.ts";
+import type { Finding, Image, OpenParent, Reference } from "../format.ts";
 import { CompressedDisk } from "./compressed.ts";
-import { corrupt, mustLieInside, quoted } from "./corrupt.ts";
+import { damaged } from "../blocks/damaged.ts";
+import { mustLieInside, quoted } from "./damaged.ts";
 import {
   type Descriptor,
   DESCRIPTOR_BYTES_MAX,
@@ -78,23 +80,28 @@ interface Described {
   readonly header: SparseHeader | undefined;
 }
 
-/** The descriptor, with the header of the extent that it lies in. @throws DiskError `corrupt`, `unsupported` */
-export async function readDescriptor(file: BlockDevice): Promise<Described> {
+/**
+ * The descriptor, with the header of the extent that it lies in; undefined for an extent that has none.
+ * @throws DiskError `corrupt`, `unsupported`
+ */
+export async function findDescriptor(file: BlockDevice): Promise<Described | undefined> {
   const kind = await kindOf(file);
+  if (kind === "COWD" || kind === "seSparse") return undefined;
   if (kind === "descriptor") {
     const descriptor = parseDescriptor(await readBytes(file, 0, file.bytes));
     return { descriptor, room: undefined, header: undefined };
   }
-  if (kind === "COWD" || kind === "seSparse") throw extentAlone(kind);
   const header = await readSparseHeader(file);
   const { descriptorAt: at, descriptorBytes: bytes } = header;
-  if (bytes === 0) throw extentAlone("hosted sparse");
   mustLieInside(file, "descriptor", at, bytes);
-  return { descriptor: parseDescriptor(await readBytes(file, at, bytes)), room: { at, bytes }, header };
+  const text = await readBytes(file, at, bytes);
+  // QEMU leaves room for a descriptor in the extents of a split disk, too.
+  if (bytes === 0 || text[0] === 0) return undefined;
+  return { descriptor: parseDescriptor(text), room: { at, bytes }, header };
 }
 
-function extentAlone(kind: string): DiskError {
-  return new DiskError("unsupported", `this is a ${kind} extent, a part of a disk`, {
+function extentAlone(): DiskError {
+  return new DiskError("unsupported", "this is an extent, a part of a disk", {
     code: "extent",
     hint: "name the small .vmdk file that describes the disk instead",
   });
@@ -117,7 +124,9 @@ export async function openDisk<F extends ReadableFile>(
   openExtent: (name: string) => Promise<F>,
   openParent: OpenParent,
 ): Promise<VmdkDisk<F>> {
-  const { descriptor, room, header } = await readDescriptor(file);
+  const described = await findDescriptor(file);
+  if (described === undefined) throw extentAlone();
+  const { descriptor, room, header } = described;
   const { createType, extents } = descriptor;
   if (!CREATE_TYPES.has(createType)) {
     throw new DiskError("unsupported", `disks of type ${quoted(createType)} are not supported`);
@@ -150,10 +159,38 @@ export async function openDisk<F extends ReadableFile>(
       );
       start += bytes;
     }
+    await refuseSharing(files, parts, header !== undefined);
     return { descriptor, room, files, parts, parent };
   } catch (error) {
     await parent?.[Symbol.asyncDispose]();
     throw error;
+  }
+}
+
+/**
+ * What one extent frees must not be another one's, nor the descriptor's, by whatever names.
+ * @throws DiskError `corrupt`
+ */
+async function refuseSharing(
+  files: ReadonlyMap<string, ReadableFile>,
+  parts: readonly Part[],
+  isAlone: boolean,
+): Promise<void> {
+  const identities = new Map<string, string>();
+  for (const [name, file] of files) identities.set(name, (await file.stat()).identity);
+  const whole = { start: 0, end: Number.MAX_SAFE_INTEGER };
+  const taken = new Map(isAlone ? [] : [[identities.get("")!, ExtentSet.of(whole)]]);
+  for (const { fileName, held = whole } of parts) {
+    if (fileName === undefined) continue;
+    const identity = identities.get(fileName)!;
+    const before = taken.get(identity) ?? ExtentSet.EMPTY;
+    if (before.touches(held)) {
+      throw new DiskError(
+        "corrupt",
+        `extent ${quoted(fileName)} lies over another one, or over the descriptor`,
+      );
+    }
+    taken.set(identity, before.union(ExtentSet.of(held)));
   }
 }
 
@@ -205,7 +242,7 @@ async function openPart<F extends ReadableFile>(
       ? await openFlat({ file, fileName, type, at: startSectors * SECTOR_BYTES, bytes })
       : await openMapped(file, fileName, type, parent);
   if (part.device.bytes !== bytes) {
-    throw corrupt(
+    throw damaged(
       `capacity of extent ${nameOf(line)}`,
       0,
       part.device.bytes / SECTOR_BYTES,
@@ -270,10 +307,15 @@ function readOnlyPart(kind: string, layout: BlockLayout): Part {
     grainBytes: layout.blockBytes,
     refusal: neverWritten(kind),
     tableBytes: layout.fixed.bytes,
-    check: () => checkBlocks(layout),
+    check: () => errorsOf(layout),
     plan: () => Promise.reject(neverWritten(kind)),
     describe: (at) => layout.structureAt(at),
   };
+}
+
+/** No leaks: what a free grain is, seSparse keeps in a map that nothing else needs, and nobody gives it back. */
+async function* errorsOf(layout: BlockLayout): AsyncGenerator<Finding> {
+  for await (const finding of checkBlocks(layout)) if (finding.kind === "error") yield finding;
 }
 
 /** An extent without a file: zeros, which stay. */

@@ -3,6 +3,7 @@
  *
  *   disk   | part 0: SPARSE "" | part 1: FLAT "disk-f002.vmdk" 0 | part 2: ZERO |
  */
+import type { Extent } from "../../bytes/extents.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import type { DiskError } from "../../error.ts";
 import { EMPTY_PLAN, type Plan, type Wish } from "../../reclaim/plan.ts";
@@ -14,6 +15,8 @@ export interface Part {
   /** The key of the part's file in `files`; undefined: it has none. */
   readonly fileName: string | undefined;
   readonly device: BlockDevice;
+  /** What of the file is the part's; undefined: all of it. */
+  readonly held?: Extent;
   /** Bytes that the table can drop at once. */
   readonly grainBytes: number;
   /** Why nothing may be written to it; undefined: it may be. */

@@ -10,7 +10,8 @@
 import { bits64le, ascii, raw, skip, struct, u16le, u32le, u64le, u8 } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
-import { corrupt, hex, mustLieInside } from "./corrupt.ts";
+import { damaged, hex } from "../blocks/damaged.ts";
+import { mustLieInside } from "./damaged.ts";
 import { DESCRIPTOR_BYTES_MAX, SECTOR_BYTES, SECTORS_MAX } from "./descriptor.ts";
 
 export const MAGIC = "KDMV";
@@ -83,7 +84,7 @@ export interface SparseHeader {
 export async function readSparseHeader(file: BlockDevice): Promise<SparseHeader> {
   mustLieInside(file, "sparse extent header", 0, SECTOR_BYTES);
   const bytes = await readBytes(file, 0, SECTOR_BYTES);
-  if (!hasMagic(bytes, 0)) throw corrupt("sparse extent header", 0, "no magic", `"${MAGIC}"`);
+  if (!hasMagic(bytes, 0)) throw damaged("sparse extent header", 0, "no magic", `"${MAGIC}"`);
   const first = SparseExtentHeader.decode(bytes);
   // A footer, where there is one, takes the header's place.
   const found = first.gdOffset === GD_AT_END ? await readFooter(file) : first;
@@ -91,7 +92,7 @@ export async function readSparseHeader(file: BlockDevice): Promise<SparseHeader>
     throw new DiskError("unsupported", `sparse extent header: version ${found.version}, expected 1 to 3`);
   }
   if (found.flags & Flag.lineEnds && Buffer.compare(found.lineEnds, LINE_ENDS) !== 0) {
-    throw corrupt(
+    throw damaged(
       "line ends of the sparse extent header",
       73,
       Buffer.from(found.lineEnds).toString("hex"),
@@ -127,7 +128,7 @@ function hasMagic(bytes: Uint8Array, at: number): boolean {
 async function readFooter(file: BlockDevice): Promise<Found> {
   const at = file.bytes - 3 * SECTOR_BYTES;
   if (at < SECTOR_BYTES || file.bytes % SECTOR_BYTES !== 0) {
-    throw corrupt(
+    throw damaged(
       "footer",
       Math.max(0, at),
       `a file of ${file.bytes} bytes`,
@@ -143,10 +144,10 @@ async function readFooter(file: BlockDevice): Promise<Found> {
     end.type === MarkerType.endOfStream &&
     end.dataBytes === 0;
   if (!isEnclosed || !hasMagic(bytes, SECTOR_BYTES)) {
-    throw corrupt("footer", at, "something else", "a footer between its marker and the end of the stream");
+    throw damaged("footer", at, "something else", "a footer between its marker and the end of the stream");
   }
   const footer = SparseExtentHeader.decode(bytes, SECTOR_BYTES);
-  if (footer.gdOffset === GD_AT_END) throw corrupt("footer", at, "no grain directory", "where it is");
+  if (footer.gdOffset === GD_AT_END) throw damaged("footer", at, "no grain directory", "where it is");
   return footer;
 }
 
@@ -157,18 +158,18 @@ function refuseSizes(found: Found): void {
     if (value > most)
       throw new DiskError("unsupported", `sparse extent header: ${what} is ${value}, at most ${most}`);
   };
-  if (capacity === 0) throw corrupt("capacity of the sparse extent", 12, 0, "at least one sector");
+  if (capacity === 0) throw damaged("capacity of the sparse extent", 12, 0, "at least one sector");
   limit("capacity", capacity, SECTORS_MAX);
   limit("overHead", overHead, SECTORS_MAX);
   limit("descriptorOffset", descriptorOffset, SECTORS_MAX);
   limit("descriptorSize", descriptorSize, DESCRIPTOR_BYTES_MAX / SECTOR_BYTES);
   limit("grainSize", grainSize, GRAIN_SECTORS_MAX);
   if (grainSize === 0 || (grainSize & (grainSize - 1)) !== 0) {
-    throw corrupt("grain size of the sparse extent", 20, grainSize, "a power of two");
+    throw damaged("grain size of the sparse extent", 20, grainSize, "a power of two");
   }
   limit("the number of grains", Math.ceil(capacity / grainSize), GRAINS_MAX);
   if (numGTEsPerGT !== ENTRIES_PER_TABLE) {
-    throw corrupt("entries in a grain table", 44, numGTEsPerGT, String(ENTRIES_PER_TABLE));
+    throw damaged("entries in a grain table", 44, numGTEsPerGT, String(ENTRIES_PER_TABLE));
   }
 }
 
@@ -181,7 +182,7 @@ function isCompressed({ flags, compressAlgorithm }: Found): boolean {
   }
   const says = (flags & Flag.compressed) !== 0;
   if (says !== (compressAlgorithm === DEFLATE)) {
-    throw corrupt(
+    throw damaged(
       "flags of the sparse extent",
       8,
       hex(flags),
@@ -193,7 +194,7 @@ function isCompressed({ flags, compressAlgorithm }: Found): boolean {
 
 function sectorOf(what: string, sector: bigint): number {
   if (sector === 0n || sector > BigInt(SECTORS_MAX)) {
-    throw corrupt(`offset of the ${what}`, 0, `sector ${sector}`, "a sector of the file");
+    throw damaged(`offset of the ${what}`, 0, `sector ${sector}`, "a sector of the file");
   }
   return Number(sector) * SECTOR_BYTES;
 }

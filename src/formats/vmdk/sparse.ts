@@ -21,7 +21,8 @@ import type { BlockLayout } from "../blocks/layout.ts";
 import { planBlocks, planLeaks } from "../blocks/plan.ts";
 import { ABSENT, BlockTable, SLOTS_MAX, ZERO } from "../blocks/table.ts";
 import type { Finding } from "../format.ts";
-import { hex, mustLieInside } from "./corrupt.ts";
+import { hex } from "../blocks/damaged.ts";
+import { mustLieInside } from "./damaged.ts";
 import { SECTOR_BYTES } from "./descriptor.ts";
 import { coveredBy, type Directory, readDirectory, tableAt, tablesOf, wildEntry } from "./grains.ts";
 import type { Part } from "./part.ts";
@@ -51,7 +52,6 @@ export async function openSparse<F extends ReadableFile>(
   const directories = copy === undefined ? [primary] : [primary, copy];
   const head = headOf(header);
   const table = await readEntries(file, primary, header);
-  const stale = copy === undefined ? [] : await tablesThatDiffer(file, copy, table);
   const layout: BlockLayout<F> = {
     fileName,
     file,
@@ -78,7 +78,7 @@ export async function openSparse<F extends ReadableFile>(
     endAlignBytes: SECTOR_BYTES,
     structureAt: (at) => structureAt(at, head, directories),
   };
-  return new Sparse({ type, layout, header, copy, stale, damage });
+  return new Sparse({ type, layout, header, copy, damage });
 }
 
 /** The table of an extent that is only read. @throws DiskError `corrupt` */
@@ -150,8 +150,13 @@ function entryOf(slot: number): number {
 }
 
 /** Numbers of the tables that do not say what `table` says. */
-async function tablesThatDiffer(file: ReadableFile, copy: Directory, table: BlockTable): Promise<number[]> {
+async function tablesThatDiffer(
+  file: ReadableFile,
+  copy: Directory | undefined,
+  table: BlockTable,
+): Promise<number[]> {
   const stale: number[] = [];
+  if (copy === undefined) return stale;
   for await (const { number, view } of tablesOf(file, copy)) {
     const first = number * ENTRIES_PER_TABLE;
     const count = Math.min(ENTRIES_PER_TABLE, table.blocks - first);
@@ -183,8 +188,6 @@ interface Opened<F extends ReadableFile> {
   readonly layout: BlockLayout<F>;
   readonly header: SparseHeader;
   readonly copy: Directory | undefined;
-  /** Numbers of the redundant tables that differ. */
-  readonly stale: readonly number[];
   /** What is wrong with the redundant directory as a whole. */
   readonly damage: string | undefined;
 }
@@ -212,8 +215,9 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
   }
 
   async *check(): AsyncIterable<Finding> {
-    const { damage, stale } = this.#opened;
+    const { damage } = this.#opened;
     if (damage !== undefined) yield { kind: "error", isMendable: false, count: 1, message: damage };
+    const stale = await this.#stale();
     if (stale.length > 0) {
       const message = `${stale.length} redundant grain tables differ from the grain tables, the first is ${stale[0]}`;
       yield { kind: "leak", isMendable: true, count: stale.length, message };
@@ -237,8 +241,12 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
     yield* batched(this.#mendingSteps());
   }
 
-  #mending(plan: Plan): Plan {
-    if (this.#opened.stale.length === 0) return plan;
+  #stale(): Promise<number[]> {
+    return tablesThatDiffer(this.layout.file, this.#opened.copy, this.layout.table);
+  }
+
+  async #mending(plan: Plan): Promise<Plan> {
+    if ((await this.#stale()).length === 0) return plan;
     const mend = () => this.mend();
     return {
       ...plan,
@@ -250,8 +258,8 @@ class Sparse<F extends ReadableFile> implements SparseExtent<F> {
   }
 
   async *#mendingSteps(): AsyncGenerator<Step> {
-    const { copy, stale, layout } = this.#opened;
-    for (const number of stale) {
+    const { copy, layout } = this.#opened;
+    for (const number of await this.#stale()) {
       const at = copy!.tables[number]!;
       const before = await readBytes(layout.file, at, TABLE_BYTES);
       const after = before.slice();

@@ -8,8 +8,9 @@ import type { Extent } from "../../bytes/extents.ts";
 import type { HostFile, Place } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
+import type { BlockLayout } from "../blocks/layout.ts";
 import { BlockWriter } from "../blocks/write.ts";
-import type { Finding, WritableImage } from "../format.ts";
+import type { ClaimedPlace, Finding, WritableImage } from "../format.ts";
 import { newCid } from "./create.ts";
 import { withCid } from "./descriptor.ts";
 import type { FlatExtent } from "./flat.ts";
@@ -70,6 +71,24 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
     });
   }
 
+  async claim(range: Extent): Promise<ClaimedPlace | undefined> {
+    this.requireWritable();
+    for (const { part, index, start: base, end: stop } of this.placed()) {
+      if (range.start < base || range.start >= stop) continue;
+      const local = { start: range.start - base, end: Math.min(range.end, stop) - base };
+      const writer = this.#writers.get(index);
+      if (writer !== undefined) {
+        requireTables((part as SparseExtent<HostFile>).layout, local);
+        return writer.claim(local);
+      }
+      if (!isFlat(part)) return undefined;
+      await this.#renewCid();
+      const { file, at } = part.place;
+      return { file, at: at + local.start, bytes: local.end - local.start };
+    }
+    return undefined;
+  }
+
   async flush(): Promise<void> {
     for (const writer of this.#writers.values()) await writer.flush();
     for (const part of this.disk.parts) if (isFlat(part)) await part.place.file.flush();
@@ -104,8 +123,9 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
       if (start >= end) continue;
       const writer = this.#writers.get(index);
       if (writer !== undefined) {
-        if (doing !== "discard")
-          requireTables(part as SparseExtent<HostFile>, { start: start - base, end: end - base });
+        const { layout } = part as SparseExtent<HostFile>;
+        const needsNoEntry = doing === "discard" || (doing === "zero" && layout.parent === undefined);
+        if (!needsNoEntry) requireTables(layout, { start: start - base, end: end - base });
         await change(writer, { start, end }, base);
       } else if (isFlat(part)) {
         await this.#renewCid();
@@ -154,10 +174,7 @@ function isFlat(part: Part): part is FlatExtent<HostFile> {
 }
 
 /** @throws DiskError where a grain would need an entry of a grain table that there is not */
-function requireTables(
-  { layout: { entries, blockBytes, table } }: SparseExtent<HostFile>,
-  range: Extent,
-): void {
+function requireTables({ entries, blockBytes, table }: BlockLayout, range: Extent): void {
   const end = Math.ceil(range.end / blockBytes);
   for (let block = Math.floor(range.start / blockBytes); block < end; block++) {
     if (table.isMapped(block) || entries.at(block, 0) >= 0) continue;

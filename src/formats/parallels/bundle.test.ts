@@ -1,0 +1,212 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { ExtentSet } from "../../bytes/extents.ts";
+import { readBytes } from "../../device/device.ts";
+import { execute } from "../../reclaim/execute.ts";
+import { conformance } from "../../testing/conformance.ts";
+import { tally } from "../../testing/conformance/judge.ts";
+import { randomWrites, writeCommand } from "../../testing/qemu.ts";
+import { Random } from "../../testing/seeds.ts";
+import { SimulatedFile } from "../../testing/simulated-file.ts";
+import { simulatedSource } from "../../testing/simulated-source.ts";
+import { requires, run, scratch } from "../../testing/tools.ts";
+import { parallelsBundle } from "../parallels.ts";
+
+const noParent = () => Promise.reject(new Error("a bundle has its parents inside"));
+const NAME = "disk.hdd";
+const CLUSTER = 16_384;
+const NONE = "{00000000-0000-0000-0000-000000000000}";
+const TOP = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
+const guid = (n: number) => `{0000000${n}-0000-4000-8000-000000000000}`;
+
+interface Shape {
+  /** Length of each storage. */
+  readonly storages: readonly number[];
+  /** From the top to the root. */
+  readonly shots: readonly string[];
+  /** The root is a plain file. */
+  readonly isPlain?: boolean;
+}
+
+function descriptorOf({ storages, shots, isPlain }: Shape): string {
+  const fileOf = (storage: number, shot: string) => `${NAME}.${storage}.${shot}.hds`;
+  let at = 0;
+  const parts = storages.map((bytes, storage) => {
+    const start = at;
+    at += bytes / 512;
+    const images = shots.map((shot, i) => {
+      const type = isPlain && i === shots.length - 1 ? "Plain" : "Compressed";
+      return `<Image><GUID>${shot}</GUID><Type>${type}</Type><File>${fileOf(storage, shot)}</File></Image>`;
+    });
+    return `<Storage><Start>${start}</Start><End>${at}</End><Blocksize>${CLUSTER / 512}</Blocksize>${images.join("")}</Storage>`;
+  });
+  const list = shots.map(
+    (shot, i) => `<Shot><GUID>${shot}</GUID><ParentGUID>${shots[i + 1] ?? NONE}</ParentGUID></Shot>`,
+  );
+  return (
+    `<?xml version="1.0" encoding="UTF-8"?>\n<Parallels_disk_image Version="1.0"><Disk_Parameters>` +
+    `<Disk_size>${at}</Disk_size><Padding>0</Padding></Disk_Parameters><StorageData>${parts.join("")}</StorageData>` +
+    `<Snapshots>${list.join("")}</Snapshots></Parallels_disk_image>\n`
+  );
+}
+
+const withText = (text: string) =>
+  SimulatedFile.from(Buffer.from(text), { name: `${NAME}/DiskDescriptor.xml` });
+
+/** A bundle whose images QEMU made; what each snapshot reads is known from what was written. */
+async function make(folder: string, shape: Shape, random: Random) {
+  const files = new Map([[`${NAME}/DiskDescriptor.xml`, withText(descriptorOf(shape))]]);
+  const contents: Buffer[][] = shape.shots.map(() => []);
+  for (const [storage, bytes] of shape.storages.entries()) {
+    let content = Buffer.alloc(bytes);
+    for (const [i, shot] of [...shape.shots.entries()].reverse()) {
+      const format = shape.isPlain && i === shape.shots.length - 1 ? "raw" : "parallels";
+      const name = `${NAME}.${storage}.${shot}.hds`;
+      const path = join(folder, name);
+      const options = format === "raw" ? [] : ["-o", `cluster_size=${CLUSTER}`];
+      run("qemu-img", ["create", "-q", "-f", format, ...options, path, String(bytes)]);
+      content = Buffer.from(content);
+      const writes = randomWrites(random, { count: 5, virtualBytes: bytes, grainBytes: 2048 });
+      // Whole clusters: QEMU knows nothing of the layer below, where the rest would come from.
+      const whole = writes.map(({ start, end, pattern }) => ({
+        start: Math.floor(start / CLUSTER) * CLUSTER,
+        end: Math.min(bytes, Math.ceil(end / CLUSTER) * CLUSTER),
+        pattern,
+      }));
+      const commands = whole.flatMap((write) => ["-c", writeCommand(write)]);
+      run("qemu-io", ["-t", "unsafe", "-f", format, ...commands, path]);
+      for (const { start, end, pattern } of whole) content.fill(pattern, start, end);
+      contents[i]!.push(content);
+      files.set(`${NAME}/${name}`, await SimulatedFile.load(path, { name: `${NAME}/${name}` }));
+    }
+  }
+  return { files, contents: contents.map((parts) => Buffer.concat(parts)) };
+}
+
+const MIB = 2 ** 20;
+const SHAPES: readonly (Shape & { readonly name: string })[] = [
+  { name: "two storages, two snapshots", storages: [MIB / 4, MIB / 4 + 512], shots: [TOP, guid(2), guid(1)] },
+  { name: "a plain file", storages: [MIB / 2], shots: [TOP], isPlain: true },
+  { name: "a plain root", storages: [MIB / 4], shots: [TOP, guid(1)], isPlain: true },
+];
+
+conformance(
+  parallelsBundle,
+  SHAPES.map((shape) => ({
+    name: shape.name,
+    seeds: 1,
+    canBlank: shape.shots.length === 1,
+    async make(t, random) {
+      if (!requires(t, "qemu-img", "qemu-io")) return undefined;
+      const { files, contents } = await make(scratch(t), shape, random);
+      return { files, image: NAME, content: contents[0]! };
+    },
+  })),
+);
+
+const open = (files: Map<string, SimulatedFile>) =>
+  parallelsBundle.open(simulatedSource(files, NAME), noParent);
+const openWritable = (files: Map<string, SimulatedFile>) =>
+  parallelsBundle.openWritable!(simulatedSource(files, NAME), noParent);
+
+const WISH = { blank: ExtentSet.EMPTY, pack: false, punch: true, minHoleBytes: 4096, hostBlockBytes: 4096 };
+
+test("each snapshot reads what it was, and none but the top is written", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const shape = SHAPES[0]!;
+  const { files, contents } = await make(scratch(t), shape, new Random(7));
+  const before = new Map(Array.from(files, ([name, file]) => [name, Buffer.from(file.peek())]));
+  {
+    await using image = await openWritable(files);
+    assert.equal(image.summary, "16 KiB clusters, 2 storages, 2 snapshots");
+    await image.write(100, Buffer.alloc(400_000, 9));
+    await image.flush();
+    const free = ExtentSet.of({ start: 0, end: image.bytes });
+    const plan = await image.plan({ ...WISH, free });
+    assert.equal(plan.unmapBytes, 0, "nothing may show what lies below (H9)");
+    assert.ok(plan.punchBytes > 0);
+    await execute(plan, image.files);
+    for (const [i, shot] of (await image.snapshots()).entries()) {
+      assert.equal(shot.id, shape.shots[i + 1]);
+      await using snapshot = await shot.open();
+      assert.deepEqual(Buffer.from(await readBytes(snapshot, 0, snapshot.bytes)), contents[i + 1]);
+    }
+    assert.equal((await tally(image)).errors, 0);
+  }
+  for (const [name, bytes] of before) {
+    if (!name.includes(TOP)) assert.ok(bytes.equals(files.get(name)!.peek()), name);
+  }
+});
+
+test("QEMU finds the images of a bundle whole after a reclaim", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const folder = scratch(t);
+  const { files } = await make(folder, { storages: [MIB, MIB], shots: [TOP] }, new Random(4));
+  {
+    await using image = await openWritable(files);
+    await image.write(MIB - 30_000, Buffer.alloc(60_000, 5));
+    await execute(
+      await image.plan({ ...WISH, free: ExtentSet.of({ start: 0, end: MIB - CLUSTER * 4 }) }),
+      image.files,
+    );
+  }
+  await using image = await open(files);
+  const path = join(folder, "saved.hds");
+  for (const storage of [0, 1]) {
+    await files.get(`${NAME}/${NAME}.${storage}.${TOP}.hds`)!.save(path);
+    run("qemu-img", ["check", "-f", "parallels", path]);
+    run("qemu-img", ["convert", "-f", "parallels", "-O", "raw", path, `${path}.raw`]);
+    const content = Buffer.from(await readBytes(image, storage * MIB, MIB));
+    assert.ok(readFileSync(`${path}.raw`).equals(content));
+  }
+});
+
+test("a snapshot that is based on the one that is written forbids writing (H33)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const shape = { storages: [MIB / 4], shots: [guid(2), guid(1)] };
+  const { files } = await make(scratch(t), shape, new Random(1));
+  const text = descriptorOf(shape);
+  files.set(
+    `${NAME}/DiskDescriptor.xml`,
+    withText(text.replace("<Snapshots>", `<Snapshots><TopGUID>${guid(1)}</TopGUID>`)),
+  );
+  await using image = await open(files);
+  await assert.rejects(image.plan({ ...WISH, free: ExtentSet.EMPTY }), {
+    kind: "refused",
+    code: "has-children",
+  });
+});
+
+test("what a descriptor must not say", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const shape = { storages: [MIB / 4], shots: [TOP, guid(1)] };
+  const { files } = await make(scratch(t), shape, new Random(1));
+  const text = descriptorOf(shape);
+  assert.equal(await parallelsBundle.probe(simulatedSource(files, NAME)), true);
+  for (const [from, to, message] of [
+    ['Version="1.0">', 'Version="1.1">', /Version 1.1/],
+    ["<Padding>0", "<Padding>1", /Padding 1/],
+    ["<Start>0", "<Start>1", /Storage: found 512-/],
+    ["<Disk_size>512", "<Disk_size>513", /Disk_size/],
+    ["<End>512", "<End>x", /a number of sectors/],
+    ["<Blocksize>32", "<Blocksize>64", /clusters' length/],
+    [`<Shot><GUID>${guid(1)}`, `<Shot><GUID>${TOP}`, /again/],
+    [`<ParentGUID>${NONE}`, `<ParentGUID>${TOP}`, /a snapshot below/],
+    [`<ParentGUID>${guid(1)}`, `<ParentGUID>${guid(3)}`, /a snapshot below/],
+    [`<Image><GUID>${guid(1)}`, `<Image><GUID>${guid(3)}`, /no Image/],
+    [`<GUID>${guid(1)}`, "<GUID>x", /a GUID in braces/],
+    ["<Type>Compressed", "<Type>Other", /Image of Type/],
+    ["<Type>Compressed", "<Type>Plain", /plain image that has a parent/],
+    [`<File>${NAME}.0.${TOP}`, `<File>../${NAME}.0.${TOP}`, /./],
+    [`<File>${NAME}.0.${TOP}`, `<File>${NAME}.0.${guid(1)}`, /each file once/],
+    ["<Storage>", "<Storage><Start>0</Start>", /more of them/],
+  ] as const) {
+    const broken = new Map(files).set(`${NAME}/DiskDescriptor.xml`, withText(text.replace(from, to)));
+    assert.notEqual(text.replace(from, to), text, from);
+    await assert.rejects(open(broken), { name: "DiskError", message });
+  }
+  files.set(`${NAME}/DiskDescriptor.xml`, withText("<plist/>"));
+  assert.equal(await parallelsBundle.probe(simulatedSource(files, NAME)), false);
+});
