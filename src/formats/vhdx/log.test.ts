@@ -222,6 +222,15 @@ suite("logs that are refused", () => {
     await refuses([[0, logEntry({ sequence: 5, tail: 0, zeros: across })]], /outside of headers and log/);
   });
 
+  test("entries that are as long as the ring, at every place (H24)", async () => {
+    const long = new DataView(new ArrayBuffer(SECTOR));
+    new Uint8Array(long.buffer).set(put(5, 0, 1).subarray(0, SECTOR));
+    long.setUint32(8, LOG_BYTES, true);
+    const entry = new Uint8Array(long.buffer);
+    const everywhere = Array.from({ length: LOG_BYTES / SECTOR }, (_, i) => [i * SECTOR, entry] as const);
+    await refuses(everywhere, /entries that lie over each other/);
+  });
+
   test("files and zeros without measure (H24)", async () => {
     await refuses([[0, put(5, 0, 1, { last: 2 ** 50 })]], /a file of/);
     const zeros = [{ at: AT, bytes: 2 ** 40 }];

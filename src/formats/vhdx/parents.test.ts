@@ -182,6 +182,27 @@ test("what a child gives back reads zeros or as before, never the parent (H9)", 
   ]);
 });
 
+test("a block in part that packing moves stays one", async () => {
+  const { files, content } = await makeDifferencing(new Random(6), 512);
+  const source = simulatedSource(files, "child.vhdx");
+  {
+    await using child = await vhdx.openWritable!(source, vhdxParents(files));
+    const wish = {
+      blank: ExtentSet.EMPTY,
+      pack: true,
+      punch: false,
+      minHoleBytes: 4096,
+      hostBlockBytes: 4096,
+    };
+    const plan = await child.plan({ ...wish, free: ExtentSet.of({ start: MIB, end: 2 * MIB }) });
+    assert.equal(plan.packBytes, MIB);
+    await execute(plan, child.files);
+  }
+  content.fill(0, MIB, 2 * MIB);
+  await using child = await vhdx.open(source, vhdxParents(files));
+  assert.deepEqual(await readBytes(child, 0, child.bytes), content);
+});
+
 test("a block in part that is written becomes whole, and its parent's sectors are the child's", async () => {
   const { files, content } = await makeDifferencing(new Random(4), 4096);
   const source = simulatedSource(files, "child.vhdx");
