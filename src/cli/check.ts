@@ -7,7 +7,7 @@ import { batch } from "./batch.ts";
 import { EXIT } from "./failure.ts";
 import { openOptions, type ReadFlags, type WriteFlags } from "./options.ts";
 import { ask, mayWrite } from "./prompt.ts";
-import { grouped } from "./sizes.ts";
+import { grouped } from "../bytes/sizes.ts";
 import { labelled } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { printable, type Screen } from "./text.ts";

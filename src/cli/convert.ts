@@ -7,7 +7,7 @@ import { batch } from "./batch.ts";
 import { failureOf } from "./failure.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
 import { amounts, ProgressView } from "./progress.ts";
-import { duration, size } from "./sizes.ts";
+import { duration, size } from "../bytes/sizes.ts";
 import { notes } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { padEnd, printable, type Screen, wrap } from "./text.ts";

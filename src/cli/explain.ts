@@ -7,7 +7,7 @@ import { batch } from "./batch.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
 import type { Proof } from "../disk.ts";
 import { coloured, legend, strip } from "./picture.ts";
-import { grouped, size } from "./sizes.ts";
+import { grouped, size } from "../bytes/sizes.ts";
 import { labelled, surveyJson } from "./survey.ts";
 import type { Face } from "./terminal.ts";
 import { printable, type Screen, table, wrap } from "./text.ts";

@@ -4,7 +4,7 @@
 import type { Info } from "../disk.ts";
 import { batch, type Work } from "./batch.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
-import { size } from "./sizes.ts";
+import { size } from "../bytes/sizes.ts";
 import type { Face } from "./terminal.ts";
 import { padEnd, printable, type Screen, table, wrap } from "./text.ts";
 

@@ -3,7 +3,7 @@
  */
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Allow, Also, Method, OpenOptions, Proof } from "../disk.ts";
-import { parseBytes } from "./sizes.ts";
+import { parseBytes } from "../bytes/sizes.ts";
 
 export interface ReadFlags {
   readonly json?: boolean;

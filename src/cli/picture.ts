@@ -6,7 +6,7 @@
 import { styleText } from "node:util";
 import type { ByteClass, Survey } from "../disk.ts";
 import { columnsOf, type Screen, wrap } from "./text.ts";
-import { figures, size, type Unit, unitOf } from "./sizes.ts";
+import { figures, size, type Unit, unitOf } from "../bytes/sizes.ts";
 
 type Colour = Parameters<typeof styleText>[0];
 interface Look {

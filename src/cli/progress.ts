@@ -5,7 +5,7 @@
  */
 import type { SingleBar } from "cli-progress";
 import type { Progress } from "../disk.ts";
-import { duration, figure, size, unitOf } from "./sizes.ts";
+import { duration, figure, size, unitOf } from "../bytes/sizes.ts";
 import type { Face } from "./terminal.ts";
 
 const VERBS: Readonly<Record<Progress["phase"], string>> = {

@@ -9,7 +9,7 @@ import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
 import { amounts, ProgressView } from "./progress.ts";
 import { coloured, map } from "./picture.ts";
 import { ask, mayWrite } from "./prompt.ts";
-import { figures, size, unitOf } from "./sizes.ts";
+import { figures, size, unitOf } from "../bytes/sizes.ts";
 import { labelled, notes, reasonOf, surveyJson } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { columnsOf, padEnd, printable, type Screen, wrap } from "./text.ts";

@@ -5,7 +5,7 @@ import type { Survey, VolumeReport, Witness } from "../disk.ts";
 import { batch } from "./batch.ts";
 import { type JudgeFlags, surveyOptions } from "./options.ts";
 import { coloured, legend, map, strip } from "./picture.ts";
-import { figures, size, sizeIn, unitOf } from "./sizes.ts";
+import { figures, size, sizeIn, unitOf } from "../bytes/sizes.ts";
 import type { Face } from "./terminal.ts";
 import { columnsOf, cut, padEnd, printable, type Screen, table, wrap } from "./text.ts";
 

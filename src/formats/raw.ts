@@ -6,6 +6,7 @@
  *
  * There are no tables: to free is to punch, and there is nothing to check or to pack.
  */
+import { size } from "../bytes/sizes.ts";
 import type { ReadableFile } from "../device/device.ts";
 import type { Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
@@ -31,7 +32,7 @@ export const raw: ImageFormat = {
 async function factsOf(file: ReadableFile): Promise<FlatFacts> {
   const { blockBytes } = await file.stat();
   const { bytes } = file;
-  const summary = `holes of ${blockBytes / 1024} KiB`;
+  const summary = `holes of ${size(blockBytes)}`;
   return { format: "raw", at: 0, bytes, grainBytes: blockBytes, summary, details: {}, identifiers: [] };
 }
 

@@ -4,6 +4,7 @@
  *   files    "": DiskDescriptor.xml, held as the lock of the bundle; and the files of the snapshot that is written
  *   parent   the same bundle as its parent snapshot has it
  */
+import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import { concat } from "../../device/concat.ts";
 import type { BlockDevice, HostFile, ReadableFile, Run } from "../../device/device.ts";
@@ -63,11 +64,9 @@ export class ParallelsBundle<F extends ReadableFile = ReadableFile> implements I
   get summary(): string {
     const { storages, shots } = this.shot.descriptor;
     const parts = storages.length === 1 ? [] : [`${storages.length} storages`];
-    return [
-      `${this.grainBytes / 1024} KiB clusters`,
-      ...parts,
-      `${Math.max(0, shots.size - 1)} snapshots`,
-    ].join(", ");
+    return [`${size(this.grainBytes)} clusters`, ...parts, `${Math.max(0, shots.size - 1)} snapshots`].join(
+      ", ",
+    );
   }
 
   get details(): Image["details"] {

@@ -1,6 +1,7 @@
 /**
  * A new Parallels image: a header, a BAT of zeros, no clusters. Clusters are aligned in the file, as the header says.
  */
+import { parseBytes } from "../../bytes/sizes.ts";
 import type { HostFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { CreateOptions } from "../format.ts";
@@ -25,8 +26,8 @@ export function draftOf({ virtualBytes, options }: CreateOptions): Draft {
   const { cluster_size: size = String(CLUSTER_BYTES), ...rest } = options;
   const [unknown] = Object.keys(rest);
   if (unknown !== undefined) throw new DiskError("usage", `parallels images have no option ${unknown}`);
-  const clusterBytes = Number(size);
-  const isPower = /^\d+$/.test(size) && Number.isInteger(Math.log2(clusterBytes));
+  const clusterBytes = parseBytes(size) ?? 0;
+  const isPower = Number.isInteger(Math.log2(clusterBytes));
   if (!isPower || clusterBytes < CLUSTER_BYTES_MIN || clusterBytes > CLUSTER_BYTES_MAX) {
     throw new DiskError("usage", `cluster_size is ${size}; expected a power of two from 4096 to 67108864`);
   }

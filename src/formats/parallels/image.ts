@@ -3,6 +3,7 @@
  *
  *   in_use   as found → 0x746f6e59, durable, before the first write → as found, when everything is durable
  */
+import { size } from "../../bytes/sizes.ts";
 import type { BlockDevice, HostFile, ReadableFile } from "../../device/device.ts";
 import { BlockImage, type ImageFacts, WritableBlockImage } from "../blocks/image.ts";
 import type { WriterHooks } from "../blocks/write.ts";
@@ -33,7 +34,7 @@ function factsOf(image: ParallelsImage): ImageFacts {
   return {
     format: "parallels",
     summary: [
-      `${clusterBytes % 1024 === 0 ? `${clusterBytes / 1024} KiB` : `${clusterBytes} B`} clusters`,
+      `${size(clusterBytes)} clusters`,
       ...(bitmaps > 0 ? [`${bitmaps} dirty bitmaps`] : []),
       ...(inUse === InUse.open ? ["not closed"] : []),
     ].join(", "),

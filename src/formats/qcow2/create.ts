@@ -6,6 +6,7 @@
  *
  * The options are those of `qemu-img create -o`. Specification: QEMU's docs/interop/qcow2.txt.
  */
+import { parseBytes } from "../../bytes/sizes.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import type { HostFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
@@ -79,10 +80,9 @@ function choice<T>(
 }
 
 function sizeOf(name: string, value: string): number {
-  const match = /^(\d+)([kKmM]?)$/.exec(value);
-  if (!match)
-    throw new DiskError("usage", `${name} ${quoted(value)}: expected bytes, or a number with k or M`);
-  return Number(match[1]) * ({ k: 1024, m: 1024 ** 2 }[match[2]!.toLowerCase()] ?? 1);
+  const bytes = parseBytes(value);
+  if (bytes !== undefined) return bytes;
+  throw new DiskError("usage", `${name} ${quoted(value)}: expected bytes, or a number with k or M`);
 }
 
 function backing(name: string | undefined, format: string | undefined): Qcow2Options["backing"] {

@@ -1,6 +1,7 @@
 /**
  * An image as everything but its format sees it: the disk of `read.ts`, with its snapshots, tables, check and plan.
  */
+import { size } from "../../bytes/sizes.ts";
 import type { ReadableFile } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { Finding, Image, Reference, Snapshot } from "../format.ts";
@@ -117,10 +118,9 @@ export function referencesOf(header: Header): Reference[] {
 
 function summaryOf(header: Header): string {
   const { clusterBytes, snapshotCount } = header;
-  const size = clusterBytes >= 2 ** 20 ? `${clusterBytes / 2 ** 20} MiB` : `${clusterBytes / 1024} KiB`;
   const snapshots =
     snapshotCount === 0 ? "no snapshots" : `${snapshotCount} snapshot${snapshotCount > 1 ? "s" : ""}`;
-  const facts = [`${size} clusters`, snapshots];
+  const facts = [`${size(clusterBytes)} clusters`, snapshots];
   if (header.version === 2) facts.push("version 2");
   if (header.extendedL2) facts.push("subclusters");
   if (header.backing) facts.push("backing file");

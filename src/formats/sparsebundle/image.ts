@@ -3,6 +3,7 @@
  *
  *   guest offset → band number, in hexadecimal the name of its file; no file, or behind its end: zeros
  */
+import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import type { HostFile, ReadableFile, Run } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
@@ -52,7 +53,7 @@ export class SparseBundle<
   }
 
   get summary(): string {
-    return `bands of ${this.bundle.info.bandBytes / 1024} KiB`;
+    return `bands of ${size(this.bundle.info.bandBytes)}`;
   }
 
   get details(): Image["details"] {

@@ -5,6 +5,7 @@
  * A reclaim punches bands and changes no entry: a reader takes the first entry of 0 for the end, so that one in the
  * middle would cost it everything behind. For the same reason new bands are put right behind the last one.
  */
+import { size } from "../../bytes/sizes.ts";
 import { ExtentSet } from "../../bytes/extents.ts";
 import type { HostFile, ReadableFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
@@ -63,7 +64,7 @@ function factsOf({ index, layout }: Sparse<ReadableFile>): ImageFacts {
   layout.table.eachMapped(0, layout.table.blocks, () => bands++);
   return {
     format: "sparseimage",
-    summary: `bands of ${bandBytes / 1024} KiB`,
+    summary: `bands of ${size(bandBytes)}`,
     details: { bandBytes, bands, indexNodes: nodes.length },
     references: [],
     identifiers: [],

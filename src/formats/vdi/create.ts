@@ -8,6 +8,7 @@
  * with blocks of 1 MiB only, and no differencing ones.
  * Specification: VirtualBox, src/VBox/Storage/VDICore.h.
  */
+import { parseBytes } from "../../bytes/sizes.ts";
 import { randomBytes } from "node:crypto";
 import { viewOf } from "../../bytes/struct.ts";
 import type { HostFile } from "../../device/device.ts";
@@ -51,7 +52,7 @@ export function parseOptions({ virtualBytes, options }: CreateOptions): VdiOptio
   if (isFixed && (subformat === "dynamic" || isStatic === "off"))
     throw usage("subformat and static contradict");
   if (isFixed && backing !== undefined) throw usage("a fixed VDI has no parent");
-  const blockBytes = size === undefined ? BLOCK_BYTES : Number(size);
+  const blockBytes = size === undefined ? BLOCK_BYTES : (parseBytes(size) ?? 0);
   if (!isBlockLength(blockBytes)) throw usage(`block_size ${size}: expected a power of two from 512 on`);
   const bytes = Math.ceil(virtualBytes / SECTOR_BYTES) * SECTOR_BYTES;
   if (Math.ceil(bytes / blockBytes) > BLOCKS_MAX) throw usage(`${bytes} bytes need larger blocks`);

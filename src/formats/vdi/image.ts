@@ -7,6 +7,7 @@
  * ends; the count follows with the map when the data are durable; what was modified has a new UUID.
  * Specification: VirtualBox, src/VBox/Storage/VDICore.h and VDI.cpp.
  */
+import { size } from "../../bytes/sizes.ts";
 import type { HostFile, ReadableFile } from "../../device/device.ts";
 import type { Source } from "../../device/source.ts";
 import { DiskError } from "../../error.ts";
@@ -57,7 +58,7 @@ function factsOf(
   const all = [...faults, ...countFaults(layout)];
   return {
     format: "vdi",
-    summary: `${kind}, blocks of ${layout.blockBytes / 1024} KiB`,
+    summary: `${kind}, blocks of ${size(layout.blockBytes)}`,
     details: {
       subformat: kind,
       blocks: header.fields.blocks,

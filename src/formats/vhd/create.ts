@@ -9,6 +9,7 @@
  * gets the length that was asked for; `force_size=off` rounds it up to a whole geometry, as QEMU and Virtual PC do.
  * Specification: Virtual Hard Disk Image Format Specification 1.0.
  */
+import { parseBytes } from "../../bytes/sizes.ts";
 import { randomBytes } from "node:crypto";
 import type { HostFile } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
@@ -53,7 +54,7 @@ export function parseOptions({ virtualBytes, options }: CreateOptions): VhdOptio
   if (backingFormat !== "vhd") throw usage(`backing_fmt ${backingFormat}: the parent of a VHD is a VHD`);
   if (subformat === "fixed" && (backing ?? size) !== undefined)
     throw usage("a fixed VHD has no blocks and no parent");
-  const blockSize = size === undefined ? BLOCK_SIZE : Number(size);
+  const blockSize = size === undefined ? BLOCK_SIZE : (parseBytes(size) ?? 0);
   if (!isBlockSize(blockSize)) {
     throw usage(`block_size ${size}: expected a power of two from 512 to ${BLOCK_SIZE_MAX}`);
   }

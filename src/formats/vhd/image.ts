@@ -7,6 +7,7 @@
  * when the data are durable, and the footer copy at the start is there meanwhile.
  * Specification: Virtual Hard Disk Image Format Specification 1.0.
  */
+import { size } from "../../bytes/sizes.ts";
 import type { Extent } from "../../bytes/extents.ts";
 import { uuidText } from "../../bytes/struct.ts";
 import { type HostFile, type ReadableFile, readBytes } from "../../device/device.ts";
@@ -61,7 +62,7 @@ async function openAs<F extends ReadableFile, I>(
     const faults = [...footers.faults, ...header.faults];
     const facts = {
       ...factsOf(footers, faults),
-      summary: `${kind}, blocks of ${layout.blockBytes / 1024} KiB`,
+      summary: `${kind}, blocks of ${size(layout.blockBytes)}`,
       references: names === undefined ? [] : referenceOf(names),
       parent,
     };
@@ -121,7 +122,7 @@ async function flatFacts(file: ReadableFile, footers: Footers): Promise<FlatFact
     at: 0,
     bytes: currentSize,
     grainBytes: blockBytes,
-    summary: `fixed, holes of ${blockBytes / 1024} KiB`,
+    summary: `fixed, holes of ${size(blockBytes)}`,
     structureAt: (at) => (at >= file.bytes - SECTOR_BYTES && at < file.bytes ? "footer" : undefined),
   };
 }

@@ -7,6 +7,7 @@
  * Options are those of `qemu-img create -o`: `subformat` (dynamic, fixed), `block_size`, `log_size`, `backing_file`,
  * `backing_fmt`; and `logical_sector_size`, which QEMU lacks. Specification: [MS-VHDX] 2.1.
  */
+import { parseBytes } from "../../bytes/sizes.ts";
 import { randomUUID } from "node:crypto";
 import { viewOf } from "../../bytes/struct.ts";
 import { printable } from "../../bytes/text.ts";
@@ -107,8 +108,7 @@ function defaultBlockMib(virtualBytes: number): number {
 /** A number of whole MiB, more than none. */
 function mibOf(name: string, value: string | undefined, otherwise: number): number {
   if (value === undefined) return otherwise;
-  const match = /^(\d{1,10})([kKmM]?)$/.exec(value);
-  const mib = match ? (Number(match[1]) * ({ k: 1024, m: MIB }[match[2]!.toLowerCase()] ?? 1)) / MIB : 0;
+  const mib = (parseBytes(value) ?? 0) / MIB;
   if (Number.isInteger(mib) && mib > 0) return mib;
   throw wrong(name, value, "whole MiB, as bytes or with k or M");
 }
