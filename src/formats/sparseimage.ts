@@ -26,7 +26,7 @@ export const sparseimage: ImageFormat = {
 
   async probe(source) {
     await using file = await source.open();
-    return hasMagic(file);
+    return await hasMagic(file);
   },
 
   references: () => Promise.resolve([]),
