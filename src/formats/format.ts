@@ -10,6 +10,7 @@ import type { Plan, Wish } from "../reclaim/plan.ts";
 export interface ImageFormat {
   /** As in `--format` and JSON. */
   readonly name: string;
+  readonly about: About;
   /** An image is a folder of files: it is only asked about folders, and only these are. */
   readonly isBundle?: boolean;
   /** Whether the content is this format's; never decided by a name (H21). Must not throw on any content. */
@@ -21,6 +22,18 @@ export interface ImageFormat {
   openWritable?(source: Source, parent: OpenParent): Promise<WritableImage>;
   /** Makes a new image; the source must not exist. An image above another one asks for `parent`. */
   create?(source: Source, options: CreateOptions, parent?: OpenParent): Promise<WritableImage>;
+}
+
+/** What people want to know of a format, beyond what its functions show: `docs/FORMATS.md` is made of both. */
+export interface About {
+  /** The kinds of image that are understood. */
+  readonly kinds: string;
+  /** Whether `--pack` makes files shorter. */
+  readonly packs: boolean;
+  /** What `check` finds. */
+  readonly checks: string;
+  /** How images lie upon images; "" where they do not. */
+  readonly layers: string;
 }
 
 /** Opens a backing image by the name and format that the child states; consent and depth are the caller's business (H22, H24). */

@@ -23,6 +23,12 @@ import { type Layer, readLayer } from "./parallels/storage.ts";
 
 export const parallels: ImageFormat = {
   name: "parallels",
+  about: {
+    kinds: ".hds v1 and v2; with dirty bitmaps only read",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "",
+  },
 
   async probe(source) {
     await using file = await source.open();
@@ -52,6 +58,12 @@ export const parallels: ImageFormat = {
 
 export const parallelsBundle: ImageFormat = {
   name: "parallels-bundle",
+  about: {
+    kinds: ".hdd: plain and compressed storages",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "snapshot tree",
+  },
   isBundle: true,
 
   async probe({ folder }) {

@@ -23,6 +23,12 @@ import { WritableQcow2Image } from "./qcow2/writable.ts";
 
 export const qcow2: ImageFormat = {
   name: "qcow2",
+  about: {
+    kinds: "v2, v3; subclusters, compressed clusters, external data files",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "internal snapshots; backing chain",
+  },
 
   async probe(source) {
     await using file = await source.open();

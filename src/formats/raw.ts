@@ -15,6 +15,12 @@ import type { CreateOptions, ImageFormat, WritableImage } from "./format.ts";
 
 export const raw: ImageFormat = {
   name: "raw",
+  about: {
+    kinds: "files with holes, block devices, parts of either",
+    packs: false,
+    checks: "no structures",
+    layers: "",
+  },
   // Any content is a raw disk; the door asks the other formats first.
   probe: () => Promise.resolve(true),
   references: () => Promise.resolve([]),

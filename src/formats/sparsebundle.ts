@@ -32,6 +32,12 @@ import {
 
 export const sparsebundle: ImageFormat = {
   name: "sparsebundle",
+  about: {
+    kinds: "bands of any length",
+    packs: true,
+    checks: "errors",
+    layers: "",
+  },
   isBundle: true,
   probe: async ({ folder }) => folder !== undefined && isSparseBundle(folder),
   references: () => Promise.resolve([]),

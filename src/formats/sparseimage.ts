@@ -23,6 +23,12 @@ import {
 
 export const sparseimage: ImageFormat = {
   name: "sparseimage",
+  about: {
+    kinds: "with and without index nodes",
+    packs: false,
+    checks: "errors",
+    layers: "",
+  },
 
   async probe(source) {
     await using file = await source.open();

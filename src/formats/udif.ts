@@ -13,6 +13,12 @@ import { kindOf, readTrailer } from "./udif/trailer.ts";
 
 export const udif: ImageFormat = {
   name: "dmg",
+  about: {
+    kinds: "raw, zero, zlib, bzip2 chunks",
+    packs: false,
+    checks: "checksums",
+    layers: "",
+  },
 
   async probe(source) {
     await using file = await source.open();

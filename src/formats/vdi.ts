@@ -18,6 +18,12 @@ import { referenceOf } from "./vdi/parent.ts";
 
 export const vdi: ImageFormat = {
   name: "vdi",
+  about: {
+    kinds: "fixed, dynamic, differencing",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "chain, by UUID",
+  },
 
   async probe(source) {
     await using file = await source.open();

@@ -21,6 +21,12 @@ import { referenceOf } from "./vhd/parent.ts";
 
 export const vhd: ImageFormat = {
   name: "vhd",
+  about: {
+    kinds: "fixed, dynamic, differencing",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "chain, by unique id",
+  },
 
   async probe(source) {
     await using file = await source.open();

@@ -24,6 +24,12 @@ import { NO_GUID } from "./vhdx/structures.ts";
 
 export const vhdx: ImageFormat = {
   name: "vhdx",
+  about: {
+    kinds: "fixed, dynamic, differencing; a log that waits",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "chain, by DataWriteGuid",
+  },
 
   async probe(source) {
     await using file = await source.open();

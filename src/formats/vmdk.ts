@@ -22,6 +22,12 @@ import { WritableVmdkImage } from "./vmdk/writable.ts";
 
 export const vmdk: ImageFormat = {
   name: "vmdk",
+  about: {
+    kinds: "sparse, flat, split, custom, vmfs; streamOptimized, COWD and seSparse are only read",
+    packs: true,
+    checks: "errors, leaks",
+    layers: "chain, by CID",
+  },
 
   async probe(source) {
     await using file = await source.open();

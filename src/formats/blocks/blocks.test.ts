@@ -106,6 +106,7 @@ async function parentOf(file: ReadableFile, openParent: OpenParent): Promise<Ima
 
 const toy: ImageFormat = {
   name: "toy",
+  about: { kinds: "toys", packs: true, checks: "errors, leaks", layers: "chain" },
   probe: async () => true,
   references: async () => [],
   async open(source, openParent) {

@@ -23,6 +23,7 @@ const SECTORS = MIB / 512;
 /** The reading half of the suite: there is no other. */
 const readOnly: ImageFormat = {
   name: "vmdk, only read",
+  about: vmdk.about,
   probe: (source) => vmdk.probe(source),
   references: (source) => vmdk.references(source),
   open: (source, openParent) => vmdk.open(source, openParent),

@@ -26,6 +26,7 @@ export async function reclaimKeeps(bench: Bench, method: Method): Promise<void> 
       plan.packBytes,
       `${bench.label}: the promise of packing`,
     );
+    if (!bench.format.about.packs) assert.equal(plan.packBytes, 0, `${bench.label}: it says that it cannot`);
   } else {
     assert.ok(hostBytes(files) <= before.hostBytes, `${bench.label}: the host's allocation does not grow`);
     assert.equal(fileBytes(files), before.fileBytes, `${bench.label}: punching keeps the length`);
