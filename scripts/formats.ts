@@ -25,11 +25,23 @@ const COLUMNS = [
 /** The page, as it is committed. */
 export function formatsPage(): string {
   const yes = (can: unknown): string => (can ? "yes" : "–");
-  const row = ({ name, about, openWritable, create }: ImageFormat): string[] => {
-    const writes = yes(openWritable);
-    const packs = yes(openWritable && about.packs);
+  const row = (format: ImageFormat): string[] => {
+    const { name, about } = format;
+    const writes = yes("openWritable" in format);
+    const packs = yes("openWritable" in format && about.packs);
     const layers = about.layers === "" ? "–" : about.layers;
-    return [name, "yes", writes, yes(create), writes, writes, writes, packs, about.checks, layers];
+    return [
+      name,
+      "yes",
+      writes,
+      yes("create" in format),
+      writes,
+      writes,
+      writes,
+      packs,
+      about.checks,
+      layers,
+    ];
   };
   const line = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
   return [
