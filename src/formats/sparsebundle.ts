@@ -8,6 +8,7 @@
  * Rooms: `info` (the property list), `band` (files, few open at a time), `image`, `plan`.
  * Specification: libmodi's "Mac OS disk image types", "Sparse bundle".
  */
+import { parseBytes } from "../bytes/sizes.ts";
 import { readBytes, type HostFile, type ReadableFile } from "../device/device.ts";
 import type { Folder, Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
@@ -158,13 +159,8 @@ function infoOf({ virtualBytes, options }: CreateOptions): Info {
   const { "band-size": size = String(BAND_BYTES), ...rest } = options;
   const [unknown] = Object.keys(rest);
   if (unknown !== undefined) throw new DiskError("usage", `sparse bundles have no option ${unknown}`);
-  const bandBytes = Number(size);
-  if (
-    !/^\d+$/.test(size) ||
-    bandBytes === 0 ||
-    bandBytes > BAND_BYTES_MAX ||
-    bandBytes % SECTOR_BYTES !== 0
-  ) {
+  const bandBytes = parseBytes(size) ?? 0;
+  if (bandBytes === 0 || bandBytes > BAND_BYTES_MAX || bandBytes % SECTOR_BYTES !== 0) {
     throw new DiskError(
       "usage",
       `band-size is ${size}; expected whole sectors, at most ${BAND_BYTES_MAX} bytes`,
