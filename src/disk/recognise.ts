@@ -15,6 +15,9 @@ interface Signature {
 const IMAGES: readonly Signature[] = [
   { name: "QED", at: 0, magic: "QED\0" },
   { name: "qcow version 1", at: 0, magic: "QFI\xfb\0\0\0\x01" },
+  { name: "Bochs", at: 0, magic: "Bochs Virtual HD Image" },
+  { name: "cloop", at: 0, magic: "#!/bin/sh\n#V2.0 Format\n" },
+  { name: "Proxmox VMA", at: 0, magic: "VMA\0" },
   { name: "EWF", at: 0, magic: "EVF\x09\x0d\x0a\xff\0" },
 ];
 
