@@ -68,15 +68,15 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     hazard: "H10",
     guard: "holes are cut inward to host blocks",
-    file: "src/formats/raw.ts",
-    from: "const aligned = free.within({ start: 0, end: this.bytes }).alignInward(hostBlockBytes);",
-    to: "const aligned = free.within({ start: 0, end: this.bytes }).alignOutward(hostBlockBytes);",
+    file: "src/formats/blocks/flat.ts",
+    from: "const aligned = this.#placesOf(free).alignInward(hostBlockBytes);",
+    to: "const aligned = this.#placesOf(free).alignOutward(hostBlockBytes);",
     tests: ["src/formats/raw.test.ts"],
   },
   {
     hazard: "H10",
     guard: "holes inside clusters are cut inward to host blocks",
-    file: "src/formats/qcow2/holes.ts",
+    file: "src/reclaim/holes.ts",
     from: "const joined = garbage.union(inside).alignInward(wish.hostBlockBytes);",
     to: "const joined = garbage.union(inside).alignOutward(wish.hostBlockBytes);",
     tests: ["src/formats/qcow2/plan.test.ts"],
@@ -240,6 +240,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "return pack ? (freedByPacking ?? freed) : freed;",
     to: "return pack ? (freedByPacking ?? freed) : (freed ?? 0xffff_ffff);",
     tests: ["src/formats/blocks/blocks.test.ts"],
+    only: "no zero state above a parent a punching run",
   },
   {
     hazard: "H15",
@@ -248,14 +249,16 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "  yield copies;\n  changes.sort((a, b) => a.block - b.block);\n  yield* batched(entryPatches(layout, () => changes));",
     to: "  changes.sort((a, b) => a.block - b.block);\n  yield* batched(entryPatches(layout, () => changes));\n  yield copies;",
     tests: ["src/formats/blocks/blocks.test.ts"],
+    only: "every crash of a packing run",
   },
   {
     hazard: "H17",
     guard: "a table with errors is not planned for",
-    file: "src/formats/blocks/plan.ts",
+    file: "src/formats/blocks/check.ts",
     from: "if (told[0] === undefined) return;",
     to: "if (told.length >= 0) return;",
     tests: ["src/formats/blocks/blocks.test.ts"],
+    only: "H17",
   },
   {
     hazard: "H12",
@@ -264,6 +267,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "    if (!this.#dirty) return;\n    await file.flush();",
     to: "    if (!this.#dirty) return;",
     tests: ["src/formats/blocks/blocks.test.ts"],
+    only: "every crash of a writer",
   },
   {
     hazard: "H12",
@@ -272,6 +276,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "    this.#dropped.push(this.#layout.table.get(block));",
     to: "    this.#spare.push(this.#layout.table.get(block));",
     tests: ["src/formats/blocks/blocks.test.ts"],
+    only: "every crash of a writer",
   },
   {
     hazard: "H21",
