@@ -5,7 +5,7 @@
  *   deleted at the end.
  * - sparse: 16 TiB less a little, nearly empty.
  * - holed: two million free extents.
- * - full: 4 GiB of noise.
+ * - full: 1 GiB of noise.
  * - huge: a VHDX of 2 TiB.
  *
  * Needs root for the loop mounts.
@@ -28,7 +28,7 @@ import { must } from "./measure.ts";
 const GIB = 2 ** 30;
 const KIB = 2 ** 10;
 const AGED_BYTES = 20 * GIB;
-const FULL_BYTES = 4 * GIB;
+const FULL_BYTES = GIB;
 const HUGE_BYTES = 2048 * GIB;
 /** At the end of every round; about 4 GiB are written in all. */
 const LIVE_BYTES = 2 * GIB;
