@@ -3,6 +3,8 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 
+import { OF_IMAGES } from "./mutations-of-images.ts";
+
 export interface Mutation {
   readonly hazard: string;
   readonly guard: string;
@@ -387,4 +389,5 @@ export const MUTATIONS: readonly Mutation[] = [
     to: "if (before.touches(held) && held.start < 0) {",
     tests: ["src/formats/vmdk/open.test.ts"],
   },
+  ...OF_IMAGES,
 ];

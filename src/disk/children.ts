@@ -17,7 +17,10 @@ export interface Elder {
   readonly identifiers: readonly string[];
 }
 
-/** @throws DiskError `refused` when a file beside the image names it as its backing or data file */
+/**
+ * Every format is asked: the guest of a child may write another one's signature into its own disk.
+ * @throws DiskError `refused` when a file beside the image names it as its backing or data file
+ */
 export async function refuseParents({ path, identity, identifiers }: Elder): Promise<void> {
   for await (const sibling of siblings(path)) {
     for (const format of FORMATS) {
@@ -26,7 +29,6 @@ export async function refuseParents({ path, identity, identifiers }: Elder): Pro
       const isParent = ({ name, id }: Reference) =>
         (id !== undefined && identifiers.includes(id)) || leadsTo(sibling, name, identity);
       if (references.some(isParent)) throw hasChild(sibling.name);
-      break;
     }
   }
 }

@@ -18,6 +18,8 @@ import type { OpenOptions } from "./results.ts";
 
 /** QEMU has no limit; nobody has been seen with more than a few dozen. */
 const CHAIN_MAX = 200;
+/** Names that may be tried for one image: at each level of a chain there are a few, and all may lead on (H24). */
+const TRIED_MAX = 4 * CHAIN_MAX;
 
 /** An open image and what lies on it. */
 export class Disk<I extends Image = Image> implements AsyncDisposable {
@@ -182,13 +184,15 @@ function ambiguous(found: readonly ImageFormat[]): DiskError {
 
 /** Opens the images that `child` is based on, as far as a chain may reach. */
 export function parentsOf(child: Source): OpenParent {
-  return parentOpener(child, CHAIN_MAX);
+  return parentOpener(child, CHAIN_MAX, { left: TRIED_MAX });
 }
 
-function parentOpener(child: Source, depthLeft: number): OpenParent {
+function parentOpener(child: Source, depthLeft: number, tries: { left: number }): OpenParent {
   return async (name, stated): Promise<Image> => {
     if (depthLeft === 0)
       throw new DiskError("refused", `backing chain is longer than ${CHAIN_MAX}, or a loop`);
+    if (tries.left-- <= 0)
+      throw new DiskError("refused", `${TRIED_MAX} names were tried in search of the backing chain`);
     if (stated === undefined) {
       throw new DiskError("refused", `backing file "${name}" has no stated format`, {
         code: "backing-format",
@@ -196,6 +200,6 @@ function parentOpener(child: Source, depthLeft: number): OpenParent {
       });
     }
     const source = await child.refer(name);
-    return formatNamed(stated).open(source, parentOpener(source, depthLeft - 1));
+    return formatNamed(stated).open(source, parentOpener(source, depthLeft - 1, tries));
   };
 }

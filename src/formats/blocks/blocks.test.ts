@@ -239,6 +239,30 @@ for (const [what, entries, message] of [
   });
 }
 
+test("H17: a block that reaches into the tail is an error, and the tail is not punched", async () => {
+  const files = await four([place(0), place(32), place(64), place(96)]);
+  await files.get("toy")!.write(Header.at.tailBytes, Uint8Array.of(0, 2));
+  await using image = await toy.open(simulatedSource(files, "toy"), none);
+  await assert.rejects(image.plan(EVERYTHING), { kind: "corrupt", message: /block 3 .* the blocks end at/ });
+});
+
+test("on a block device nothing is packed, and nothing unmapped that only packing unmaps", async () => {
+  const files = await four([place(0), place(32), place(64), place(96)]);
+  const file = files.get("toy")!;
+  await file.write(Header.at.freed, Uint8Array.of(3));
+  const device: ReadableFile = {
+    bytes: file.bytes,
+    read: (at, into) => file.read(at, into),
+    map: (range) => file.map(range),
+    stat: async () => ({ ...(await file.stat()), hostBytes: null }),
+    [Symbol.asyncDispose]: async () => {},
+  };
+  await using image = new BlockImage(await layoutOf(device, undefined), facts(undefined));
+  const plan = await image.plan({ ...EVERYTHING, pack: true });
+  assert.equal(plan.unmapBytes, 0);
+  assert.equal(plan.packBytes, 0);
+});
+
 test("nobody's bytes between the blocks are leaks, and a repair gives them back alone", async () => {
   const files = await four([place(0), EMPTY_ENTRY, EMPTY_ENTRY, place(96)]);
   await using image = await toy.openWritable!(simulatedSource(files, "toy"), none);

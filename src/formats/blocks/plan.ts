@@ -33,16 +33,18 @@ import { planPacking } from "./pack.ts";
  */
 export async function planBlocks(
   layout: BlockLayout,
-  wish: Wish,
+  asked: Wish,
   guest: Pick<BlockDevice, "read">,
 ): Promise<Plan> {
   requireWhole(layout);
-  await requireZeros(await unreachable(layout, wish), guest);
+  await requireZeros(await unreachable(layout, asked), guest);
   const isFile = (await layout.file.stat()).hostBytes !== null;
+  // A block device keeps its length: what only packing unmaps would leave a gap there (VDI).
+  const wish = { ...asked, pack: asked.pack && isFile };
   const dropped = droppedBlocks(layout, wish, wish.pack);
   const holes = await holesFor(layout, wish, dropped, isFile);
   const pack = () => planPacking(layout, droppedBlocks(layout, wish, true));
-  const packing = wish.pack && isFile ? pack() : undefined;
+  const packing = wish.pack ? pack() : undefined;
   const isNothing = dropped.count + holes.punched.count + holes.zeroed.count === 0 && !packing?.packBytes;
   const packableBytes = async () => (isFile ? (packing ?? pack()).packBytes : 0);
   if (isNothing) return { ...EMPTY_PLAN, packableBytes };
