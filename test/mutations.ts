@@ -2,6 +2,7 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_FILES } from "./mutations-files.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -382,4 +383,5 @@ export const MUTATIONS: readonly Mutation[] = [
     to: "if (before.touches(held) && held.start < 0) {",
     tests: ["src/formats/vmdk/open.test.ts"],
   },
+  ...OF_FILES,
 ];
