@@ -2,6 +2,7 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_FILES } from "./mutations-files.ts";
 
 import { OF_IMAGES } from "./mutations-of-images.ts";
 
@@ -390,4 +391,5 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: ["src/formats/vmdk/open.test.ts"],
   },
   ...OF_IMAGES,
+  ...OF_FILES,
 ];

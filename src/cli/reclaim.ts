@@ -126,7 +126,8 @@ export function renderPlan(survey: Survey, screen: Screen, { locked }: { locked:
 
 /** `   (18.9 clusters unmapped, 0.2 holes inside clusters)` */
 function means({ method, format, unmapBytes, punchBytes }: Survey): string {
-  if (method === "pack") return "   (the end moves into the gaps, then the file is cut)";
+  if (method === "pack")
+    return "   (files are cut behind the last block that stays; it may move forward first)";
   const unit = unitOf(unmapBytes + punchBytes);
   const ways = [
     { bytes: unmapBytes, words: "clusters unmapped" },

@@ -5,32 +5,39 @@
 import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
 import type { Source } from "../device/source.ts";
-import type { ImageFormat, Reference } from "../formats/format.ts";
+import type { Image, ImageFormat, Reference } from "../formats/format.ts";
 import { leadsTo, siblings } from "../host/neighbours.ts";
 
 /** An image that may have children. */
 export interface Elder {
   readonly path: string;
-  /** Of its file, as `stat` gives it. */
-  readonly identity: string;
+  /** Of its files, as `stat` gives them: a child may name an extent alone. */
+  readonly identities: ReadonlySet<string>;
   /** What children may know it by, whatever its name. */
   readonly identifiers: readonly string[];
 }
 
 /**
  * Every format is asked: the guest of a child may write another one's signature into its own disk.
- * @throws DiskError `refused` when a file beside the image names it as its backing or data file
+ * @throws DiskError `refused` when a file beside the image names one of its files as its backing or data file
  */
-export async function refuseParents({ path, identity, identifiers }: Elder): Promise<void> {
+export async function refuseParents({ path, identities, identifiers }: Elder): Promise<void> {
   for await (const sibling of siblings(path)) {
     for (const format of FORMATS) {
       if (!(await format.probe(sibling).catch(() => false))) continue;
       const references = await referencesOf(format, sibling);
       const isParent = ({ name, id }: Reference) =>
-        (id !== undefined && identifiers.includes(id)) || leadsTo(sibling, name, identity);
+        (id !== undefined && identifiers.includes(id)) || leadsTo(sibling, name, identities);
       if (references.some(isParent)) throw hasChild(sibling.name);
     }
   }
+}
+
+/** Of the files that an image is made of, without its parents. */
+export async function identitiesOf({ files }: Image): Promise<ReadonlySet<string>> {
+  const identities = new Set<string>();
+  for (const file of files.values()) identities.add((await file.stat()).identity);
+  return identities;
 }
 
 /** @throws DiskError `refused` when it is an image, and what it is built on cannot be read */

@@ -15,7 +15,7 @@ import { Destination, type Occupant, occupantOf, sweep } from "../host/destinati
 import { inUse } from "../host/inuse.ts";
 import { hostFree } from "../host/space.ts";
 import { allocationOf } from "./allocation.ts";
-import { refuseParents } from "./children.ts";
+import { type Elder, identitiesOf, refuseParents } from "./children.ts";
 import { compare } from "./convert/compare.ts";
 import { copy } from "./convert/copy.ts";
 import { select, type Selection } from "./convert/selection.ts";
@@ -64,10 +64,11 @@ export async function convert(
   return await reading(file, options, async (disk) => {
     refuseBusy(disk.inUse, file);
     refuseGuess(disk);
-    await refuseDestination(disk, { path: destination, format, occupant }, options);
+    const replaced = await refuseDestination(disk, { path: destination, format, occupant }, options);
     await sweep(destination);
     using place = new Destination(destination, { replaces: options.force === true });
     const converted = await make(disk, place, format, options);
+    await refuseParts(place, replaced, options);
     refuseBusy(await inUse(file), file);
     if (options.signal?.aborted) throw new DiskError("interrupted", "interrupted; nothing was made");
     place.publish();
@@ -109,35 +110,60 @@ interface Target {
   readonly occupant: Occupant | undefined;
 }
 
-/** Nothing that the source, or another image, is made of is replaced, and no folder that is no image. */
-async function refuseDestination(disk: Disk, target: Target, options: ConvertOptions): Promise<void> {
-  const { occupant } = target;
-  if (occupant === undefined) return;
+/**
+ * Nothing that the source, or another image, is made of is replaced, and no folder that is no image.
+ * @returns the identities of what may be replaced
+ */
+async function refuseDestination(
+  disk: Disk,
+  target: Target,
+  options: ConvertOptions,
+): Promise<ReadonlySet<string>> {
+  const { path, occupant } = target;
+  if (occupant === undefined) return new Set();
+  const old = await imageAt(path);
+  const replaced = new Set([...occupant.identities, ...old.identities]);
   for (let each: Image | undefined = disk.image; each !== undefined; each = each.parent) {
-    for (const file of each.files.values()) {
-      if ((await file.stat()).identity !== occupant.identity) continue;
-      throw new DiskError("usage", `${target.path}: the source is made of it`, {
+    for (const identity of await identitiesOf(each)) {
+      if (!replaced.has(identity)) continue;
+      throw new DiskError("usage", `${path}: the source is made of it`, {
         hint: "name another file, and replace this one afterwards",
       });
     }
   }
   if (occupant.kind === "folder") {
-    const isImage = target.format.isBundle && (await target.format.probe(sourceOf(target.path, {})));
-    if (!isImage) throw new DiskError("usage", `${target.path}: it is a directory, and no image`);
+    const isImage = target.format.isBundle && (await target.format.probe(sourceOf(path, {})));
+    if (!isImage) throw new DiskError("usage", `${path}: it is a directory, and no image`);
   } else if (!options.allow?.children) {
-    const { path } = target;
-    await refuseParents({ path, identity: occupant.identity, identifiers: await identifiersOf(path) });
+    await refuseParents({ path, identities: replaced, identifiers: old.identifiers });
+  }
+  return replaced;
+}
+
+/** What is to be replaced: its files, and by what children know it; nothing where it cannot be read. */
+async function imageAt(path: string): Promise<Pick<Elder, "identities" | "identifiers">> {
+  try {
+    await using image = await openImage(sourceOf(path, {}), {});
+    return { identities: await identitiesOf(image), identifiers: image.identifiers ?? [] };
+  } catch (error) {
+    if (error instanceof DiskError) return { identities: new Set(), identifiers: [] };
+    throw error;
   }
 }
 
-/** By what children know the file that is to be replaced; nothing where it is no image that can be read. */
-async function identifiersOf(path: string): Promise<readonly string[]> {
-  try {
-    await using image = await openImage(sourceOf(path, {}), {});
-    return image.identifiers ?? [];
-  } catch (error) {
-    if (error instanceof DiskError) return [];
-    throw error;
+/** The user named one file: of the others, only those of the image that was there give way. */
+async function refuseParts(
+  place: Destination,
+  replaced: ReadonlySet<string>,
+  { force }: ConvertOptions,
+): Promise<void> {
+  for (const path of place.parts()) {
+    const occupant = await occupantOf(path, { replaces: force === true });
+    if (occupant === undefined || replaced.has(occupant.identity)) continue;
+    throw new DiskError("usage", `${path}: it exists, and is no file of the image that is replaced`, {
+      code: "exists",
+      hint: "name another destination, or move this file away",
+    });
   }
 }
 

@@ -104,7 +104,31 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   const format = await formatOf(source, options);
   if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
   const image = await format.openWritable(source, parentsOf(source));
-  return new Disk(file, image, source, false, options);
+  try {
+    await refuseTwoPlaces(image, source.folder !== undefined);
+    return new Disk(file, image, source, false, options);
+  } catch (error) {
+    await image[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** What is free in one place of a chain is another place's content, if both are the same file. */
+async function refuseTwoPlaces(image: Image, isBundle: boolean): Promise<void> {
+  const names = new Map<string, string>();
+  for (let each: Image | undefined = image; each !== undefined; each = each.parent) {
+    for (const [name, file] of each.files) {
+      // The snapshots of a bundle have its description in common, which nobody writes.
+      if (isBundle && name === "" && each !== image) continue;
+      const { identity } = await file.stat();
+      const other = names.get(identity);
+      if (other !== undefined) {
+        const files = [other, name].map((one) => (one === "" ? "the image" : JSON.stringify(one)));
+        throw new DiskError("corrupt", `${files.join(" and ")} are one file, which stands in two places`);
+      }
+      names.set(identity, name);
+    }
+  }
 }
 
 /** No disk of a guest is so small: what is describes one, and is its owner's work (a VMDK descriptor). */

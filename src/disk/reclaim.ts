@@ -11,7 +11,7 @@ import type { Source } from "../device/source.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
 import { hostFree, settle } from "../host/space.ts";
 import { execute } from "../reclaim/execute.ts";
-import { refuseParents } from "./children.ts";
+import { identitiesOf, refuseParents } from "./children.ts";
 import { contentHash, mapHash } from "./digest.ts";
 import { type Disk, openImage, openWritable, reading, refuseGuess } from "./open.ts";
 import type { HostSpace, ReclaimOptions, Reclaimed, Survey } from "./results.ts";
@@ -79,8 +79,8 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
 /** The image's own structures are whole, and no other image leans on it (H17, H33). */
 async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOptions): Promise<void> {
   if (!options.allow?.children) {
-    const { identity } = await disk.image.files.get("")!.stat();
-    await refuseParents({ path: disk.path, identity, identifiers: disk.image.identifiers ?? [] });
+    const identities = await identitiesOf(disk.image);
+    await refuseParents({ path: disk.path, identities, identifiers: disk.image.identifiers ?? [] });
   }
   refuseGuess(disk);
   const { errors, first } = await findings(disk.image);

@@ -49,6 +49,7 @@ export const sparsebundle: ImageFormat = {
     const opener: Opener<ReadableFile, Band> = {
       open: (name) => folder.file(name).open(),
       band: (bytes, openFile) => new Band(bytes, openFile, all),
+      writes: false,
     };
     return new SparseBundle(await opened(folder, opener));
   },
@@ -80,6 +81,7 @@ function folderOf({ folder, name }: Source): Folder {
 interface Opener<F extends ReadableFile, B extends Band> {
   readonly open: (name: string) => Promise<F>;
   readonly band: (bytes: number, openFile: () => Promise<F>) => B;
+  readonly writes: boolean;
 }
 
 async function writable(folder: Folder): Promise<WritableSparseBundle> {
@@ -92,6 +94,7 @@ async function writable(folder: Folder): Promise<WritableSparseBundle> {
   const bundle = await opened(folder, {
     open: openFile,
     band: (bytes, open) => new WritableBand(bytes, open, all),
+    writes: true,
   });
   const maker: BandMaker = {
     async make(number) {
@@ -111,7 +114,7 @@ async function writable(folder: Folder): Promise<WritableSparseBundle> {
 /** The lock on the bundle is taken first. */
 async function opened<F extends ReadableFile, B extends Band>(
   folder: Folder,
-  { open, band }: Opener<F, B>,
+  { open, band, writes }: Opener<F, B>,
 ): Promise<Bundle<F, B>> {
   const held: [F, ...F[]] = [await open(INFO)];
   try {
@@ -122,6 +125,7 @@ async function opened<F extends ReadableFile, B extends Band>(
     }
     const bands = new Map<number, B>();
     const strangers: string[] = [];
+    const identities = new Set<string>();
     for (const name of await folder.list("bands")) {
       const number = /^(0|[1-9a-f][0-9a-f]{0,12})$/.test(name) ? Number.parseInt(name, 16) : Infinity;
       if (number >= Math.ceil(info.bytes / info.bandBytes)) {
@@ -129,6 +133,13 @@ async function opened<F extends ReadableFile, B extends Band>(
         continue;
       }
       await using file = await folder.file(fileName(number)).open();
+      const { identity } = await file.stat();
+      if (writes && identities.has(identity)) {
+        throw new DiskError("corrupt", `${fileName(number)} is the same file as another band`, {
+          hint: "hard links were made of equal bands; copy the bundle, and reclaim the copy",
+        });
+      }
+      identities.add(identity);
       bands.set(
         number,
         band(file.bytes, () => open(fileName(number))),

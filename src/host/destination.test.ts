@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import {
+import fs, {
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -8,6 +8,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { DiskError } from "../error.ts";
@@ -83,6 +84,30 @@ test("files replace files, folders replace folders, and each the other, when tha
       else assert.deepEqual(readdirSync(join(path, "bands")), ["new"]);
     }
   }
+});
+
+test("a power cut while a folder gives way to another loses neither", async (t) => {
+  const folder = scratch(t);
+  const path = join(folder, "disk");
+  mkdirSync(path);
+  writeFileSync(join(path, "old"), "");
+  const rename = fs.renameSync;
+  let renames = 0;
+  t.mock.method(fs, "renameSync", (from: string, to: string) => {
+    if (++renames > 1) throw new Error("power cut");
+    rename(from, to);
+  });
+  syncBuiltinESMExports();
+  {
+    using destination = new Destination(path, inPlace);
+    mkdirSync(destination.draft);
+    assert.throws(() => destination.publish());
+  }
+  t.mock.restoreAll();
+  syncBuiltinESMExports();
+  await sweep(path);
+  const [left] = readdirSync(folder);
+  assert.deepEqual(readdirSync(join(folder, left!, "disk")), ["old"]);
 });
 
 test("a folder takes no other folder's place unasked", (t) => {

@@ -19,6 +19,7 @@ import {
   readdirSync,
   realpathSync,
   renameSync,
+  rmdirSync,
   rmSync,
   unlinkSync,
 } from "node:fs";
@@ -39,6 +40,8 @@ export class Destination implements Disposable {
   readonly draft: string;
   readonly #replaces: boolean;
   readonly #folder: string;
+  /** Folders with what was replaced. */
+  readonly #aside: string[] = [];
   readonly #leave = (): void => rmSync(this.#folder, { recursive: true, force: true });
 
   constructor(path: string, { replaces }: { readonly replaces: boolean }) {
@@ -54,10 +57,19 @@ export class Destination implements Disposable {
     process.once("exit", this.#leave);
   }
 
+  /** Where the files of the image go that the user did not name. */
+  parts(): string[] {
+    return this.#partNames().map((name) => join(this.directory, name));
+  }
+
+  #partNames(): string[] {
+    return readdirSync(this.#folder).filter((name) => name !== basename(this.draft));
+  }
+
   /** Moves what was made into place. @throws DiskError `usage` where something has come to lie there meanwhile */
   publish(): void {
     const last = basename(this.draft);
-    const parts = readdirSync(this.#folder).filter((name) => name !== last);
+    const parts = this.#partNames();
     const moved: string[] = [];
     try {
       for (const name of [...parts, last]) {
@@ -73,20 +85,32 @@ export class Destination implements Disposable {
       throw hostError(error, `${this.path}: move into place`);
     }
     syncDirectory(this.directory);
+    for (const aside of this.#aside) rmSync(aside, { recursive: true, force: true });
   }
 
-  /** A folder gives way to nothing by rename(2): it is put aside, and goes with the hidden folder. */
+  /**
+   * A folder gives way to nothing by rename(2): it is put aside, and removed when the new one is there to stay. Not in
+   * the hidden folder: a crash in between would leave both images where the next `sweep` removes them.
+   */
   #replace(from: string, to: string): void {
     const isFolder = (path: string) => lstatSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
     if (!existsSync(to) || (!isFolder(from) && !isFolder(to))) return renameSync(from, to);
-    const aside = `${from}.replaced`;
-    renameSync(to, aside);
+    const folder = mkdtempSync(`${to}.replaced-`);
+    const aside = join(folder, basename(to));
     try {
-      renameSync(from, to);
+      renameSync(to, aside);
+      syncDirectory(folder);
+      try {
+        renameSync(from, to);
+      } catch (error) {
+        renameSync(aside, to);
+        throw error;
+      }
     } catch (error) {
-      renameSync(aside, to);
+      if (!existsSync(aside)) rmdirSync(folder);
       throw error;
     }
+    this.#aside.push(folder);
   }
 
   [Symbol.dispose](): void {
@@ -144,6 +168,8 @@ function syncFolders(path: string): void {
 export interface Occupant {
   readonly kind: "file" | "folder";
   readonly identity: string;
+  /** Of itself, and of all that lies below it. */
+  readonly identities: ReadonlySet<string>;
 }
 
 /**
@@ -169,7 +195,18 @@ export async function occupantOf(
       hint: "end that process, or name another file",
     });
   }
-  return { kind: stats.isFile() ? "file" : "folder", identity: identityAt(path) ?? "" };
+  const identity = identityAt(path) ?? "";
+  if (stats.isFile()) return { kind: "file", identity, identities: new Set([identity]) };
+  return { kind: "folder", identity, identities: new Set([identity, ...identitiesBelow(path)]) };
+}
+
+function identitiesBelow(folder: string): string[] {
+  try {
+    const entries = readdirSync(folder, { recursive: true, withFileTypes: true });
+    return entries.map(({ parentPath, name }) => identityAt(join(parentPath, name)) ?? "");
+  } catch (error) {
+    throw hostError(error, `${folder}: list`);
+  }
 }
 
 /** Removes what processes that are gone have left in the directory of `path`. */

@@ -44,7 +44,7 @@ test("a parent's name leads to a file however it is spelt (H33)", async (t) => {
   for (const name of ["base", "other", "sub/child"]) writeFileSync(join(folder, name), name);
   symlinkSync("base", join(folder, "link"));
   await using base = await hostSource(join(folder, "base")).open();
-  const { identity } = await base.stat();
+  const identities = new Set([(await base.stat()).identity]);
   const child = hostSource(join(folder, "sub/child"));
   for (const name of [
     "../base",
@@ -56,9 +56,9 @@ test("a parent's name leads to a file however it is spelt (H33)", async (t) => {
     'json:{"driver":"qcow2","file":{"driver":"file","filename":"../base"}}',
     'json:{ "file.filename" : "..\\/base" }',
   ]) {
-    assert.equal(leadsTo(child, name, identity), true, name);
+    assert.equal(leadsTo(child, name, identities), true, name);
   }
   for (const name of ["../other", "base", "", "../base\0", "json:{", "json:{}", "nbd:localhost:1", "child"]) {
-    assert.equal(leadsTo(child, name, identity), false, name);
+    assert.equal(leadsTo(child, name, identities), false, name);
   }
 });

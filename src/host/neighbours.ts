@@ -33,12 +33,12 @@ function realPath(path: string): string {
 }
 
 /**
- * Whether `name`, as an image states its parent, leads to the file with that identity. The name is only looked at,
+ * Whether `name`, as an image states its parent, leads to a file with one of these identities. The name is only looked at,
  * never opened, and links are followed: an answer "no" must be true. Understands `file:` and the file names in `json:`.
  */
-export function leadsTo(child: HostSource, name: string, identity: string): boolean {
+export function leadsTo(child: HostSource, name: string, identities: ReadonlySet<string>): boolean {
   const folder = dirname(child.path);
-  return fileNames(name).some((file) => identityAt(resolve(folder, file)) === identity);
+  return fileNames(name).some((file) => identities.has(identityAt(resolve(folder, file)) ?? ""));
 }
 
 function fileNames(name: string): string[] {
