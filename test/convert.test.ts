@@ -204,8 +204,16 @@ test("a chain is flattened; --keep-chain keeps it, and blanks what is free in th
   nothingLeft(elsewhere);
 });
 
-for (const format of ["vhdx", "vhd"]) {
-  test(`${format}: a copy has the same parent, and reads the same`, async (t) => {
+const CHAINS: readonly (readonly [format: string, options: ConvertOptions["options"]])[] = [
+  ["vhdx", {}],
+  ["vhd", {}],
+  ["vdi", {}],
+  ["vmdk", {}],
+  ["vmdk", { subformat: "twoGbMaxExtentSparse", zeroed_grain: "on" }],
+];
+
+for (const [format, copyOptions] of CHAINS) {
+  test(`${[format, ...Object.values(copyOptions!)].join(" ")}: a copy has the same parent, and reads the same`, async (t) => {
     if (!requires(t, ...DISK_TOOLS)) return;
     const folder = scratch(t);
     const [base, child, copy, raw] = [`base.${format}`, `child.${format}`, `copy.${format}`, "flat.raw"].map(
@@ -221,13 +229,31 @@ for (const format of ["vhdx", "vhd"]) {
       await image.write(DISK_BYTES - 65536, new Uint8Array(65536).fill(90));
       await image.flush();
     }
-    await convert(child, copy, { keepChain: true, verify: true });
-    assert.deepEqual((await info(copy)).references, (await info(child)).references);
+    writeFileSync(copy, "an older copy");
+    await convert(child, copy, { keepChain: true, verify: true, options: copyOptions!, force: true });
+    const parentOf = async (image: string) =>
+      (await info(image)).references.filter(({ role }) => role === "backing");
+    assert.deepEqual(await parentOf(copy), await parentOf(child));
+    const mixed = path.join(folder, "mixed.qcow2");
+    await convert(child, mixed, { keepChain: true, verify: true });
+    assert.deepEqual(await parentOf(mixed), await parentOf(child));
     await convert(copy, raw, { includeFree: true });
     const content = readFileSync(raw);
     assert.deepEqual(content.subarray(512, 1024), Buffer.alloc(512, 7));
     assert.ok(content.includes("keptkept"), "the parent's bytes are there");
     assert.equal(content.includes("ZZZZ"), false, "what is free in the child is not in the copy");
+    if (format === "vmdk") same(raw, copy, format);
+
+    const elsewhere = path.join(folder, "elsewhere");
+    mkdirSync(elsewhere);
+    const away = convert(child, path.join(elsewhere, `copy.${format}`), { keepChain: true });
+    await fails("refused", away, /beside the source/);
+    const fixed = { subformat: format === "vmdk" ? "monolithicFlat" : "fixed" };
+    const alone = path.join(folder, `fixed.${format}`);
+    await assert.rejects(convert(child, alone, { keepChain: true, options: fixed }), { kind: "usage" });
+    assert.equal(existsSync(alone), false);
+    nothingLeft(folder);
+    nothingLeft(elsewhere);
   });
 }
 

@@ -13,6 +13,7 @@ import { FORMATS } from "../formats/all.ts";
 import type { Image, ImageFormat } from "../formats/format.ts";
 import { Destination, type Occupant, occupantOf, sweep } from "../host/destination.ts";
 import { inUse } from "../host/inuse.ts";
+import { draftSource } from "../host/source.ts";
 import { hostFree } from "../host/space.ts";
 import { allocationOf } from "./allocation.ts";
 import { type Elder, identitiesOf, refuseParents } from "./children.ts";
@@ -41,7 +42,13 @@ const SUFFIXES: Readonly<Record<string, string>> = {
 };
 
 /** Formats that are made above a parent with `backing_file`, and the formats that the parent may have. */
-const PARENTS: Readonly<Record<string, string>> = { qcow2: "any", vhdx: "vhdx", vhd: "vhd" };
+const PARENTS: Readonly<Record<string, string>> = {
+  qcow2: "any",
+  vhdx: "vhdx",
+  vhd: "vhd",
+  vdi: "vdi",
+  vmdk: "vmdk",
+};
 
 /** Filesystems that say truly what of a file was never written, and what is not yet on the disk (H8). */
 const HONEST = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs"]);
@@ -179,9 +186,10 @@ async function make(
   const progress = (phase: Progress["phase"]) => (doneBytes: number, totalBytes: number) =>
     options.onProgress?.({ phase, doneBytes, totalBytes });
   const allowed: OpenOptions = options.allow ? { allow: options.allow } : {};
-  const source = sourceOf(place.draft, allowed);
-  // The name of a parent goes from where the copy will lie, not from where it is made.
-  const parents = parentsOf(sourceOf(path.join(place.directory, path.basename(place.draft)), allowed));
+  // A parent is looked for from where the copy will lie, not from where it is made.
+  const lies = path.join(place.directory, path.basename(place.draft));
+  const source = draftSource(place.draft, lies, { outside: options.allow?.outside ?? [] });
+  const parents = parentsOf(sourceOf(lies, allowed));
   const asked = {
     virtualBytes: image.bytes,
     options: { ...options.options, ...chainOf(disk, place, format, options) },

@@ -7,7 +7,6 @@
  * `create`.
  * Specification: VirtualBox, src/VBox/Storage/VDICore.h.
  */
-import type { Source } from "../device/source.ts";
 import { DiskError } from "../error.ts";
 import { made } from "./blocks/flat.ts";
 import type { ImageFormat, OpenParent } from "./format.ts";
@@ -48,8 +47,7 @@ export const vdi: ImageFormat = {
     if (!source.create) throw new DiskError("unsupported", `${source.name}: no file can be made here`);
     const noParent = () => Promise.reject(new DiskError("usage", "a backing file is not possible here"));
     const parents = openParent ?? noParent;
-    const parent =
-      options.backing === undefined ? undefined : await headerOf(source, options.backing, parents);
+    const parent = options.backing === undefined ? undefined : await headerOf(options.backing, parents);
     return made(await source.create(), async (file) => {
       await writeNewImage(file, options, parent);
       return openWritableVdi(file, source, parents);
@@ -58,8 +56,7 @@ export const vdi: ImageFormat = {
 };
 
 /** The header of an image that is to be the parent, and can be opened as such. */
-async function headerOf(source: Source, name: string, openParent: OpenParent): Promise<HeaderFields> {
-  await (await openParent(name, "vdi"))[Symbol.asyncDispose]();
-  await using file = await (await source.refer(name)).open();
-  return (await readHeader(file)).fields;
+async function headerOf(name: string, openParent: OpenParent): Promise<HeaderFields> {
+  await using parent = await openParent(name, "vdi");
+  return (await readHeader(parent.files.get("")!)).fields;
 }

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { readBytes } from "../device/device.ts";
 import { requires, run, scratch } from "../testing/tools.ts";
-import { type HostSource, hostSource } from "./source.ts";
+import { draftSource, type HostSource, hostSource } from "./source.ts";
 
 /**
  *   images/disk            the image
@@ -293,4 +293,17 @@ test("siblings are the regular files beside the image, without itself", async (t
   for await (const sibling of hostSource(join(root, "images/sub/base")).siblings())
     outside.push(sibling.name);
   assert.deepEqual(outside, []);
+});
+
+test("siblings of a draft are those of the place it is made for, what it names lies beside the draft", async (t) => {
+  const { root, image } = tree(t);
+  const found: string[] = [];
+  for (const place of [image, join(root, "images/to-be"), join(root, "images/base")]) {
+    const names: string[] = [];
+    const draft = draftSource(join(root, "images/sub/draft"), place);
+    for await (const sibling of draft.siblings()) names.push(sibling.name);
+    found.push(names.sort().join());
+    assert.equal(await content(await draft.refer("base")), "images/sub/base");
+  }
+  assert.deepEqual(found, ["base", "base,disk", "disk"]);
 });

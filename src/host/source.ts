@@ -45,10 +45,20 @@ export function hostSource(path: string, policy: Policy = NOTHING_OUTSIDE): Host
   return new PathSource({ name: path, path: resolve(path), policy });
 }
 
+/**
+ * The image that is made at `path`, and will lie at `place`: a parent that is known by its identifier alone lies beside
+ * that place, the files that the image is made of beside the draft.
+ */
+export function draftSource(path: string, place: string, policy: Policy = NOTHING_OUTSIDE): HostSource {
+  return new PathSource({ name: path, path: resolve(path), policy, place: resolve(place) });
+}
+
 interface Origin {
   readonly name: string;
   readonly path: string;
   readonly policy: Policy;
+  /** Set for a draft: where it will lie. */
+  readonly place?: string;
   /** Set for a file that an image named: what it was when the policy allowed it, and the directory that began it. */
   readonly referred?: { readonly identity: string; readonly home: string };
 }
@@ -155,7 +165,10 @@ class PathSource implements HostSource {
   }
 
   async *siblings(): AsyncIterable<HostSource> {
-    const own = identityOf(this.#stat());
+    const { place, policy } = this.#origin;
+    if (place !== undefined) return yield* hostSource(place, policy).siblings();
+    const stats = statSync(this.path, { bigint: true, throwIfNoEntry: false });
+    const own = stats && identityOf(stats);
     for await (const name of filesIn(dirname(this.path))) {
       const sibling = await this.refer(name).catch(nothingIfRefused);
       if (sibling !== undefined && identityOf(statSync(sibling.path, { bigint: true })) !== own)

@@ -5,6 +5,8 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite, test, type TestContext } from "node:test";
+import { setImmediate } from "node:timers/promises";
+import { deflateSync } from "node:zlib";
 import { readBytes } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { Random } from "../../testing/seeds.ts";
@@ -177,6 +179,67 @@ suite("streams", () => {
     await refused(image.write(5 * GRAIN_BYTES, new Uint8Array(10).fill(1)));
     assert.equal((await readBytes(image, 2 * GRAIN_BYTES + 4096, 1))[0], 2);
   });
+
+  test("grains that are deflated at once lie in their order, and are what zlib makes of them", async () => {
+    const { files, content } = await made({ subformat: "streamOptimized" }, 34 * MIB);
+    const file = files.get("disk.vmdk")!;
+    let last = -1;
+    for (let at = 128 * 512; at < file.bytes;) {
+      const marker = Buffer.from(file.peek(at, 12));
+      const dataBytes = marker.readUInt32LE(8);
+      const value = Number(marker.readBigUInt64LE(0));
+      if (dataBytes === 0) {
+        at += (1 + value) * 512;
+        continue;
+      }
+      const grain = (value * 512) / GRAIN_BYTES;
+      assert.ok(grain > last, `grain ${grain} behind grain ${last}`);
+      last = grain;
+      const whole = Buffer.alloc(GRAIN_BYTES);
+      whole.set(content.subarray(grain * GRAIN_BYTES, (grain + 1) * GRAIN_BYTES));
+      assert.deepEqual(Buffer.from(file.peek(at + 12, dataBytes)), deflateSync(whole));
+      at += Math.ceil((12 + dataBytes) / 512) * 512;
+    }
+    assert.ok(last > 512, "grains of two tables");
+  });
+
+  for (const forever of [false, true]) {
+    test(`any change that fails ${forever ? "for good" : "once"} fails the stream`, async () => {
+      const noise = new Random(3).bytes(20 * GRAIN_BYTES);
+      const stream = async (operation: number) => {
+        const files = new Map<string, SimulatedFile>();
+        const options = { virtualBytes: 4 * MIB, options: { subformat: "streamOptimized" } };
+        const image = await vmdk.create!(simulatedSource(files, "disk.vmdk"), options);
+        const file = files.get("disk.vmdk")!;
+        const began = file.operations;
+        file.fault = { operation: began + operation, forever };
+        let failures = 0;
+        const failed = (error: unknown) => {
+          assert.match(String(error), /injected failure/);
+          failures++;
+        };
+        // Whoever goes on after a failure is told again, and gets no stream.
+        for (let at = 0; at < noise.length; at += GRAIN_BYTES) {
+          await image.write(at, noise.subarray(at, at + GRAIN_BYTES)).catch(failed);
+        }
+        await image.flush().catch(failed);
+        const told = failures;
+        await image[Symbol.asyncDispose]();
+        const ended = file.operations;
+        await setImmediate();
+        assert.equal(file.operations, ended, "nothing is written once the file is closed");
+        return { told, files, changes: ended - began };
+      };
+      const { changes, told } = await stream(Infinity);
+      assert.equal(told, 0);
+      for (let operation = 0; operation < changes; operation++) {
+        const { told: failures, files } = await stream(operation);
+        assert.ok(failures > 0, `failure of change ${operation} is lost`);
+        if (operation === changes - 1) continue; // the flush: the stream is whole, and may not be durable
+        await assert.rejects(vmdk.open(simulatedSource(files, "disk.vmdk"), noParent), `change ${operation}`);
+      }
+    });
+  }
 
   test("a stream that was not finished is not opened", async () => {
     const files = new Map<string, SimulatedFile>();

@@ -92,6 +92,8 @@ export class StreamedVmdkImage implements WritableImage {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    // A write to a descriptor that is closed would go to whatever file has its number by then.
+    await this.#writer.settle();
     for (const file of this.files.values()) await file[Symbol.asyncDispose]();
   }
 
@@ -119,8 +121,8 @@ export class StreamedVmdkImage implements WritableImage {
   async #writePending(): Promise<void> {
     if (this.#pending === undefined) return;
     const { grain, content } = this.#pending;
-    if (content.some((byte) => byte !== 0)) await this.#writer.write(grain, content);
     this.#pending = undefined;
+    if (content.some((byte) => byte !== 0)) await this.#writer.write(grain, content);
   }
 }
 

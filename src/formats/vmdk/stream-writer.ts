@@ -5,9 +5,13 @@
  *   | marker | grain directory | marker | footer | end of stream |
  *
  * The header says that the directory is at the end. A stream that was not finished has no footer, and nobody opens it.
+ *
+ * Grains are deflated on zlib's threads, several at once, and appended in the order they came. All that is appended
+ * hangs on one chain: where one link fails, so does every later one, and the stream is never finished (H20).
  * Specification: VMware, Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents".
  */
-import { deflateSync } from "node:zlib";
+import { promisify } from "node:util";
+import { deflate } from "node:zlib";
 import type { HostFile } from "../../device/device.ts";
 import { assert, DiskError } from "../../error.ts";
 import { GrainMarker } from "./compressed.ts";
@@ -27,14 +31,24 @@ import {
 
 export const GRAIN_BYTES = GRAIN_SECTORS * SECTOR_BYTES;
 
+/** More than zlib has threads, so that none waits while the oldest grain is appended. */
+const IN_FLIGHT_MAX = 16;
+/** What deflate makes of noise is a little longer than the noise: one buffer holds it. */
+const DEFLATE_OPTIONS = { chunkSize: GRAIN_BYTES + 1024 };
+const deflated = promisify<Uint8Array, typeof DEFLATE_OPTIONS, Buffer>(deflate);
+
 export class StreamWriter {
   readonly #file: HostFile;
   readonly #sectors: number;
   readonly #directory: Buffer;
   /** Where the next marker goes. */
   #at = GRAIN_BYTES;
-  /** The grain that was written last. */
+  /** The grain that came last. */
   #grain = -1;
+  /** One for each grain that is being deflated or waits for its turn, the oldest first. */
+  readonly #inFlight: Promise<void>[] = [];
+  /** All that was to be appended so far. */
+  #chain: Promise<void> = Promise.resolve();
   #table: { readonly number: number; readonly entries: Buffer } | undefined;
 
   private constructor(file: HostFile, sectors: number) {
@@ -53,21 +67,48 @@ export class StreamWriter {
     return writer;
   }
 
-  /** The grain that was written last; -1: none was. */
+  /** The grain that came last; -1: none did. */
   get lastGrain(): number {
     return this.#grain;
   }
 
-  /** Appends a grain. @param content a whole grain, the last of the disk padded with zeros */
+  /**
+   * Takes a grain, which may be appended later; what fails then fails a later call, at the latest `finish`.
+   * @param content a whole grain, the last of the disk padded with zeros; it now belongs to the stream
+   */
   async write(grain: number, content: Uint8Array): Promise<void> {
     assert(grain > this.#grain && content.length === GRAIN_BYTES, "one whole grain behind the other");
     this.#grain = grain;
+    const data = deflated(content, DEFLATE_OPTIONS);
+    data.catch(() => {});
+    this.#inFlight.push(this.#then(async () => this.#appendGrain(grain, await data)));
+    if (this.#inFlight.length >= IN_FLIGHT_MAX) await this.#inFlight.shift();
+  }
+
+  /** Ends the stream, durably. */
+  async finish(): Promise<void> {
+    await this.#then(() => this.#end());
+  }
+
+  /** Waits until nothing is written any more, whether or not it failed: the file may be closed then. */
+  async settle(): Promise<void> {
+    await Promise.allSettled([this.#chain]);
+  }
+
+  /** Does `work` when everything before it is done; never, where that failed. */
+  #then(work: () => Promise<void>): Promise<void> {
+    this.#chain = this.#chain.then(work);
+    // Whoever awaits it learns of a failure, and so does `finish`.
+    this.#chain.catch(() => {});
+    return this.#chain;
+  }
+
+  async #appendGrain(grain: number, data: Buffer): Promise<void> {
     const number = Math.floor(grain / ENTRIES_PER_TABLE);
     if (this.#table?.number !== number) {
       await this.#writeTable();
       this.#table = { number, entries: Buffer.alloc(ENTRIES_PER_TABLE * 4) };
     }
-    const data = deflateSync(content);
     const bytes = Buffer.alloc(sectorsOf(GrainMarker.bytes + data.length) * SECTOR_BYTES);
     GrainMarker.encode({ lba: grain * GRAIN_SECTORS, dataBytes: data.length }, bytes);
     data.copy(bytes, GrainMarker.bytes);
@@ -75,8 +116,7 @@ export class StreamWriter {
     await this.#append(bytes);
   }
 
-  /** Ends the stream, durably. */
-  async finish(): Promise<void> {
+  async #end(): Promise<void> {
     await this.#writeTable();
     await this.#mark(MarkerType.grainDirectory, sectorsOf(this.#directory.length));
     const directory = this.#sector();
