@@ -4,7 +4,7 @@
  */
 import { OF_FILES } from "./mutations-files.ts";
 
-import { OF_IMAGES } from "./mutations-of-images.ts";
+import { OF_IMAGES } from "./mutations-images.ts";
 
 export interface Mutation {
   readonly hazard: string;
