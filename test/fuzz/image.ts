@@ -5,7 +5,8 @@
 import { type Extent, ExtentSet } from "../../src/bytes/extents.ts";
 import { type BlockDevice, readBytes, wholeMap } from "../../src/device/device.ts";
 import { assert, DiskError } from "../../src/error.ts";
-import type { Image, ImageFormat, OpenParent } from "../../src/formats/format.ts";
+import type { Source } from "../../src/device/source.ts";
+import type { Image, ImageFormat, OpenParent, WritableImage } from "../../src/formats/format.ts";
 import { execute } from "../../src/reclaim/execute.ts";
 import { outcome } from "../../src/testing/fuzz.ts";
 import type { Random } from "../../src/testing/seeds.ts";
@@ -17,6 +18,8 @@ const STEP_BYTES = 4096;
 export interface Mutant {
   readonly format: ImageFormat;
   readonly file: SimulatedFile;
+  /** Of a bundle, whose descriptor is the mutant: its name and its other files. */
+  readonly bundle?: { readonly name: string; readonly files: readonly SimulatedFile[] };
   /** Length of the sample's disk in bytes. */
   readonly virtualBytes: number;
   /** Default: there is no parent. */
@@ -59,12 +62,17 @@ async function survey(mutant: Mutant, limit: number): Promise<Content | undefine
 
 const noParent: OpenParent = () => Promise.reject(new DiskError("refused", "the mutant names a parent"));
 
-function open({ format, file, openParent = noParent }: Mutant): Promise<Image> {
-  return format.open(simulatedSource(new Map([[file.name, file]]), file.name), openParent);
+function sourceOf({ file, bundle }: Mutant): Source {
+  const files = new Map([file, ...(bundle?.files ?? [])].map((each) => [each.name, each]));
+  return simulatedSource(files, bundle?.name ?? file.name);
 }
 
-function openWritable({ format, file, openParent = noParent }: Mutant): Promise<Image> {
-  return format.openWritable!(simulatedSource(new Map([[file.name, file]]), file.name), openParent);
+function open(mutant: Mutant): Promise<Image> {
+  return mutant.format.open(sourceOf(mutant), mutant.openParent ?? noParent);
+}
+
+function openWritable(mutant: Mutant): Promise<WritableImage> {
+  return mutant.format.openWritable!(sourceOf(mutant), mutant.openParent ?? noParent);
 }
 
 async function readAll(disk: BlockDevice): Promise<(Uint8Array | undefined)[]> {
@@ -106,7 +114,8 @@ async function reclaim(mutant: Mutant, before: Content, random: Random): Promise
     }),
   );
   {
-    await using image = await (mutant.mustReplay ? openWritable(mutant) : open(mutant));
+    await using writable = mutant.mustReplay || mutant.bundle ? await openWritable(mutant) : undefined;
+    await using image = writable ?? (await open(mutant));
     const plan = await image.plan({
       free: free.within({ start: 0, end: image.bytes }),
       blank: ExtentSet.EMPTY,
@@ -115,7 +124,7 @@ async function reclaim(mutant: Mutant, before: Content, random: Random): Promise
       minHoleBytes: 4096,
       hostBlockBytes: 4096,
     });
-    await execute(plan, new Map([["", mutant.file]]));
+    await execute(plan, writable?.files ?? new Map([["", mutant.file]]));
   }
   const after = (await survey(mutant, virtualBytes * 4))!;
   for (const [disk, steps] of before) {

@@ -6,6 +6,7 @@ import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
+import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
@@ -16,6 +17,7 @@ import { volumes } from "./volumes.ts";
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
   parallels,
+  parallelsBundle,
   sparseimage,
   udif,
   vdi,

@@ -7,84 +7,24 @@ import { readBytes } from "../../device/device.ts";
 import { execute } from "../../reclaim/execute.ts";
 import { conformance } from "../../testing/conformance.ts";
 import { tally } from "../../testing/conformance/judge.ts";
-import { randomWrites, writeCommand } from "../../testing/qemu.ts";
+import {
+  CLUSTER_BYTES,
+  descriptorOf,
+  guid,
+  makeBundle,
+  NAME,
+  NONE,
+  type Shape,
+  TOP,
+  withText,
+} from "../../testing/parallels-bundle.ts";
 import { Random } from "../../testing/seeds.ts";
-import { SimulatedFile } from "../../testing/simulated-file.ts";
+import type { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
 import { parallelsBundle } from "../parallels.ts";
 
 const noParent = () => Promise.reject(new Error("a bundle has its parents inside"));
-const NAME = "disk.hdd";
-const CLUSTER = 16_384;
-const NONE = "{00000000-0000-0000-0000-000000000000}";
-const TOP = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
-const guid = (n: number) => `{0000000${n}-0000-4000-8000-000000000000}`;
-
-interface Shape {
-  /** Length of each storage. */
-  readonly storages: readonly number[];
-  /** From the top to the root. */
-  readonly shots: readonly string[];
-  /** The root is a plain file. */
-  readonly isPlain?: boolean;
-}
-
-function descriptorOf({ storages, shots, isPlain }: Shape): string {
-  const fileOf = (storage: number, shot: string) => `${NAME}.${storage}.${shot}.hds`;
-  let at = 0;
-  const parts = storages.map((bytes, storage) => {
-    const start = at;
-    at += bytes / 512;
-    const images = shots.map((shot, i) => {
-      const type = isPlain && i === shots.length - 1 ? "Plain" : "Compressed";
-      return `<Image><GUID>${shot}</GUID><Type>${type}</Type><File>${fileOf(storage, shot)}</File></Image>`;
-    });
-    return `<Storage><Start>${start}</Start><End>${at}</End><Blocksize>${CLUSTER / 512}</Blocksize>${images.join("")}</Storage>`;
-  });
-  const list = shots.map(
-    (shot, i) => `<Shot><GUID>${shot}</GUID><ParentGUID>${shots[i + 1] ?? NONE}</ParentGUID></Shot>`,
-  );
-  return (
-    `<?xml version="1.0" encoding="UTF-8"?>\n<Parallels_disk_image Version="1.0"><Disk_Parameters>` +
-    `<Disk_size>${at}</Disk_size><Padding>0</Padding></Disk_Parameters><StorageData>${parts.join("")}</StorageData>` +
-    `<Snapshots>${list.join("")}</Snapshots></Parallels_disk_image>\n`
-  );
-}
-
-const withText = (text: string) =>
-  SimulatedFile.from(Buffer.from(text), { name: `${NAME}/DiskDescriptor.xml` });
-
-/** A bundle whose images QEMU made; what each snapshot reads is known from what was written. */
-async function make(folder: string, shape: Shape, random: Random) {
-  const files = new Map([[`${NAME}/DiskDescriptor.xml`, withText(descriptorOf(shape))]]);
-  const contents: Buffer[][] = shape.shots.map(() => []);
-  for (const [storage, bytes] of shape.storages.entries()) {
-    let content = Buffer.alloc(bytes);
-    for (const [i, shot] of [...shape.shots.entries()].reverse()) {
-      const format = shape.isPlain && i === shape.shots.length - 1 ? "raw" : "parallels";
-      const name = `${NAME}.${storage}.${shot}.hds`;
-      const path = join(folder, name);
-      const options = format === "raw" ? [] : ["-o", `cluster_size=${CLUSTER}`];
-      run("qemu-img", ["create", "-q", "-f", format, ...options, path, String(bytes)]);
-      content = Buffer.from(content);
-      const writes = randomWrites(random, { count: 5, virtualBytes: bytes, grainBytes: 2048 });
-      // Whole clusters: QEMU knows nothing of the layer below, where the rest would come from.
-      const whole = writes.map(({ start, end, pattern }) => ({
-        start: Math.floor(start / CLUSTER) * CLUSTER,
-        end: Math.min(bytes, Math.ceil(end / CLUSTER) * CLUSTER),
-        pattern,
-      }));
-      const commands = whole.flatMap((write) => ["-c", writeCommand(write)]);
-      run("qemu-io", ["-t", "unsafe", "-f", format, ...commands, path]);
-      for (const { start, end, pattern } of whole) content.fill(pattern, start, end);
-      contents[i]!.push(content);
-      files.set(`${NAME}/${name}`, await SimulatedFile.load(path, { name: `${NAME}/${name}` }));
-    }
-  }
-  return { files, contents: contents.map((parts) => Buffer.concat(parts)) };
-}
-
 const MIB = 2 ** 20;
 const SHAPES: readonly (Shape & { readonly name: string })[] = [
   { name: "two storages, two snapshots", storages: [MIB / 4, MIB / 4 + 512], shots: [TOP, guid(2), guid(1)] },
@@ -100,7 +40,7 @@ conformance(
     canBlank: shape.shots.length === 1,
     async make(t, random) {
       if (!requires(t, "qemu-img", "qemu-io")) return undefined;
-      const { files, contents } = await make(scratch(t), shape, random);
+      const { files, contents } = await makeBundle(scratch(t), shape, random);
       return { files, image: NAME, content: contents[0]! };
     },
   })),
@@ -116,7 +56,7 @@ const WISH = { blank: ExtentSet.EMPTY, pack: false, punch: true, minHoleBytes: 4
 test("each snapshot reads what it was, and none but the top is written", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const shape = SHAPES[0]!;
-  const { files, contents } = await make(scratch(t), shape, new Random(7));
+  const { files, contents } = await makeBundle(scratch(t), shape, new Random(7));
   const before = new Map(Array.from(files, ([name, file]) => [name, Buffer.from(file.peek())]));
   {
     await using image = await openWritable(files);
@@ -143,12 +83,12 @@ test("each snapshot reads what it was, and none but the top is written", async (
 test("QEMU finds the images of a bundle whole after a reclaim", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const folder = scratch(t);
-  const { files } = await make(folder, { storages: [MIB, MIB], shots: [TOP] }, new Random(4));
+  const { files } = await makeBundle(folder, { storages: [MIB, MIB], shots: [TOP] }, new Random(4));
   {
     await using image = await openWritable(files);
     await image.write(MIB - 30_000, Buffer.alloc(60_000, 5));
     await execute(
-      await image.plan({ ...WISH, free: ExtentSet.of({ start: 0, end: MIB - CLUSTER * 4 }) }),
+      await image.plan({ ...WISH, free: ExtentSet.of({ start: 0, end: MIB - CLUSTER_BYTES * 4 }) }),
       image.files,
     );
   }
@@ -166,7 +106,7 @@ test("QEMU finds the images of a bundle whole after a reclaim", async (t) => {
 test("a snapshot that is based on the one that is written forbids writing (H33)", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const shape = { storages: [MIB / 4], shots: [guid(2), guid(1)] };
-  const { files } = await make(scratch(t), shape, new Random(1));
+  const { files } = await makeBundle(scratch(t), shape, new Random(1));
   const text = descriptorOf(shape);
   files.set(
     `${NAME}/DiskDescriptor.xml`,
@@ -182,7 +122,7 @@ test("a snapshot that is based on the one that is written forbids writing (H33)"
 test("what a descriptor must not say", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const shape = { storages: [MIB / 4], shots: [TOP, guid(1)] };
-  const { files } = await make(scratch(t), shape, new Random(1));
+  const { files } = await makeBundle(scratch(t), shape, new Random(1));
   const text = descriptorOf(shape);
   assert.equal(await parallelsBundle.probe(simulatedSource(files, NAME)), true);
   for (const [from, to, message] of [
