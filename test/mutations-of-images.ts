@@ -40,4 +40,21 @@ export const OF_IMAGES: readonly Mutation[] = [
     tests: ["src/formats/blocks/blocks.test.ts"],
     only: "block device",
   },
+  {
+    hazard: "H24",
+    guard: "VHDX: a row of log entries without its tail is looked at once",
+    file: "src/formats/vhdx/log.ts",
+    from: "const next = head ? log.behind",
+    to: "const next = head && first >= 0 ? log.behind",
+    tests: ["src/formats/vhdx/log.test.ts"],
+    only: "H24: a long row",
+  },
+  {
+    hazard: "H24",
+    guard: "VHDX: as many blocks as there are may be held in part",
+    file: "src/formats/vhdx/bat.ts",
+    from: "readonly #partial = new BlockSet();",
+    to: "readonly #partial = new Set<number>();",
+    tests: ["src/formats/vhdx/bat.test.ts"],
+  },
 ];
