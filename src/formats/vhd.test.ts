@@ -255,6 +255,33 @@ test("wrong checksums of both footers or of the header are read over, as libvhdi
   assert.match(attempt("qemu-img", ["info", "-f", "vpc", join(folder, "both.vhd")]).stderr, /checksum/);
 });
 
+test("H1: a geometry that reaches past the current size is only read: QEMU's guest may use what lies there", async () => {
+  const { file } = await small();
+  for (const at of [0, file.bytes - 512]) {
+    await patchFooter(file, at, {
+      creatorApplication: "vpc ",
+      cylinders: 1024,
+      heads: 16,
+      sectorsPerTrack: 63,
+    });
+  }
+  await onlyRead(file, /geometry/);
+});
+
+test("H17: structures that lie over each other are refused", async () => {
+  for (const sector of [0, 1, 2]) {
+    const { file } = await small();
+    await file.write(512 + Header.at.tableOffset, new Uint8Array([0, 0, 0, 0, 0, 0, sector * 2, 0]));
+    await assert.rejects(vhd.open(sourceOf(file), noParent), kind("corrupt"), `${sector}`);
+  }
+  const { file } = await small();
+  const at = file.bytes - 512;
+  const bytes = new Uint8Array(8);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(at));
+  await file.write(512 + Header.at.tableOffset, bytes);
+  await assert.rejects(vhd.open(sourceOf(file), noParent), kind("corrupt"));
+});
+
 test("headers that cannot be are refused", async () => {
   const numbers: Partial<Record<keyof typeof Header.at, Uint8Array>> = {
     cookie: new Uint8Array([0]),

@@ -164,6 +164,9 @@ function understood(footer: FooterCopy): FooterCopy {
   return footer;
 }
 
+/** Creators whose current size QEMU takes for the length of the disk; of others, the geometry. */
+const MEAN_THEIR_SIZE: ReadonlySet<string> = new Set(["win ", "qem2", "d2v ", "d2v", "tap", "CTXS"]);
+
 function faultsOf({ fields }: FooterCopy): string[] {
   const faults: string[] = [];
   if (fields.savedState !== 0)
@@ -171,6 +174,12 @@ function faultsOf({ fields }: FooterCopy): string[] {
   // blktap's map of blocks that are entirely written would say so of blocks that are gone.
   if (fields.creatorApplication === "tap")
     faults.push("Xen's blktap made it, and keeps a map of its own in it");
+  const { cylinders, heads, sectorsPerTrack, currentSize, creatorApplication } = fields;
+  const sectors = cylinders * heads * sectorsPerTrack;
+  // The largest geometry says nothing: disk2vhd writes it for every disk.
+  const isByGeometry = !MEAN_THEIR_SIZE.has(creatorApplication) && sectors < GEOMETRY_SECTORS_MAX;
+  if (isByGeometry && fields.diskType !== DiskType.fixed && sectors * SECTOR_BYTES > currentSize)
+    faults.push("the geometry reaches past the current size: a guest of QEMU may use what lies there");
   const unknown = fields.features & ~FEATURES_KNOWN;
   if (unknown !== 0) faults.push(`features 0x${(unknown >>> 0).toString(16)} are not known`);
   return faults;

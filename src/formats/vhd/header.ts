@@ -128,6 +128,15 @@ function requireTable(
       `sectors inside of ${file.bytes} bytes`,
     );
   }
+  const isApart = end <= at || tableOffset >= at + Header.bytes;
+  if (!isApart || Math.min(at, tableOffset) < SECTOR_BYTES) {
+    throw damaged(
+      "block table",
+      tableOffset,
+      `dynamic header at ${at}`,
+      "both behind the footer copy, apart",
+    );
+  }
 }
 
 /** What does not lie in the file is nobody's name: it is passed over. */

@@ -39,7 +39,11 @@ export async function layOut<F extends ReadableFile>(
   { kind, footer, isAtEnd }: Footers,
   parent: Image | undefined,
 ): Promise<VhdLayout<F>> {
-  const { blockSize, tableOffset } = header.fields;
+  const { blockSize, tableOffset, maxTableEntries } = header.fields;
+  const tailBytes = isAtEnd ? Footer.bytes : 0;
+  if (tableOffset + maxTableEntries * 4 > file.bytes - tailBytes) {
+    throw damaged("block table", tableOffset, `${maxTableEntries} entries`, "entries before the footer");
+  }
   const table = await readTable(file, header);
   const structures = structuresOf(header);
   const isDifferencing = kind === "differencing";
@@ -65,7 +69,7 @@ export async function layOut<F extends ReadableFile>(
     freed: isDifferencing ? undefined : ABSENT,
     blocksStartBytes,
     fixed,
-    tailBytes: isAtEnd ? Footer.bytes : 0,
+    tailBytes,
     endAlignBytes: SECTOR_BYTES,
     ...(isDifferencing && { held: heldIn(() => layout) }),
     structureAt: (at) =>

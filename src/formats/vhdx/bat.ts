@@ -10,11 +10,13 @@
  */
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import { viewOf } from "../../bytes/struct.ts";
+import { cache } from "../../device/cache.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
 import { DiskError } from "../../error.ts";
 import type { PatchStep } from "../../reclaim/differences.ts";
 import { ABSENT, BlockTable, SLOTS_MAX, ZERO } from "../blocks/table.ts";
+import { BlockSet } from "./block-set.ts";
 import type { Metadata } from "./metadata.ts";
 import { corrupt, MIB } from "./structures.ts";
 
@@ -66,9 +68,9 @@ export function entryOf({ chunkRatio }: BatShape, block: number): number {
 
 /** The table, and which blocks the file holds in part. A block that gets a new place is whole. */
 export class PayloadTable extends BlockTable {
-  readonly #partial = new Set<number>();
+  readonly #partial = new BlockSet();
 
-  get partial(): ReadonlySet<number> {
+  get partial(): Pick<BlockSet, "has" | "size"> & Iterable<number> {
     return this.#partial;
   }
 
@@ -101,7 +103,7 @@ export interface Bat {
   /** File offsets of the sector bitmap blocks, by chunk. */
   readonly bitmaps: ReadonlyMap<number, number>;
   /** Blocks that are not in the file, and whose entries still name a place. */
-  readonly stale: readonly number[];
+  readonly stale: Iterable<number>;
 }
 
 /** @throws DiskError `corrupt` for an entry that says nothing that the specification knows */
@@ -145,7 +147,7 @@ class BatReader implements Bat {
   readonly shape: BatShape;
   readonly table: PayloadTable;
   readonly bitmaps = new Map<number, number>();
-  readonly stale: number[] = [];
+  readonly stale = new BlockSet();
   readonly #hasParent: boolean;
   readonly #regionAt: number;
 
@@ -194,7 +196,7 @@ class BatReader implements Bat {
       default:
         throw this.#corrupt(index, `state ${state}`, "0, 1, 2, 3, 6 or 7");
     }
-    if (offsetMb !== 0) this.stale.push(block);
+    if (offsetMb !== 0) this.stale.add(block);
   }
 
   #addBitmap(index: number, chunk: number, state: number, offsetMb: number): void {
@@ -247,9 +249,10 @@ export async function* forgottenPlaces(
   region: Extent,
   { shape, stale }: Bat,
 ): AsyncGenerator<PatchStep> {
+  const entries = cache(file);
   for (const block of stale) {
     const at = region.start + entryOf(shape, block) * BAT_ENTRY_BYTES;
-    const before = await readBytes(file, at, BAT_ENTRY_BYTES);
+    const before = await readBytes(entries, at, BAT_ENTRY_BYTES);
     const after = before.slice();
     writeEntry(viewOf(after), 0, before[0]! & 7, 0);
     yield { file: "", op: "patch", at, before, after };

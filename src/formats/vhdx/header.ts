@@ -91,6 +91,12 @@ async function readHeader(
   }
 }
 
+/** Places of headers that a writer left torn, or that were damaged: the other one serves. */
+export async function damagedHeaders(file: BlockDevice): Promise<readonly number[]> {
+  const whole = [await readHeader(file, 0), await readHeader(file, 1)];
+  return HEADERS_AT.filter((_, index) => whole[index] === undefined);
+}
+
 async function headerBytes(file: BlockDevice, index: 0 | 1): Promise<Uint8Array> {
   const bytes = new Uint8Array(HEADER_BYTES);
   await readPadded(file, HEADERS_AT[index], bytes);

@@ -13,7 +13,7 @@ import type { Step, Wish } from "../../reclaim/plan.ts";
 import type { ImageFacts } from "../blocks/image.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
 import { SLOTS_MAX, ZERO } from "../blocks/table.ts";
-import type { Image, OpenParent } from "../format.ts";
+import type { Finding, Image, OpenParent } from "../format.ts";
 import {
   BAT_ENTRY_BYTES,
   type Bat,
@@ -24,11 +24,18 @@ import {
   sectorsHeld,
   writeEntry,
 } from "./bat.ts";
-import { type HeaderChange, headerSteps, type Headers, newDataGuid, readHeaders } from "./header.ts";
+import {
+  damagedHeaders,
+  type HeaderChange,
+  headerSteps,
+  type Headers,
+  newDataGuid,
+  readHeaders,
+} from "./header.ts";
 import { openLinked, referencesOf } from "./locator.ts";
 import { readReplay } from "./log.ts";
 import { type Metadata, readMetadata } from "./metadata.ts";
-import { readRegions, type Regions } from "./regions.ts";
+import { damagedTables, readRegions, type Regions } from "./regions.ts";
 import { replayed } from "./replayed.ts";
 import { corrupt, HEADERS_AT, MIB, NO_GUID, REGION_TABLES_AT } from "./structures.ts";
 
@@ -61,9 +68,19 @@ export async function describeImage<F extends ReadableFile>(
   const parent = metadata.parent && (await parentOf(metadata, openParent));
   return {
     layout: layoutOf({ file, regions, metadata, bat, parent }),
-    facts: factsOf(headers, metadata, parent, isReplayed),
+    facts: { ...factsOf(headers, metadata, parent, isReplayed), check: () => damagedCopies(file) },
     bat,
   };
+}
+
+/** A copy that is lost costs no data, but nobody is left to serve if the other one is lost, too. */
+async function* damagedCopies(file: ReadableFile): AsyncGenerator<Finding> {
+  const tell = (what: string, at: number): Finding => {
+    const message = `${what} at ${at} is damaged or differs; the other one serves`;
+    return { kind: "leak", isMendable: false, count: 1, message };
+  };
+  for (const at of await damagedHeaders(file)) yield tell("header", at);
+  for (const at of await damagedTables(file)) yield tell("region table", at);
 }
 
 /** Sector bitmaps lie in the file, and neither over a region nor over each other. */

@@ -98,6 +98,22 @@ suite("which entries are replayed", () => {
     );
   });
 
+  test("H24: a long row of entries whose tail is none of them is looked at once", async () => {
+    const entries = 16383;
+    const file = new SimulatedFile(65 * MIB);
+    for (let i = 1; i <= entries; i++) {
+      await file.write(MIB + i * SECTOR, logEntry({ sequence: i, tail: 0 }));
+    }
+    const { header } = await logged([]);
+    const started = performance.now();
+    await assert.rejects(readReplay(file, { ...header, logLength: 64 * MIB }), {
+      kind: "corrupt",
+      message: /no whole sequence/,
+    });
+    const seconds = (performance.now() - started) / 1000;
+    assert.ok(seconds < 5, `${seconds} s`);
+  });
+
   test("of several sequences the newest", async () => {
     const old = put(3, 0, 3);
     const young = put(9, 32768, 9);

@@ -134,7 +134,8 @@ function activeSequence(log: Log): readonly Entry[] | undefined {
     const first = head ? found.findIndex((entry) => entry.at === head.tail) : -1;
     if (head && first >= 0 && (!active || head.sequence > active.at(-1)!.sequence))
       active = found.slice(first);
-    const next = head && first >= 0 ? log.behind(head) : (at + LOG_SECTOR_BYTES) % log.bytes;
+    // Without its tail no part of this row is whole either: they all have the same head.
+    const next = head ? log.behind(head) : (at + LOG_SECTOR_BYTES) % log.bytes;
     // Back at the start, or around: the whole ring has been looked at (CVE-2014-0148 is what happens otherwise).
     if (next <= at) return active;
     at = next;

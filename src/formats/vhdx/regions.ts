@@ -72,12 +72,29 @@ export async function readRegions(file: BlockDevice, header: Header): Promise<Re
   return { bat, metadata, all };
 }
 
+/** Places of copies that do not say what the first whole one says. */
+export async function damagedTables(file: BlockDevice): Promise<readonly number[]> {
+  const right = await readTable(file);
+  const places: number[] = [];
+  for (const at of REGION_TABLES_AT) {
+    const table = await wholeTable(file, at);
+    if (table === undefined || Buffer.compare(table, right) !== 0) places.push(at);
+  }
+  return places;
+}
+
+async function wholeTable(file: BlockDevice, at: number): Promise<Uint8Array | undefined> {
+  if (at + REGION_TABLE_BYTES > file.bytes) return undefined;
+  const table = await readBytes(file, at, REGION_TABLE_BYTES);
+  const { signature, checksum } = RegionTableHeader.decode(table);
+  return signature === "regi" && checksum === checksumOf(table) ? table : undefined;
+}
+
 async function readTable(file: BlockDevice): Promise<Uint8Array> {
   for (const at of REGION_TABLES_AT) {
-    if (at + REGION_TABLE_BYTES > file.bytes) break;
-    const table = await readBytes(file, at, REGION_TABLE_BYTES);
-    const { signature, checksum, entryCount } = RegionTableHeader.decode(table);
-    if (signature !== "regi" || checksum !== checksumOf(table)) continue;
+    const table = await wholeTable(file, at);
+    if (table === undefined) continue;
+    const { entryCount } = RegionTableHeader.decode(table);
     if (entryCount > TABLE_ENTRIES_MAX) {
       throw corrupt("EntryCount of region table", at, entryCount, `at most ${TABLE_ENTRIES_MAX}`);
     }

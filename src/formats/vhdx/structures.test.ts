@@ -91,6 +91,21 @@ suite("headers", () => {
     await rejects(both, /headers at 65536: found no valid one of two/);
   });
 
+  test("a copy that is damaged is told of, and keeps nobody from giving back", async () => {
+    for (const at of [...HEADERS_AT, ...REGION_TABLES_AT]) {
+      const file = await sample();
+      await file.write(at + 200, Uint8Array.of(1));
+      await using image = await open(file);
+      const found = [];
+      for await (const finding of image.check()) found.push(finding);
+      assert.deepEqual(
+        found.map(({ kind, message }) => `${kind}: ${message.replace(/ is .*/, "")}`),
+        [`leak: ${at < REGION_TABLES_AT[0] ? "header" : "region table"} at ${at}`],
+      );
+      await image.plan(wish(ExtentSet.EMPTY, false));
+    }
+  });
+
   test("two of one number: equal ones are Disk2vhd's, others are nobody's", async () => {
     const equal = await sample();
     const header = await headerOf(equal);
