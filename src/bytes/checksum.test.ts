@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Random } from "../testing/seeds.ts";
-import { crc16, crc32, crc32c } from "./checksum.ts";
+import { crc16, crc32, crc32c, crc32OfZeros } from "./checksum.ts";
 
 const CHECK = Buffer.from("123456789");
 
@@ -32,4 +32,14 @@ test("a checksum continues over any cut, at any alignment", () => {
   }
   assert.equal(crc16(crc16(7, bytes, 0, 100), bytes, 100), crc16(7, bytes));
   assert.equal(crc32(bytes.subarray(100), crc32(bytes.subarray(0, 100))), crc32(bytes));
+});
+
+test("crc32 of zeros, without reading them", () => {
+  for (const bytes of [0, 1, 2, 3, 511, 4096, 1_000_003]) {
+    for (const seed of [0, 1, 0xcbf43926, 0xffffffff]) {
+      assert.equal(crc32OfZeros(bytes, seed), crc32(new Uint8Array(bytes), seed), `${bytes} ${seed}`);
+    }
+  }
+  const half = 2 ** 51;
+  assert.equal(crc32OfZeros(half, crc32OfZeros(half)), crc32OfZeros(2 * half));
 });

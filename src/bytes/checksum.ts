@@ -72,3 +72,28 @@ export function crc16(seed: number, bytes: Uint8Array, start = 0, end = bytes.le
 export function crc32(bytes: Uint8Array, before = 0): number {
   return ieee(bytes, before);
 }
+
+/** What a byte of zeros does to each bit of a CRC-32 that is not inverted. */
+const ZERO_BYTE = Int32Array.from({ length: 32 }, (_, bit) => {
+  let crc = 1 << bit;
+  for (let step = 0; step < 8; step++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
+  return crc;
+});
+
+function applied(change: Int32Array, crc: number): number {
+  let sum = 0;
+  for (let bit = 0; bit < 32; bit++) if ((crc >>> bit) & 1) sum ^= change[bit]!;
+  return sum;
+}
+
+/** `crc32` of so many zeros, continued from `seed`, in as many steps as their number has bits. */
+export function crc32OfZeros(bytes: number, seed = 0): number {
+  let crc = ~seed;
+  let change = ZERO_BYTE;
+  for (let rest = bytes; rest > 0; rest = Math.floor(rest / 2)) {
+    if (rest % 2 === 1) crc = applied(change, crc);
+    const once = change;
+    change = once.map((column) => applied(once, column));
+  }
+  return ~crc >>> 0;
+}

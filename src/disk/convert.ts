@@ -128,8 +128,12 @@ async function refuseDestination(
 ): Promise<ReadonlySet<string>> {
   const { path, occupant } = target;
   if (occupant === undefined) return new Set();
+  if (occupant.kind === "folder") {
+    const isImage = target.format.isBundle && (await target.format.probe(sourceOf(path, {})));
+    if (!isImage) throw new DiskError("usage", `${path}: it is a directory, and no image`);
+  }
   const old = await imageAt(path);
-  const replaced = new Set([...occupant.identities, ...old.identities]);
+  const replaced = new Set([...occupant.identities(), ...old.identities]);
   for (let each: Image | undefined = disk.image; each !== undefined; each = each.parent) {
     for (const identity of await identitiesOf(each)) {
       if (!replaced.has(identity)) continue;
@@ -138,10 +142,7 @@ async function refuseDestination(
       });
     }
   }
-  if (occupant.kind === "folder") {
-    const isImage = target.format.isBundle && (await target.format.probe(sourceOf(path, {})));
-    if (!isImage) throw new DiskError("usage", `${path}: it is a directory, and no image`);
-  } else if (!options.allow?.children) {
+  if (occupant.kind === "file" && !options.allow?.children) {
     await refuseParents({ path, identities: replaced, identifiers: old.identifiers });
   }
   return replaced;

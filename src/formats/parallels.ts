@@ -16,7 +16,14 @@ import { DiskError } from "../error.ts";
 import type { ImageFormat } from "./format.ts";
 import { ParallelsBundle, type Shot, WritableParallelsBundle } from "./parallels/bundle.ts";
 import { draftOf, writeNew } from "./parallels/create.ts";
-import { chainOf, DESCRIPTOR, imageOf, isDescriptor, readDescriptor } from "./parallels/descriptor.ts";
+import {
+  chainOf,
+  type Descriptor,
+  DESCRIPTOR,
+  imageOf,
+  isDescriptor,
+  readDescriptor,
+} from "./parallels/descriptor.ts";
 import { hasMagic } from "./parallels/header.ts";
 import { openImage, openWritableImage } from "./parallels/image.ts";
 import { type Layer, readLayer } from "./parallels/storage.ts";
@@ -100,19 +107,19 @@ function readable(folder: Folder): (name: string) => Promise<ReadableFile> {
   return (name) => folder.file(name).open();
 }
 
-/** @param stated the snapshot; undefined: the one that is written */
+/** @param above the snapshot, as the one above it was described; undefined: the one that is written */
 async function openShot<F extends ReadableFile>(
   folder: Folder,
-  stated: string | undefined,
+  above: { readonly guid: string; readonly descriptor: Descriptor } | undefined,
   openFile: (name: string) => Promise<F>,
 ): Promise<Shot<F>> {
   const descriptorFile = await openFile(DESCRIPTOR);
   const opened: AsyncDisposable[] = [descriptorFile];
   try {
-    const descriptor = await readDescriptor(descriptorFile);
-    const [guid, below] = chainOf(descriptor, stated ?? descriptor.top);
+    const descriptor = above?.descriptor ?? (await readDescriptor(descriptorFile));
+    const [guid, below] = chainOf(descriptor, above?.guid ?? descriptor.top);
     const openBelow = async (shot: string) =>
-      new ParallelsBundle(await openShot(folder, shot, readable(folder)));
+      new ParallelsBundle(await openShot(folder, { guid: shot, descriptor }, readable(folder)));
     const parent = below === undefined ? undefined : await openBelow(below);
     if (parent) opened.push(parent);
     const layers: Layer<F>[] = [];

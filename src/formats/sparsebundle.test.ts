@@ -204,3 +204,33 @@ test("options that are none", async () => {
     await assert.rejects(sparsebundle.create!(simulatedSource(new Map(), NAME), request), { kind: "usage" });
   }
 });
+
+test("a disk of more bands than anybody could count is mapped at once (H24)", async () => {
+  const files = await fresh(2 ** 33, 512);
+  const far = 2 ** 23;
+  for (const number of [3, 4, far]) {
+    const name = `${NAME}/bands/${number.toString(16)}`;
+    files.set(name, SimulatedFile.from(new Uint8Array(number === 4 ? 100 : 512), { name }));
+  }
+  await using image = await open(files);
+  const before = performance.now();
+  const map = (await wholeMap(image)).map(({ start, end, kind }) => [start, end, kind]);
+  assert.deepEqual(map, [
+    [0, 1536, "hole"],
+    [1536, 2048, "data"],
+    [2048, 2148, "data"],
+    [2148, far * 512, "hole"],
+    [far * 512, far * 512 + 512, "data"],
+    [far * 512 + 512, image.bytes, "hole"],
+  ]);
+  assert.ok(performance.now() - before < 2000, "one by one, these bands take many seconds");
+  const inside = await wholeMap(image, { start: 1600, end: 2 ** 30 });
+  assert.deepEqual(
+    inside.map(({ start, end }) => [start, end]),
+    [
+      [1600, 2048],
+      [2048, 2148],
+      [2148, 2 ** 30],
+    ],
+  );
+});

@@ -159,3 +159,25 @@ test("options that are none, and disks that are too large", async () => {
     await assert.rejects(sparseimage.create!(simulatedSource(new Map(), NAME), request), { kind: "usage" });
   }
 });
+
+test("a band that lies too far for the table is refused, not taken for a near one", async () => {
+  const bandBytes = 8 * 2 ** 30;
+  const second = 4096 + 1008 * bandBytes;
+  const file = new SimulatedFile(second + 4096 + bandBytes, { name: NAME });
+  const header = Buffer.alloc(4096);
+  header.write("sprs");
+  header.writeUInt32BE(3, 4);
+  header.writeUInt32BE(bandBytes / 512, 8);
+  header.writeUInt32BE(bandBytes / 512, 16);
+  header.writeBigUInt64BE(BigInt(second), 20);
+  header.writeBigUInt64BE(BigInt(bandBytes / 512), 28);
+  await file.write(0, header);
+  const node = Buffer.alloc(4096);
+  node.write("sprs");
+  node.writeUInt32BE(1, 56);
+  await file.write(second, node);
+  await assert.rejects(sparseimage.open(sourceOf(file), noParent), {
+    kind: "unsupported",
+    message: /too far/,
+  });
+});

@@ -247,3 +247,20 @@ test("an encrypted image is named so", async () => {
   assert.equal(await udif.probe(sourceOf(file)), true);
   await assert.rejects(udif.open(sourceOf(file), noParent), { kind: "unsupported", code: "encrypted" });
 });
+
+test("a chunk of zeros without end does not hold up the checksums (H24)", async () => {
+  const sectors = 2 ** 22;
+  const { file } = make([{ type: Type.zero, sectors: 1 }], new Random(1), (table, trailer) => {
+    table.writeBigUInt64BE(BigInt(sectors), 16);
+    table.writeBigUInt64BE(BigInt(sectors), 204 + 16);
+    trailer.writeBigUInt64BE(BigInt(sectors), 492);
+  });
+  await using image = await udif.open(sourceOf(file), noParent);
+  let reads = 0;
+  image.read = async () => void reads++;
+  const found: string[] = [];
+  for await (const { message } of image.check()) found.push(message);
+  assert.equal(reads, 0);
+  assert.equal(found.length, 1);
+  assert.match(found[0]!, /checksum of block table/);
+});

@@ -169,7 +169,7 @@ export interface Occupant {
   readonly kind: "file" | "folder";
   readonly identity: string;
   /** Of itself, and of all that lies below it. */
-  readonly identities: ReadonlySet<string>;
+  identities(): readonly string[];
 }
 
 /**
@@ -196,8 +196,8 @@ export async function occupantOf(
     });
   }
   const identity = identityAt(path) ?? "";
-  if (stats.isFile()) return { kind: "file", identity, identities: new Set([identity]) };
-  return { kind: "folder", identity, identities: new Set([identity, ...identitiesBelow(path)]) };
+  if (stats.isFile()) return { kind: "file", identity, identities: () => [identity] };
+  return { kind: "folder", identity, identities: () => [identity, ...identitiesBelow(path)] };
 }
 
 function identitiesBelow(folder: string): string[] {

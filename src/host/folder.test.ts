@@ -43,6 +43,12 @@ test("a folder lists and opens its own plain files", async (t) => {
   await assert.rejects(folder.file("missing/2").open(), NOT_FOUND);
 });
 
+test("what is no plain file among the bands is refused: passed over, it would read as zeros", async (t) => {
+  const path = bundle(t);
+  symlinkSync("../../secret", join(path, "bands/2"));
+  await assert.rejects(hostSource(path).folder!.list("bands"), { ...OUTSIDE, message: /bands\/2/ });
+});
+
 test("nothing leads out of a folder (H22)", async (t) => {
   const path = bundle(t);
   const folder = hostSource(path, { outside: [join(path, "..")] }).folder!;

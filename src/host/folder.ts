@@ -39,7 +39,11 @@ export class HostFolder implements Folder {
       const entries = opendirSync(directory);
       try {
         for (let entry = entries.readSync(); entry !== null; entry = entries.readSync()) {
-          if (!entry.isFile()) continue;
+          if (!entry.isFile()) {
+            // Passed over, a band that is a link would read as zeros.
+            if (under !== "") throw refusal(`${under}/${entry.name}`, "it is no plain file", undefined);
+            continue;
+          }
           if (names.push(entry.name) > NAMES_MAX) throw this.#tooMany(under);
         }
       } finally {

@@ -150,3 +150,38 @@ test("what a descriptor must not say", async (t) => {
   files.set(`${NAME}/DiskDescriptor.xml`, withText("<plist/>"));
   assert.equal(await parallelsBundle.probe(simulatedSource(files, NAME)), false);
 });
+
+test("a disk without storages, or of clusters without length, is damaged", async () => {
+  const whole = descriptorOf({ storages: [MIB], shots: [TOP], isPlain: true });
+  const empty = whole.replace(/<Storage>.*<\/Storage>/, "").replace(/<Disk_size>\d+/, "<Disk_size>0");
+  for (const [text, message] of [
+    [whole.replace(/<Blocksize>\d+/, "<Blocksize>0"), /Blocksize/],
+    [empty, /no Storage/],
+  ] as const) {
+    const file = SimulatedFile.from(new Uint8Array(MIB), { name: `${NAME}/${NAME}.0.${TOP}.hds` });
+    const files = new Map([[file.name, file]]).set(`${NAME}/DiskDescriptor.xml`, withText(text));
+    await assert.rejects(open(files), { kind: "corrupt", message });
+  }
+});
+
+test("however many snapshots lie above each other, their description is read once (H24)", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const shape = { storages: [MIB / 4], shots: [TOP, ...[1, 2, 3, 4, 5].map(guid)] };
+  const { files } = await make(scratch(t), shape, new Random(1));
+  const file = files.get(`${NAME}/DiskDescriptor.xml`)!;
+  const readable = file.readable.bind(file);
+  let reads = 0;
+  file.readable = () => {
+    const opened = readable();
+    const read = opened.read.bind(opened);
+    return Object.assign(opened, {
+      read(at: number, into: Uint8Array) {
+        reads++;
+        return read(at, into);
+      },
+    });
+  };
+  await using image = await open(files);
+  assert.equal(image.details["snapshots"], 5);
+  assert.equal(reads, 1);
+});

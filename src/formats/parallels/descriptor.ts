@@ -78,10 +78,12 @@ export async function readDescriptor(file: ReadableFile): Promise<Descriptor> {
   const storages = all(one(root, "StorageData"), "Storage").map(readStorage);
   storages.sort((a, b) => a.start - b.start);
   let at = 0;
-  for (const { start, end } of storages) {
+  for (const { start, end, clusterBytes } of storages) {
+    if (clusterBytes === 0) throw wrong("Blocksize", 0, "at least one sector");
     if (start !== at || end <= start) throw wrong("Storage", `${start}-${end}`, `one that begins at ${at}`);
     at = end;
   }
+  if (at === 0) throw wrong("StorageData", "no Storage", "at least one");
   if (at !== bytes) throw wrong("the end of the last Storage", at, `Disk_size, ${bytes}`);
   requireOwnFiles(storages);
   const snapshots = root.children.find(({ name }) => name === "Snapshots");

@@ -108,7 +108,7 @@ export class SparseBundle<
   }
 
   async *#runs(range: Extent): AsyncGenerator<readonly Run[]> {
-    for (const { number, from, start, end } of this.pieces(range)) {
+    for (const { number, from, start, end } of this.#bandsAndGaps(range)) {
       const file = this.bundle.bands.get(number);
       const inside = Math.min(end, start + Math.max(0, (file?.bytes ?? 0) - from));
       const runs: Run[] = [];
@@ -119,6 +119,27 @@ export class SparseBundle<
       if (inside < end) runs.push({ start: inside, end, kind: "hole", shared: false, depth: 0 });
       yield runs;
     }
+  }
+
+  /** Pieces, of which those without a band are one where they are more than the bands: a disk may have 2^44. */
+  *#bandsAndGaps(range: Extent): Generator<Piece> {
+    const { bands, info } = this.bundle;
+    const [first, last] = [range.start, range.end].map((at) => Math.floor(at / info.bandBytes));
+    if (last! - first! <= bands.size) return yield* this.pieces(range);
+    const numbers = [...bands.keys()].filter((number) => number >= first! && number <= last!);
+    let at = range.start;
+    for (const number of numbers.sort((a, b) => a - b)) {
+      const start = number * info.bandBytes;
+      if (at < start) yield this.#gap(at, start);
+      at = Math.min(range.end, start + info.bandBytes);
+      yield* this.pieces({ start: Math.max(range.start, start), end: at });
+    }
+    if (at < range.end) yield this.#gap(at, range.end);
+  }
+
+  /** A range without a band. */
+  #gap(start: number, end: number): Piece {
+    return { number: Math.floor(start / this.bundle.info.bandBytes), from: 0, start, end };
   }
 
   *#placed(): Generator<Placed> {

@@ -12,8 +12,8 @@ import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import { BlockImage, type ImageFacts, WritableBlockImage } from "../blocks/image.ts";
 import { type BlockLayout, slotAt, strideOf } from "../blocks/layout.ts";
-import { BlockTable } from "../blocks/table.ts";
-import { eachBand, ENTRY_BYTES, entryAt, type Index, NODE_BYTES, readIndex } from "./nodes.ts";
+import { BlockTable, SLOTS_MAX } from "../blocks/table.ts";
+import { corrupt, eachBand, ENTRY_BYTES, entryAt, type Index, NODE_BYTES, readIndex } from "./nodes.ts";
 
 interface Sparse<F extends ReadableFile> {
   readonly index: Index;
@@ -27,7 +27,13 @@ async function readSparse<F extends ReadableFile>(file: F): Promise<Sparse<F>> {
   // Further nodes lie between the bands: only one leaves them on a grid of their own length.
   const [baseBytes, unitBytes] = isOne ? [NODE_BYTES, bandBytes] : [0, 512];
   const table = new BlockTable(bands);
-  await eachBand(file, index, (band, at) => table.set(band, (at - baseBytes) / unitBytes));
+  await eachBand(file, index, (band, at) => {
+    const slot = (at - baseBytes) / unitBytes;
+    if (slot >= SLOTS_MAX)
+      throw new DiskError("unsupported", `sparse image: band ${band} at ${at} is too far`);
+    if (table.isMapped(band)) throw corrupt("entry", entryAt(index, at), `band ${band} again`, "each once");
+    table.set(band, slot);
+  });
   const fixed = ExtentSet.from(nodes.slice(1).map(({ at }) => ({ start: at, end: at + NODE_BYTES })));
   const placeOf = (block: number) => baseBytes + table.get(block) * unitBytes;
   return {

@@ -116,7 +116,6 @@ export async function eachBand(
   { nodes, bands, bandBytes }: Index,
   visit: (band: number, at: number) => void,
 ): Promise<void> {
-  const seen = new Set<number>();
   for (const { entriesAt, entries, bandsAt } of nodes) {
     const view = viewOf(await readBytes(file, entriesAt, entries * ENTRY_BYTES));
     for (let i = 0; i < entries; i++) {
@@ -124,8 +123,6 @@ export async function eachBand(
       if (number === 0) continue;
       const at = entriesAt + i * ENTRY_BYTES;
       if (number > bands) throw corrupt("entry", at, number, `a band up to ${bands}`);
-      if (seen.has(number)) throw corrupt("entry", at, `band ${number} again`, "each band once");
-      seen.add(number);
       visit(number - 1, bandsAt + i * bandBytes);
     }
   }

@@ -280,3 +280,30 @@ suite("identity", () => {
     assert.notEqual(await cidOf(files), "00000007");
   });
 });
+
+test("a disk is not longer than 64 TiB, whatever its lines add up to (H23)", async () => {
+  const files = described(['createType="custom"', ...Array.from({ length: 65 }, () => `RW ${2 ** 31} ZERO`)]);
+  await assert.rejects(open(files), { kind: "unsupported", message: /at most 137438953472/ });
+});
+
+test("thousands of lines that name one extent cost one (H24)", async () => {
+  const files = await made();
+  const own = files.get("disk.vmdk")!;
+  let reads = 0;
+  const readable = own.readable.bind(own);
+  own.readable = () => {
+    const opened = readable();
+    const read = opened.read.bind(opened);
+    return Object.assign(opened, {
+      read(at: number, into: Uint8Array) {
+        reads++;
+        return read(at, into);
+      },
+    });
+  };
+  const lines = Array.from({ length: 1000 }, () => `RW ${MIB / 512} SPARSE "s.vmdk"`);
+  const all = described(['createType="custom"', ...lines]);
+  all.set("s.vmdk", own);
+  await assert.rejects(open(all), { kind: "corrupt", message: /lies over another/ });
+  assert.ok(reads < 20, `${reads} reads`);
+});

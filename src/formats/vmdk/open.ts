@@ -27,6 +27,7 @@ import {
   NO_PARENT,
   parseDescriptor,
   SECTOR_BYTES,
+  SECTORS_MAX,
 } from "./descriptor.ts";
 import { COWD_MAGIC, openCowd, openSeSparse, SESPARSE_MAGIC } from "./esx.ts";
 import { openFlat } from "./flat.ts";
@@ -149,7 +150,12 @@ export async function openDisk<F extends ReadableFile>(
       );
     }
     if (extents.length === 0) throw new DiskError("corrupt", "descriptor: it lists no extent");
+    const sectors = extents.reduce((sum, line) => sum + line.sectors, 0);
+    if (sectors > SECTORS_MAX) {
+      throw new DiskError("unsupported", `a disk of ${sectors} sectors; at most ${SECTORS_MAX}`);
+    }
     const parts: Part[] = [];
+    const taken = await takenBy(header === undefined ? file : undefined);
     let start = 0;
     for (const line of extents) {
       const bytes = line.sectors * SECTOR_BYTES;
@@ -157,9 +163,9 @@ export async function openDisk<F extends ReadableFile>(
       parts.push(
         await openPart(line, header === undefined ? fileOf : async () => file, below, header !== undefined),
       );
+      await refuseSharing(parts.at(-1)!, files, taken);
       start += bytes;
     }
-    await refuseSharing(files, parts, header !== undefined);
     return { descriptor, room, files, parts, parent };
   } catch (error) {
     await parent?.[Symbol.asyncDispose]();
@@ -167,31 +173,36 @@ export async function openDisk<F extends ReadableFile>(
   }
 }
 
+/** What of each file is somebody's, by its identity. */
+type Taken = Map<string, ExtentSet>;
+
+const WHOLE = { start: 0, end: Number.MAX_SAFE_INTEGER };
+
+async function takenBy(descriptorFile: ReadableFile | undefined): Promise<Taken> {
+  if (descriptorFile === undefined) return new Map();
+  return new Map([[(await descriptorFile.stat()).identity, ExtentSet.of(WHOLE)]]);
+}
+
 /**
- * What one extent frees must not be another one's, nor the descriptor's, by whatever names.
+ * What one extent frees must not be another one's, nor the descriptor's, by whatever names. Asked of each extent before
+ * the next one is opened: thousands of lines that name one file would each hold its tables.
  * @throws DiskError `corrupt`
  */
 async function refuseSharing(
+  { fileName, held = WHOLE }: Part,
   files: ReadonlyMap<string, ReadableFile>,
-  parts: readonly Part[],
-  isAlone: boolean,
+  taken: Taken,
 ): Promise<void> {
-  const identities = new Map<string, string>();
-  for (const [name, file] of files) identities.set(name, (await file.stat()).identity);
-  const whole = { start: 0, end: Number.MAX_SAFE_INTEGER };
-  const taken = new Map(isAlone ? [] : [[identities.get("")!, ExtentSet.of(whole)]]);
-  for (const { fileName, held = whole } of parts) {
-    if (fileName === undefined) continue;
-    const identity = identities.get(fileName)!;
-    const before = taken.get(identity) ?? ExtentSet.EMPTY;
-    if (before.touches(held)) {
-      throw new DiskError(
-        "corrupt",
-        `extent ${quoted(fileName)} lies over another one, or over the descriptor`,
-      );
-    }
-    taken.set(identity, before.union(ExtentSet.of(held)));
+  if (fileName === undefined) return;
+  const { identity } = await files.get(fileName)!.stat();
+  const before = taken.get(identity) ?? ExtentSet.EMPTY;
+  if (before.touches(held)) {
+    throw new DiskError(
+      "corrupt",
+      `extent ${quoted(fileName)} lies over another one, or over the descriptor`,
+    );
   }
+  taken.set(identity, before.union(ExtentSet.of(held)));
 }
 
 /** The part of the parent behind an extent, as far as it reaches. */
