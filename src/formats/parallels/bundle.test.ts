@@ -19,7 +19,7 @@ import {
   withText,
 } from "../../testing/parallels-bundle.ts";
 import { Random } from "../../testing/seeds.ts";
-import type { SimulatedFile } from "../../testing/simulated-file.ts";
+import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
 import { parallelsBundle } from "../parallels.ts";
@@ -167,7 +167,7 @@ test("a disk without storages, or of clusters without length, is damaged", async
 test("however many snapshots lie above each other, their description is read once (H24)", async (t) => {
   if (!requires(t, "qemu-img", "qemu-io")) return;
   const shape = { storages: [MIB / 4], shots: [TOP, ...[1, 2, 3, 4, 5].map(guid)] };
-  const { files } = await make(scratch(t), shape, new Random(1));
+  const { files } = await makeBundle(scratch(t), shape, new Random(1));
   const file = files.get(`${NAME}/DiskDescriptor.xml`)!;
   const readable = file.readable.bind(file);
   let reads = 0;
