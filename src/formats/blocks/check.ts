@@ -24,9 +24,7 @@ export function tableErrors(layout: BlockLayout): { count: number; told: readonl
   const add = (message: string) => {
     if (count++ < TOLD_MAX) told.push(message);
   };
-  let mapped = 0;
   table.eachMapped(0, table.blocks, (block, slot) => {
-    mapped++;
     const at = slotAt(layout, slot);
     const where = `block ${block} at ${at}`;
     // The last block may be cut short, but not by a tail: its holes would be punched out of that.
@@ -36,15 +34,28 @@ export function tableErrors(layout: BlockLayout): { count: number; told: readonl
       add(`${where}: it lies over ${layout.structureAt(at) ?? "a structure"}`);
     }
   });
-  const slots = new Uint32Array(mapped);
-  let i = 0;
-  table.eachMapped(0, table.blocks, (_, slot) => (slots[i++] = slot));
-  slots.sort();
-  for (i = 1; i < mapped; i++) {
+  const slots = slotsOf(layout);
+  for (let i = 1; i < slots.length; i++) {
     const [before, at] = [slotAt(layout, slots[i - 1]!), slotAt(layout, slots[i]!)];
     if (at < before + stride) add(`two blocks of ${stride} bytes lie at ${before} and ${at}`);
   }
   return { count, told };
+}
+
+/** The slots of all mapped blocks but those numbered in `dropped`, ascending. */
+export function slotsOf({ table }: BlockLayout, dropped = ExtentSet.EMPTY): Uint32Array {
+  let count = 0;
+  table.eachMapped(0, table.blocks, () => count++);
+  const slots = new Uint32Array(count);
+  let used = 0;
+  let isAscending = true;
+  table.eachMapped(0, table.blocks, (block, slot) => {
+    if (dropped.has(block)) return;
+    if (used > 0 && slot < slots[used - 1]!) isAscending = false;
+    slots[used++] = slot;
+  });
+  const found = slots.subarray(0, used);
+  return isAscending ? found : found.sort();
 }
 
 /** @throws DiskError `corrupt` when the table has errors: nothing may be written then (H17) */

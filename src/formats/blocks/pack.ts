@@ -13,7 +13,7 @@
 import type { ExtentSet } from "../../bytes/extents.ts";
 import { batched } from "../../reclaim/batched.ts";
 import type { Step } from "../../reclaim/plan.ts";
-import { garbageOf, roomsIn } from "./check.ts";
+import { garbageOf, roomsIn, slotsOf } from "./check.ts";
 import { type Change, entryPatches } from "./entries.ts";
 import { type BlockLayout, type BlocksEnd, slotAt, strideOf } from "./layout.ts";
 
@@ -32,13 +32,8 @@ export interface Packing {
 interface Moves {
   readonly blocks: readonly number[];
   readonly targets: readonly number[];
-  /** Mapped blocks that stay, by place. */
-  readonly staying: Place[];
-}
-
-interface Place {
-  readonly block: number;
-  readonly slot: number;
+  /** One more than the highest slot of the blocks that stay. */
+  readonly stayingSlots: number;
 }
 
 /** Plans for the image as it will be when the blocks numbered in `dropped` are unmapped. */
@@ -52,29 +47,31 @@ export function planPacking(layout: BlockLayout, dropped: ExtentSet): Packing {
   };
 }
 
+/** The table may be as long as the format allows: beside its slots only what moves is kept in memory (H24). */
 function chooseMoves(layout: BlockLayout, dropped: ExtentSet): Moves {
   const { table } = layout;
-  const places: Place[] = [];
-  table.eachMapped(0, table.blocks, (block, slot) => {
-    if (!dropped.has(block)) places.push({ block, slot });
-  });
-  places.sort((a, b) => a.slot - b.slot);
-  const blocks: number[] = [];
+  const slots = slotsOf(layout, dropped);
   const targets: number[] = [];
+  let staying = slots.length;
   for (const slot of roomsIn(layout, garbageOf(layout, dropped))) {
-    const last = places.at(-1);
-    if (last === undefined || last.slot <= slot || blocks.length === MOVES_MAX) break;
-    blocks.push(last.block);
+    if (staying === 0 || slots[staying - 1]! <= slot || targets.length === MOVES_MAX) break;
     targets.push(slot);
-    places.pop();
+    staying--;
   }
-  return { blocks, targets, staying: places };
+  const lowest = slots[staying] ?? Infinity;
+  const moving: { readonly block: number; readonly slot: number }[] = [];
+  table.eachMapped(0, table.blocks, (block, slot) => {
+    if (slot >= lowest && !dropped.has(block)) moving.push({ block, slot });
+  });
+  moving.sort((a, b) => b.slot - a.slot);
+  const stayingSlots = staying === 0 ? 0 : slots[staying - 1]! + 1;
+  return { blocks: moving.map(({ block }) => block), targets, stayingSlots };
 }
 
 /** Where the blocks end when the first `count` moves are done. */
-function endAfter(layout: BlockLayout, { blocks, targets, staying }: Moves, count: number): BlocksEnd {
+function endAfter(layout: BlockLayout, { blocks, targets, stayingSlots }: Moves, count: number): BlocksEnd {
   const { table, fixed, blocksStartBytes, endAlignBytes, file, tailBytes } = layout;
-  let slots = (staying.at(-1)?.slot ?? -1) + 1;
+  let slots = stayingSlots;
   for (let i = 0; i < count; i++) slots = Math.max(slots, targets[i]! + 1);
   // Moves go from the tail on: the next one is the highest that is left.
   if (count < blocks.length) slots = Math.max(slots, table.get(blocks[count]!) + 1);

@@ -62,18 +62,13 @@ export class BlockTable {
 
   /** Calls `visit` for every block of `[from, end)` that has a slot, in ascending order. */
   eachMapped(from: number, end: number, visit: (block: number, slot: number) => void): void {
-    for (let start = from; start < end;) {
-      const number = Math.floor(start / PAGE_ENTRIES);
-      const stop = Math.min(end, (number + 1) * PAGE_ENTRIES);
-      const page = this.#pages[number];
-      if (page !== undefined) {
-        const base = number * PAGE_ENTRIES;
-        for (let block = start; block < stop; block++) {
-          const slot = page[block - base]!;
-          if (slot < SLOTS_MAX) visit(block, slot);
-        }
+    for (let block = this.nextPresent(from, end); block < end; block = this.nextPresent(block, end)) {
+      const page = this.#pages[Math.floor(block / PAGE_ENTRIES)]!;
+      const stop = Math.min(end, (Math.floor(block / PAGE_ENTRIES) + 1) * PAGE_ENTRIES);
+      for (; block < stop; block++) {
+        const slot = page[block % PAGE_ENTRIES]!;
+        if (slot < SLOTS_MAX) visit(block, slot);
       }
-      start = stop;
     }
   }
 }
