@@ -73,6 +73,7 @@ export const OF_FILES: readonly Mutation[] = [
     from: "if (last! - first! <= bands.size) return yield*",
     to: "if (last! - first! >= 0) return yield*",
     tests: ["src/formats/sparsebundle.test.ts"],
+    only: "more bands",
   },
   {
     hazard: "H24",

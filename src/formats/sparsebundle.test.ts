@@ -206,8 +206,8 @@ test("options that are none", async () => {
 });
 
 test("a disk of more bands than anybody could count is mapped at once (H24)", async () => {
-  const files = await fresh(2 ** 33, 512);
-  const far = 2 ** 23;
+  const files = await fresh(2 ** 31, 512);
+  const far = 2 ** 21;
   for (const number of [3, 4, far]) {
     const name = `${NAME}/bands/${number.toString(16)}`;
     files.set(name, SimulatedFile.from(new Uint8Array(number === 4 ? 100 : 512), { name }));
@@ -223,7 +223,7 @@ test("a disk of more bands than anybody could count is mapped at once (H24)", as
     [far * 512, far * 512 + 512, "data"],
     [far * 512 + 512, image.bytes, "hole"],
   ]);
-  assert.ok(performance.now() - before < 2000, "one by one, these bands take many seconds");
+  assert.ok(performance.now() - before < 500, "one by one, these bands take seconds");
   const inside = await wholeMap(image, { start: 1600, end: 2 ** 30 });
   assert.deepEqual(
     inside.map(({ start, end }) => [start, end]),
