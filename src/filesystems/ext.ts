@@ -15,13 +15,12 @@ import { ExtentSet } from "../bytes/extents.ts";
 import { uuidText } from "../bytes/struct.ts";
 import { printable } from "../bytes/text.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import type { Refusal } from "../error.ts";
 import { freeExtents } from "./ext/bitmaps.ts";
 import { generation } from "./ext/features.ts";
 import { readGroups, type Volume } from "./ext/groups.ts";
 import { Owners } from "./ext/owners.ts";
 import { openClean, openReplayed } from "./ext/recovery.ts";
-import { Refused } from "./ext/refused.ts";
+import { Guarded, Refused } from "./refused.ts";
 import { checkState, hasOrphans, needsReplay } from "./ext/state.ts";
 import { MAGIC, readSuperblock, SUPERBLOCK_AT, SuperblockLayout, type Superblock } from "./ext/superblock.ts";
 import { walk } from "./ext/walk.ts";
@@ -29,6 +28,7 @@ import type {
   FileSystem,
   FileSystemReader,
   FoundFile,
+  ListedFile,
   OwnerDescription,
   ReadOptions,
   Visit,
@@ -50,10 +50,8 @@ export const ext: FileSystemReader = {
   },
 };
 
-class ExtFileSystem implements FileSystem {
+class ExtFileSystem extends Guarded implements FileSystem {
   readonly witness = { map: "bitmaps", walk: "inode walk" };
-  readonly notes: string[] = [];
-  refusal: Refusal | undefined;
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
@@ -62,6 +60,7 @@ class ExtFileSystem implements FileSystem {
   #spare: ExtentSet | undefined;
 
   constructor(device: BlockDevice) {
+    super();
     this.#device = device;
   }
 
@@ -88,7 +87,7 @@ class ExtFileSystem implements FileSystem {
   }
 
   async open(members: readonly BlockDevice[], options: ReadOptions): Promise<void> {
-    await this.#guarded(async () => {
+    await this.guarded(async () => {
       const sb = (this.#sb = await readSuperblock(this.#device));
       await checkState(this.#device, sb);
       if (needsReplay(sb) && !options.replay) {
@@ -110,7 +109,7 @@ class ExtFileSystem implements FileSystem {
   async #openRefused(): Promise<void> {
     const sb = this.#sb;
     if (sb === undefined || sb.bytes > this.#device.bytes) return;
-    await this.#guarded(async () => {
+    await this.guarded(async () => {
       this.#use({ device: this.#device, sb, groups: await readGroups(this.#device, sb, "count as used") });
     });
   }
@@ -126,7 +125,7 @@ class ExtFileSystem implements FileSystem {
 
   async free(): Promise<readonly ExtentSet[]> {
     const volume = this.#volume;
-    const free = await this.#guarded(async () => {
+    const free = await this.guarded(async () => {
       if (volume === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
       const claimed = await freeExtents(volume, "refuse");
       return this.#spare === undefined ? claimed : claimed.intersect(this.#spare);
@@ -136,7 +135,7 @@ class ExtFileSystem implements FileSystem {
 
   async walk(visit: Visit): Promise<void> {
     const volume = this.#volume;
-    if (volume !== undefined) await this.#guarded(() => walk(volume, visit));
+    if (volume !== undefined) await this.guarded(() => walk(volume, visit));
   }
 
   async describe(owner: number): Promise<OwnerDescription> {
@@ -147,14 +146,7 @@ class ExtFileSystem implements FileSystem {
     return this.#owners?.find(path);
   }
 
-  /** Runs `work`; what the guest's bytes made it throw becomes the refusal, unless there is one already. */
-  async #guarded<T>(work: () => Promise<T>): Promise<T | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      this.refusal ??= error.refusal;
-      return undefined;
-    }
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
   }
 }

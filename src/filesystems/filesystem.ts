@@ -3,6 +3,7 @@
  */
 import type { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
+import type { Membership } from "../device/membership.ts";
 import type { Refusal } from "../error.ts";
 
 export interface FileSystemReader {
@@ -10,7 +11,13 @@ export interface FileSystemReader {
   /** Whether the device holds this filesystem. Must not throw on any content. */
   probe(member: BlockDevice): Promise<boolean>;
   /**
-   * @param members the device that holds the filesystem, then further members (an external journal)
+   * For filesystems on several devices: which set this device belongs to. Undefined when that cannot be told, and then
+   * `open` says why. Must not throw on any content.
+   */
+  membership?(member: BlockDevice): Promise<Membership | undefined>;
+  /**
+   * @param members the device that holds the filesystem, then further members: an external journal, or all devices of
+   * the set in the order of `Membership.members`, else ascending by `Membership.member`
    * @throws DiskError `io`; everything that the disk's bytes can cause is a `refusal` of the result
    */
   open(members: readonly BlockDevice[], options: ReadOptions): Promise<FileSystem>;
@@ -19,6 +26,8 @@ export interface FileSystemReader {
 export interface ReadOptions {
   /** `--allow replay`: replay a dirty journal virtually, in memory (H2). */
   readonly replay: boolean;
+  /** `--allow shadow-loss`: blocks that only stored snapshots of the guest need (NTFS shadow copies) may be freed. */
+  readonly shadowLoss?: boolean;
 }
 
 export interface FileSystem {
@@ -33,7 +42,10 @@ export interface FileSystem {
   /** For people: `bitmaps + inode walk`. */
   readonly witness: { readonly map: string; readonly walk: string };
   readonly notes: readonly string[];
-  /** Set: nothing here may be freed. A value, so that explain goes on as far as it can. May be set by `free` and `walk` too. */
+  /**
+   * Set: nothing here may be freed. A value, so that explain goes on as far as it can. May be set by `free` and `walk`
+   * too. The code `hibernated` refuses every volume of the disk: the guest will be resumed (H3).
+   */
   readonly refusal: Refusal | undefined;
   /** The allocation map's claim, per member. Empty sets when refused. */
   free(): Promise<readonly ExtentSet[]>;
@@ -44,8 +56,13 @@ export interface FileSystem {
    */
   walk(visit: Visit): Promise<void>;
   describe(owner: number): Promise<OwnerDescription>;
-  /** Where a file's bytes lie on member 0; undefined when there is no such path. */
+  /**
+   * Where a file's bytes lie on member 0; undefined when there is no such path. Names are compared as the guest
+   * compares them: without regard to case where it has none.
+   */
   find(path: string): Promise<FoundFile | undefined>;
+  /** What a directory holds, without `.` and `..`; undefined when there is no such directory. At most `LISTED_MAX`. */
+  list(path: string): Promise<readonly ListedFile[] | undefined>;
 }
 
 export type Visit = (member: number, start: number, end: number, owner: number) => void;
@@ -59,9 +76,25 @@ export interface OwnerDescription {
   readonly bytes?: number;
 }
 
+/** A directory with more entries than this is listed in part. */
+export const LISTED_MAX = 1_000_000;
+
+export interface ListedFile {
+  readonly name: string;
+  readonly kind: "file" | "directory" | "other";
+  /** Bytes of the volume that it occupies; 0 for a directory. */
+  readonly allocatedBytes: number;
+}
+
 export interface FoundFile {
   readonly owner: number;
+  /** Apparent length in bytes. */
   readonly bytes: number;
+  /**
+   * Set: why the bytes at `extents` are not simply the file's content, or not its alone, in a word or two:
+   * `compressed`, `encrypted`, `checksummed`, `shared`, `inline`. Such bytes are never blanked.
+   */
+  readonly fixed?: string;
   /** Ascending in the file; what is missing is a hole. */
   readonly extents: readonly {
     readonly fileOffset: number;

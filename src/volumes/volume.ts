@@ -3,6 +3,7 @@
  */
 import type { Extent, ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
+import type { Membership } from "../device/membership.ts";
 import type { Refusal } from "../error.ts";
 
 export interface VolumeScheme {
@@ -13,10 +14,30 @@ export interface VolumeScheme {
   /** Whether the device begins with this scheme. Must not throw on any content. */
   probe(disk: BlockDevice): Promise<boolean>;
   /**
+   * For schemes over several disks: which set this disk belongs to. Undefined when that cannot be told, and then `open`
+   * says why. Must not throw on any content.
+   */
+  membership?(disk: BlockDevice): Promise<Membership | undefined>;
+  /**
    * Reads the table. A damaged table gives a `refusal` and no volumes, so that everything counts as used.
+   * @param disks one, or all of a set in the order of `Membership.members`, else ascending by `Membership.member`
    * @throws DiskError `io`
    */
-  open(disks: readonly BlockDevice[]): Promise<VolumeTable>;
+  open(disks: readonly BlockDevice[], options?: VolumeOptions): Promise<VolumeTable>;
+}
+
+export interface VolumeOptions {
+  /** Absent: what is encrypted counts as used. */
+  readonly keys?: Keys;
+}
+
+/** Where passphrases come from. */
+export interface Keys {
+  /**
+   * Passphrases or key files' contents to try, in turn: those that were given, then what the user is asked for.
+   * @param volume for the question: `LUKS volume 3f0c…`
+   */
+  candidates(volume: string): AsyncIterable<Uint8Array>;
 }
 
 export interface VolumeTable {
@@ -40,6 +61,8 @@ export interface Volume {
   /** What the table says it holds: `EFI system`, `Linux`, a type code. */
   readonly type: string;
   readonly device: BlockDevice;
+  /** What lies on the disks is ciphertext: a freed block reads as noise, not zeros, and freeing shows what is free (H34). */
+  readonly encrypted?: boolean;
   /** Set: recognised, but not understood well enough; counts as used entirely. */
   readonly refusal?: Refusal;
   /** Where a range of the volume lies on the disks: ascending in the volume; a mirror gives several a byte. */

@@ -9,8 +9,9 @@
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import { bitmapDamage, BLOCK_UNINIT, DAMAGED, type Damage, type GroupTable, type Volume } from "./groups.ts";
 import { fixedStructures, groupEnd, groupStart } from "./layout.ts";
-import { readScattered } from "./reading.ts";
-import { contradiction, type Refused } from "./refused.ts";
+import { readScattered } from "../reading.ts";
+import type { Refused } from "../refused.ts";
+import { contradiction } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
 
 /** The free blocks in bytes. With `damage: "refuse"` @throws Refused for the first damaged bitmap. */

@@ -5,7 +5,7 @@
  * Names are those of `mke2fs -O` (ext4(5)).
  */
 import type { Superblock } from "./superblock.ts";
-import { Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
 
 export const COMPAT = {
   dir_prealloc: 0x1,

@@ -7,7 +7,8 @@
  * Documentation/filesystems/ext4/super.rst of Linux.
  */
 import { INCOMPAT, RO_COMPAT } from "./features.ts";
-import { damaged, Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
+import { damaged } from "./refused.ts";
 
 export interface Geometry {
   readonly blockBytes: number;

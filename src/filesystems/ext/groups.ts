@@ -13,7 +13,8 @@ import { crc16, crc32c } from "../../bytes/checksum.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { descriptorBlock, groupEnd, groupStart } from "./layout.ts";
-import { badChecksum, damaged, Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
+import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
 
 /** The columns of the table; positions are block numbers. */

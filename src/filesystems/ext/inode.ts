@@ -26,6 +26,7 @@ export const FLAG = {
   encrypted: 0x800,
   hugeFile: 0x40000,
   extents: 0x80000,
+  verity: 0x100000,
   eaInode: 0x200000,
   inlineData: 0x10000000,
   casefold: 0x40000000,

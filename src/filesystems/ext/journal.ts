@@ -11,7 +11,7 @@ import { crc32c } from "../../bytes/checksum.ts";
 import { raw, skip, struct, u32be, u8, uuidText } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { INCOMPAT, RO_COMPAT } from "./features.ts";
-import { Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
 import type { JournalExtent, JournalledFileSystem } from "./replay.ts";
 import { MAGIC, SUPERBLOCK_AT, SuperblockLayout } from "./superblock.ts";
 

@@ -2,14 +2,14 @@
  * What an owner of blocks is called: a fixed structure (numbers below zero), an inode of the filesystem's own, or a
  * file with its path.
  */
-import type { FoundFile, OwnerDescription } from "../filesystem.ts";
+import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
 import { inlineRest } from "./attributes.ts";
 import { blockRuns } from "./block-map.ts";
 import type { Volume } from "./groups.ts";
 import { FLAG, INODE, inodeAt, MAP_AT, MAP_BYTES, mapKind, readInode, TYPE, type Inode } from "./inode.ts";
 import { STRUCTURES, type Structure } from "./layout.ts";
 import { Paths } from "./paths.ts";
-import { Refused } from "./refused.ts";
+import { unlessDamaged } from "../refused.ts";
 import type { Superblock } from "./superblock.ts";
 
 /** The owner number of a fixed structure: below zero, inodes are above. */
@@ -55,7 +55,30 @@ export class Owners {
     const inode = await unlessDamaged(this.#paths.lookUp(path));
     if (inode === undefined) return undefined;
     const extents = await unlessDamaged(this.#extentsOf(inode));
-    return extents === undefined ? undefined : { owner: inode.number, bytes: inode.size, extents };
+    if (extents === undefined) return undefined;
+    const fixed = fixedBecause(inode);
+    return { owner: inode.number, bytes: inode.size, ...(fixed && { fixed }), extents };
+  }
+
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    const directory = await unlessDamaged(this.#paths.lookUp(path));
+    if (directory === undefined || directory.type !== TYPE.directory) return undefined;
+    const listed: ListedFile[] = [];
+    for (const { name, inode: number } of (await unlessDamaged(this.#paths.entriesOf(directory))) ?? []) {
+      if (listed.length === LISTED_MAX) break;
+      const inode = await unlessDamaged(readInode(this.#volume, number));
+      if (inode === undefined) continue;
+      const isDirectory = inode.type === TYPE.directory;
+      const kind = isDirectory ? "directory" : inode.type === TYPE.file ? "file" : "other";
+      listed.push({ name, kind, allocatedBytes: isDirectory ? 0 : await this.#allocatedBytes(inode) });
+    }
+    return listed;
+  }
+
+  async #allocatedBytes(inode: Inode): Promise<number> {
+    if (mapKind(this.#volume.sb, inode) === "none") return 0;
+    const runs = (await unlessDamaged(blockRuns(this.#volume, inode))) ?? [];
+    return runs.reduce((sum, { blocks }) => sum + blocks * this.#volume.sb.blockBytes, 0);
   }
 
   async #extentsOf(inode: Inode): Promise<FoundFile["extents"]> {
@@ -83,6 +106,12 @@ export class Owners {
       { fileOffset: MAP_BYTES, at: restAt, bytes: rest.length, unwritten: false },
     ].filter(({ bytes }) => bytes > 0);
   }
+}
+
+function fixedBecause({ flags }: Inode): string | undefined {
+  if ((flags & FLAG.inlineData) !== 0) return "inline";
+  if ((flags & FLAG.encrypted) !== 0) return "encrypted";
+  return (flags & FLAG.verity) === 0 ? undefined : "checksummed";
 }
 
 function describeStructure(index: number): OwnerDescription {
@@ -114,13 +143,4 @@ function ownInodes(sb: Superblock): Map<number, OwnerDescription> {
   add(sb.orphanFileInode, "orphan file");
   add(sb.journalInode, "journal", "journal");
   return own;
-}
-
-async function unlessDamaged<T>(work: Promise<T>): Promise<T | undefined> {
-  try {
-    return await work;
-  } catch (error) {
-    if (error instanceof Refused) return undefined;
-    throw error;
-  }
 }

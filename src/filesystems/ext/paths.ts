@@ -7,8 +7,9 @@
  * Symlinks are not followed. Names that cannot be shown (encrypted, not UTF-8, controls: H25) are escaped, and are
  * found again in that form.
  */
-import { printable } from "../../bytes/text.ts";
+import { shownName } from "../../bytes/text.ts";
 import { readBytes } from "../../device/device.ts";
+import { LISTED_MAX } from "../filesystem.ts";
 import { blockRuns } from "./block-map.ts";
 import { ENTRY_TYPE, visitDirectoryBlock, visitInlineDirectory, type VisitEntry } from "./directory.ts";
 import type { Volume } from "./groups.ts";
@@ -56,7 +57,7 @@ export class Paths {
       if (directory.type !== TYPE.directory) return undefined;
       let name: string | undefined;
       await this.#entries(directory, (number, bytes) => {
-        if (number === child && !isDots(bytes)) name ??= shown(bytes);
+        if (number === child && !isDots(bytes)) name ??= shownName(bytes);
       });
       if (name === undefined) return undefined;
       names.unshift(name);
@@ -64,6 +65,15 @@ export class Paths {
       parent = await this.#parentOf(directory);
     }
     return undefined;
+  }
+
+  /** What `directory` holds, without `.` and `..`. @throws Refused when it is damaged */
+  async entriesOf(directory: Inode): Promise<{ readonly name: string; readonly inode: number }[]> {
+    const entries: { name: string; inode: number }[] = [];
+    await this.#entries(directory, (inode, name) => {
+      if (!isDots(name) && entries.length < LISTED_MAX) entries.push({ name: shownName(name), inode });
+    });
+    return entries;
   }
 
   async #parentOf(directory: Inode): Promise<number | undefined> {
@@ -114,20 +124,5 @@ function isDots(name: Uint8Array): boolean {
 }
 
 function isNamed(bytes: Uint8Array, name: string): boolean {
-  return Buffer.from(name).equals(bytes) || shown(bytes) === name;
-}
-
-const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-
-/** A name as it may be shown: what is not UTF-8 becomes `\xNN`. */
-function shown(bytes: Uint8Array): string {
-  try {
-    return printable(utf8.decode(bytes)).replaceAll("/", "\\x2f");
-  } catch {
-    return Array.from(bytes, (byte) =>
-      byte >= 0x20 && byte < 0x7f && byte !== 0x2f
-        ? String.fromCharCode(byte)
-        : `\\x${byte.toString(16).padStart(2, "0")}`,
-    ).join("");
-  }
+  return Buffer.from(name).equals(bytes) || shownName(bytes) === name;
 }

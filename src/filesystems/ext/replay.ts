@@ -30,7 +30,7 @@ import {
   TransactionChecksum,
 } from "./journal-blocks.ts";
 import { damaged, type Journal, JOURNAL_MAGIC, openJournal, unsupported } from "./journal.ts";
-import { Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
 import { type Redirection, ReplayedDevice } from "./replayed-device.ts";
 import { STATE_ERROR, SUPERBLOCK_AT, SuperblockLayout } from "./superblock.ts";
 

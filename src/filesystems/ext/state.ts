@@ -5,7 +5,8 @@ import { crc32c } from "../../bytes/checksum.ts";
 import { struct, skip, u32le } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { checkFeatures } from "./features.ts";
-import { badChecksum, damaged, Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
+import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, hasRoCompat, STATE_ERROR, STATE_VALID, type Superblock } from "./superblock.ts";
 
 /** Multi-mount protection: the sequence number tells who has the filesystem open. */

@@ -10,7 +10,8 @@ import { raw, skip, struct, u16le, u32le, u32leArray, u8, uuidText } from "../..
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { COMPAT, INCOMPAT, RO_COMPAT } from "./features.ts";
 import { geometryOf, type Geometry } from "./geometry.ts";
-import { badChecksum, damaged, Refused } from "./refused.ts";
+import { Refused } from "../refused.ts";
+import { badChecksum, damaged } from "./refused.ts";
 
 export const SUPERBLOCK_AT = 1024;
 export const MAGIC = 0xef53;

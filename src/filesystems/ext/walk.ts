@@ -20,7 +20,7 @@ import { bitmapDamage, DAMAGED, INODE_UNINIT, type Volume } from "./groups.ts";
 import { decodeInode, FLAG, INODE, LINKS_AT, TYPE, type Inode } from "./inode.ts";
 import { visitStructures } from "./layout.ts";
 import { structureOwner } from "./owners.ts";
-import { IN_FLIGHT, pipelined, readScattered } from "./reading.ts";
+import { IN_FLIGHT, pipelined, readScattered } from "../reading.ts";
 import { contradiction, damaged } from "./refused.ts";
 
 /** Groups whose inode bitmaps are in memory at a time. */

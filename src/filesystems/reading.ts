@@ -1,7 +1,7 @@
 /**
  * Many small reads at once: neighbours in one, a few in flight, handed over in order.
  */
-import type { BlockDevice } from "../../device/device.ts";
+import type { BlockDevice } from "../device/device.ts";
 
 const READ_BYTES_MAX = 1 << 20;
 /** Reading on is cheaper than a second read across a gap as small as this. */
