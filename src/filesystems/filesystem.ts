@@ -42,6 +42,8 @@ export interface FileSystem {
   /** For people: `bitmaps + inode walk`. */
   readonly witness: { readonly map: string; readonly walk: string };
   readonly notes: readonly string[];
+  /** Bytes of member 0 that are worth nothing once the guest was shut down cleanly: a swap area behind its header. */
+  readonly scratch?: ExtentSet;
   /**
    * Set: nothing here may be freed. A value, so that explain goes on as far as it can. May be set by `free` and `walk`
    * too. The code `hibernated` refuses every volume of the disk: the guest will be resumed (H3).
