@@ -67,7 +67,7 @@ export async function openMembers(devices: readonly BlockDevice[]): Promise<Memb
 export async function openVolume(members: readonly Member[]): Promise<Volume> {
   const { sb } = members[0]!;
   const nodes = new NodeSource(members, await readChunks(members, sb, "refuse"), "refuse");
-  const roots = new Map<bigint, Root>();
+  const roots = new Map([[TREE.root as bigint, rootTree(sb)]]);
   const visitor: Visitor = {
     enters: onceEach(sb),
     leaf(node, tree) {
