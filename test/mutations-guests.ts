@@ -64,4 +64,22 @@ export const OF_GUESTS: readonly Mutation[] = [
     tests: ["test/worthless.test.ts"],
     only: "H2",
   },
+  {
+    hazard: "H36",
+    guard: "a set with a member missing stays closed",
+    file: "src/disk/layout/sets.ts",
+    from: "return ids.size === total && (expected ?? []).every((id) => ids.has(id));",
+    to: "return ids.size > 0;",
+    tests: ["test/groups.test.ts"],
+    only: "H36: one of two",
+  },
+  {
+    hazard: "H36",
+    guard: "a member beside its copy is none",
+    file: "src/disk/layout/sets.ts",
+    from: "if (ids.size < members.length) {",
+    to: "if (ids.size < 0) {",
+    tests: ["test/groups.test.ts"],
+    only: "H36: a disk and its copy",
+  },
 ];
