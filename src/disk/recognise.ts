@@ -34,7 +34,6 @@ function swapSignatures(name: string, magics: readonly string[]): Signature[] {
 const CONTENTS: readonly Signature[] = [
   { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
   { name: "BitLocker", at: 3, magic: "-FVE-FS-" },
-  { name: "NTFS", at: 3, magic: "NTFS    " },
   { name: "exFAT", at: 3, magic: "EXFAT   " },
   { name: "FAT32", at: 82, magic: "FAT32   " },
   { name: "FAT16", at: 54, magic: "FAT16   " },
