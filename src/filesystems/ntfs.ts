@@ -8,7 +8,7 @@
  *   ntfs/shadow.ts          what shadow copies need
  *   ntfs/bitmap.ts          free()
  *   ntfs/walk.ts            walk()          ntfs/spread.ts
- *   ntfs/owners.ts          describe(), find(), list()      ntfs/paths.ts  ntfs/directory.ts  ntfs/names.ts
+ *   ntfs/owners.ts          describe(), find(), list()      ntfs/directory.ts  ntfs/names.ts
  *
  * libyal/libfsntfs documentation/ and layout.h of ntfs-3g are the specification; ntfsprogs, ntfs-3g, partclone and
  * the Sleuth Kit are the judges in the tests.
@@ -27,6 +27,7 @@ import type {
 import { freeExtents } from "./ntfs/bitmap.ts";
 import { type Geometry, NAME, NAME_AT, readBoot } from "./ntfs/boot.ts";
 import { checkLog } from "./ntfs/log.ts";
+import { Owners } from "./ntfs/owners.ts";
 import { checkShadows } from "./ntfs/shadow.ts";
 import { checkHibernation, checkVolume, readLabel } from "./ntfs/state.ts";
 import { FileTable } from "./ntfs/table.ts";
@@ -55,6 +56,7 @@ class Ntfs extends Guarded implements FileSystem {
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #table: FileTable | undefined;
+  #owners: Owners | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -82,6 +84,7 @@ class Ntfs extends Guarded implements FileSystem {
     });
     if (table === undefined) return;
     this.#table = table;
+    this.#owners = new Owners(table);
     await this.guarded(async () => {
       this.label = await readLabel(table);
       await checkHibernation(table);
@@ -106,14 +109,14 @@ class Ntfs extends Guarded implements FileSystem {
   }
 
   async describe(owner: number): Promise<OwnerDescription> {
-    return { kind: "unknown", name: `owner ${owner}` };
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
   }
 
-  async find(_path: string): Promise<FoundFile | undefined> {
-    return undefined;
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
   }
 
-  async list(_path: string): Promise<readonly ListedFile[] | undefined> {
-    return undefined;
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
   }
 }
