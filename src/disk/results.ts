@@ -25,6 +25,8 @@ export interface Allow {
   readonly preallocated?: boolean;
   readonly shadowLoss?: boolean;
   readonly untestedHost?: boolean;
+  /** Give back what is free inside encrypted volumes: the holes show which blocks those are (H34). */
+  readonly discards?: boolean;
   /** Directories that backing and data files may lie in. */
   readonly outside?: readonly string[];
 }
@@ -35,6 +37,12 @@ export interface OpenOptions {
   readonly allow?: Allow;
   /** The raw disk is only this part of the file. */
   readonly window?: Window;
+  /** Passphrases, or what key files hold, for encrypted volumes. */
+  readonly keys?: readonly Uint8Array[];
+  /** Asked once for each encrypted volume that none of `keys` fits. Undefined: nobody knows. */
+  readonly askKey?: (volume: string) => Promise<Uint8Array | undefined>;
+  /** Files with LUKS headers of disks that do not show that they are encrypted. */
+  readonly luksHeaders?: readonly string[];
 }
 
 export interface SurveyOptions extends OpenOptions {

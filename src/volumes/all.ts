@@ -3,9 +3,10 @@
  * a set must not be read as if it were alone.
  */
 import { gpt } from "./gpt.ts";
+import { luks } from "./luks.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, gpt, mbr, lvm];
+export const SCHEMES: readonly VolumeScheme[] = [raid, gpt, mbr, lvm, luks];
