@@ -32,7 +32,6 @@ function swapSignatures(name: string, magics: readonly string[]): Signature[] {
 
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
-  { name: "BitLocker", at: 3, magic: "-FVE-FS-" },
   { name: "NTFS", at: 3, magic: "NTFS    " },
   { name: "exFAT", at: 3, magic: "EXFAT   " },
   { name: "FAT32", at: 82, magic: "FAT32   " },

@@ -87,6 +87,7 @@ async function tableOf(
     scheme: "luks",
     volumes: [{ ...ciphertext, ...opened }],
     gaps: [ExtentSet.EMPTY],
+    ...(disk === headerDevice ? {} : { header: headerDevice }),
     notes: header.notes,
     describe: (_disk, at) => describeOutside(at, regions, [payload]),
   };

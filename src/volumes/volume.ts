@@ -70,6 +70,8 @@ export interface VolumeTable {
   readonly gaps: readonly ExtentSet[];
   /** Set: the table is not trusted, `volumes` is empty and every byte counts as used. */
   readonly refusal?: Refusal;
+  /** `VolumeOptions.header`, when the table was read from it. */
+  readonly header?: BlockDevice;
   /** Remarks for people: a hybrid MBR, a bad backup header. */
   readonly notes: readonly string[];
   /** What lies at a byte outside every volume: `GPT header`, `boot code`, `gap between partitions`. */
