@@ -1,6 +1,9 @@
 /** Every filesystem reader, in the order in which they are probed. */
 import { btrfs } from "./btrfs.ts";
+import { exfat } from "./exfat.ts";
 import { ext } from "./ext.ts";
+import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
+import { ntfs } from "./ntfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, btrfs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, btrfs];
