@@ -106,6 +106,10 @@ class BtrfsFileSystem extends Guarded implements FileSystem {
     return Math.min(this.#sb?.deviceBytes ?? bytes, bytes);
   }
 
+  get isUnclean(): boolean {
+    return this.#sb !== undefined && this.#sb.logRoot !== 0;
+  }
+
   async open(options: ReadOptions): Promise<void> {
     await this.guarded(async () => {
       this.#sb = await readSuperblock(this.#devices[0]!);

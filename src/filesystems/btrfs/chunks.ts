@@ -84,7 +84,7 @@ export function decodeChunk(
   }
   const { columns, mirrors } = shapeOf(where, head);
   const stripeBytes = head.bytes / columns;
-  if (columns > 1 && (head.stripeBytes !== STRIPE_BYTES || stripeBytes % STRIPE_BYTES !== 0)) {
+  if (head.stripeBytes !== STRIPE_BYTES || (columns > 1 && stripeBytes % STRIPE_BYTES !== 0)) {
     throw damaged(`${where}: ${head.bytes} bytes in stripes of ${head.stripeBytes}`);
   }
   const stripes = Array.from({ length: head.stripes }, (_, index) => {
