@@ -3,6 +3,7 @@
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
+import { btrfs } from "./btrfs.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
@@ -25,6 +26,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  btrfs,
   journal,
   volumes,
 ];

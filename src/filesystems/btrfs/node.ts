@@ -60,7 +60,8 @@ export function compareKeys(a: Key, b: Key): number {
 export class Node {
   readonly at: number;
   readonly level: number;
-  readonly count: number;
+  /** How many keys. */
+  count: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
 
@@ -125,7 +126,7 @@ export class Node {
  * @param tree the tree it must belong to, where that can be told
  * @throws Refused
  */
-export function checkedNode(
+export function identifiedNode(
   sb: Superblock,
   reference: NodeReference,
   bytes: Uint8Array,
@@ -147,12 +148,13 @@ export function checkedNode(
     throw damaged(`${where}: tree ${view.getBigUint64(OWNER_AT, true)} found, ${tree} expected`);
   }
   if (node.level >= LEVELS) throw damaged(`${where}: level ${node.level}`);
-  checkItems(node, where);
   return node;
 }
 
-function checkItems(node: Node, where: string): void {
+/** @throws Refused when the keys or items of a node cannot be as they are */
+export function checkItems(node: Node): void {
   const { count, level, bytes } = node;
+  const where = `node at ${node.at}`;
   const room = bytes.length - HEADER_BYTES;
   if (count * (level === 0 ? ITEM_BYTES : POINTER_BYTES) > room) throw damaged(`${where}: ${count} keys`);
   if (level > 0 && count === 0) throw damaged(`${where}: no keys`);

@@ -5,7 +5,7 @@ import type { BlockDevice } from "../../device/device.ts";
 import { readScattered } from "../reading.ts";
 import { Refused } from "../refused.ts";
 import { placeOf, type ChunkMap } from "./chunks.ts";
-import { checkedNode, type Node, type NodeReference } from "./node.ts";
+import { checkItems, identifiedNode, type Node, type NodeReference } from "./node.ts";
 import { damaged } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
 
@@ -91,11 +91,14 @@ export class NodeSource {
   }
 
   #check({ tree, ...reference }: Wanted, bytes: Uint8Array): Node | undefined {
+    let node: Node | undefined;
     try {
-      return checkedNode(this.#sb, reference, bytes, tree.nodesSay);
+      node = identifiedNode(this.#sb, reference, bytes, tree.nodesSay);
+      checkItems(node);
     } catch (error) {
-      if (this.#unreadable === "pass by" && error instanceof Refused) return undefined;
-      throw error;
+      if (this.#unreadable === "refuse" || !(error instanceof Refused)) throw error;
+      if (node !== undefined) node.count = 0; // It is the one that was meant, and leads nowhere.
     }
+    return node;
   }
 }
