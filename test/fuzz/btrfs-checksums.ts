@@ -27,3 +27,8 @@ function fix(bytes: Uint8Array, at: number, length: number): void {
   if (length <= FSID_AT) return;
   viewOf(bytes).setUint32(at, ~crc32c(0xffffffff, bytes, at + FSID_AT, at + length), true);
 }
+
+/** Up to where a volume was written, in whole nodes of any length. */
+export function usedLength(bytes: Uint8Array): number {
+  return Math.ceil((bytes.findLastIndex((byte) => byte !== 0) + 1) / 65_536) * 65_536;
+}

@@ -18,7 +18,7 @@ import {
   spotOf,
 } from "../../src/testing/fuzz.ts";
 import { attempt, run } from "../../src/testing/tools.ts";
-import { fixChecksums } from "./btrfs-checksums.ts";
+import { fixChecksums, usedLength } from "./btrfs-checksums.ts";
 
 const PAYLOAD = Buffer.from("ullage".padEnd(128, "."));
 const MiB = 2 ** 20;
@@ -89,7 +89,7 @@ function makeSample(folder: string, tree: string, name: string): Sample {
   truncateSync(image, DEVICE_BYTES);
   run("mkfs.btrfs", ["-q", "-f", "--mixed", "-r", tree, ...VARIANTS[name]!, image]);
   const whole = readFileSync(image);
-  const bytes = new Uint8Array(whole.subarray(0, whole.findLastIndex((byte) => byte !== 0) + 1));
+  const bytes = new Uint8Array(whole.subarray(0, usedLength(whole)));
   const chunks = chunksOf(bytes, (chunk) => PAYLOAD.equals(chunk));
   const superblock = spotOf(SuperblockLayout, SUPERBLOCK_AT);
   const often = Array.from({ length: Math.ceil(chunks.length / 3) }, () => superblock);
