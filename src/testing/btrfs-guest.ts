@@ -71,13 +71,16 @@ export function live(root: string, seed: number): void {
   for (let i = 0; i < 24; i++) write(`file${i}`, 1 + random.below(300 * KiB));
   for (let i = 0; i < 12; i++) write(`sub/inner/file${i}`, 40 * KiB);
   writeFileSync(at("text"), "the same line again\n".repeat(40_000));
-  writeFileSync(at("unchecked"), "");
-  run("chattr", ["+C", at("unchecked")]);
-  write("unchecked", 200 * KiB);
+  const writeUnchecked = (name: string) => {
+    writeFileSync(at(name), "");
+    run("chattr", ["+C", at(name)]);
+    write(name, 200 * KiB);
+  };
+  writeUnchecked("unchecked");
   run("fallocate", ["-l", "1500000", at("unwritten")]);
   run("cp", ["--reflink=always", at("file5"), at("reflink")]);
   sync();
-  linkSync(at("file7"), at("sub/../linked"));
+  linkSync(at("file7"), at("linked"));
   symlinkSync("s".repeat(200), at("symlink"));
   run("btrfs", ["subvolume", "snapshot", at("sub"), at("snapshot")]);
   run("btrfs", ["subvolume", "snapshot", "-r", root, at("frozen")]);
@@ -91,6 +94,7 @@ export function live(root: string, seed: number): void {
   sync();
   rmSync(at("doomed"), { recursive: true });
   write("last", 100 * KiB);
+  writeUnchecked("swap");
   sync();
 }
 
