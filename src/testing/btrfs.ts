@@ -27,18 +27,25 @@ export interface DumpedBackup {
   readonly root: number;
   readonly generation: number;
   readonly extentRoot: number;
+  readonly fileRoot: number;
 }
 
 /** The backups of roots in the first superblock. */
 export function dumpedBackups(path: string): DumpedBackup[] {
   const text = run("btrfs", ["inspect-internal", "dump-super", "-f", path]);
-  const found = text.matchAll(/backup_tree_root:\s+(\d+)\s+gen: (\d+)[^]*?backup_extent_root:\s+(\d+)/g);
+  const found = text.matchAll(
+    /backup_tree_root:\s+(\d+)\s+gen: (\d+)[^]*?backup_extent_root:\s+(\d+)[^]*?backup_fs_root:\s+(\d+)/g,
+  );
   return [...found]
-    .map(([, root, generation, extentRoot]) => ({
-      root: Number(root),
-      generation: Number(generation),
-      extentRoot: Number(extentRoot),
-    }))
+    .map(([, ...numbers]) => {
+      const [root, generation, extentRoot, fileRoot] = numbers.map(Number) as [
+        number,
+        number,
+        number,
+        number,
+      ];
+      return { root, generation, extentRoot, fileRoot };
+    })
     .filter(({ root }) => root !== 0);
 }
 
@@ -83,6 +90,14 @@ export function dumpedFree(paths: readonly string[], deviceBytes: number): Dumpe
     kept.set(device, now.get(device)!.subtract(older.build()));
   }
   return { now, kept, isWhole };
+}
+
+/** Where the sector at a logical address lies on the one device, in all its copies. */
+export function dumpedPlaces(path: string, start: number): number[] {
+  const places: number[] = [];
+  const chunks = dumpedChunks(dumpTree([path], "-t", "chunk"));
+  eachSector(chunks, { start, bytes: 4096 }, (_, at) => places.push(at));
+  return places;
 }
 
 /** Roots of the extent trees of all backups: those beside the root tree, and those that the root tree leads to. */
