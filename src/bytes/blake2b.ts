@@ -88,7 +88,8 @@ function compress(state: Int32Array, eaten: number, isLast: boolean): void {
   for (let round = 0; round < ROUNDS; round++) {
     const order = (round % 10) * 16;
     for (let step = 0; step < 8; step++) {
-      const [x, y] = [ORDER[order + step * 2]! * 2, ORDER[order + step * 2 + 1]! * 2];
+      const x = ORDER[order + step * 2]! * 2;
+      const y = ORDER[order + step * 2 + 1]! * 2;
       mix(
         STEPS[step * 4]! * 2,
         STEPS[step * 4 + 1]! * 2,
@@ -104,32 +105,41 @@ function compress(state: Int32Array, eaten: number, isLast: boolean): void {
 
 /** Mixes the numbers at `a`, `b`, `c`, `d` of `v` with those at `x` and `y` of `m`. */
 function mix(a: number, b: number, c: number, d: number, x: number, y: number): void {
-  add(a, v[b]!, v[b + 1]!);
-  add(a, m[x]!, m[x + 1]!);
-  let low = v[d]! ^ v[a]!;
-  let high = v[d + 1]! ^ v[a + 1]!;
-  v[d] = high; // right by 32
-  v[d + 1] = low;
-  add(c, v[d]!, v[d + 1]!);
-  low = v[b]! ^ v[c]!;
-  high = v[b + 1]! ^ v[c + 1]!;
-  v[b] = (low >>> 24) | (high << 8);
-  v[b + 1] = (high >>> 24) | (low << 8);
-  add(a, v[b]!, v[b + 1]!);
-  add(a, m[y]!, m[y + 1]!);
-  low = v[d]! ^ v[a]!;
-  high = v[d + 1]! ^ v[a + 1]!;
-  v[d] = (low >>> 16) | (high << 16);
-  v[d + 1] = (high >>> 16) | (low << 16);
-  add(c, v[d]!, v[d + 1]!);
-  low = v[b]! ^ v[c]!;
-  high = v[b + 1]! ^ v[c + 1]!;
-  v[b] = (high >>> 31) | (low << 1); // right by 63
-  v[b + 1] = (low >>> 31) | (high << 1);
+  half(a, b, c, d, m[x]!, m[x + 1]!, 0, 24);
+  half(a, b, c, d, m[y]!, m[y + 1]!, 16, 63);
 }
 
-function add(at: number, low: number, high: number): void {
-  const sum = (v[at]! >>> 0) + (low >>> 0);
-  v[at] = sum;
-  v[at + 1] = v[at + 1]! + high + (sum > 0xffffffff ? 1 : 0);
+/** Half a mixing; the last two numbers say by how much it turns to the right. */
+function half(
+  a: number,
+  b: number,
+  c: number,
+  d: number,
+  low: number,
+  high: number,
+  turnD: number,
+  turnB: number,
+): void {
+  let sum = (v[a]! >>> 0) + (v[b]! >>> 0) + (low >>> 0);
+  const aLow = sum | 0;
+  const aHigh = (v[a + 1]! + v[b + 1]! + high + ((sum / 0x100000000) | 0)) | 0;
+  v[a] = aLow;
+  v[a + 1] = aHigh;
+  let one = v[d]! ^ aLow;
+  let other = v[d + 1]! ^ aHigh;
+  // Here 0 stands for 32: the halves change places.
+  const dLow = turnD === 0 ? other : (one >>> turnD) | (other << (32 - turnD));
+  const dHigh = turnD === 0 ? one : (other >>> turnD) | (one << (32 - turnD));
+  v[d] = dLow;
+  v[d + 1] = dHigh;
+  sum = (v[c]! >>> 0) + (dLow >>> 0);
+  const cLow = sum | 0;
+  const cHigh = (v[c + 1]! + dHigh + (sum > 0xffffffff ? 1 : 0)) | 0;
+  v[c] = cLow;
+  v[c + 1] = cHigh;
+  one = v[b]! ^ cLow;
+  other = v[b + 1]! ^ cHigh;
+  // To the right by 63 is to the left by 1.
+  v[b] = turnB === 63 ? (one << 1) | (other >>> 31) : (one >>> turnB) | (other << (32 - turnB));
+  v[b + 1] = turnB === 63 ? (other << 1) | (one >>> 31) : (other >>> turnB) | (one << (32 - turnB));
 }

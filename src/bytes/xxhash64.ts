@@ -7,13 +7,16 @@
  */
 import { viewOf } from "./struct.ts";
 
-/** `[high, low]` */
-type Prime = readonly [number, number];
-const P1: Prime = [0x9e3779b1, 0x85ebca87];
-const P2: Prime = [0xc2b2ae3d, 0x27d4eb4f];
-const P3: Prime = [0x165667b1, 0x9e3779f9];
-const P4: Prime = [0x85ebca77, 0xc2b2ae63];
-const P5: Prime = [0x27d4eb2f, 0x165667c5];
+/** A number that is only read. */
+interface Halves {
+  readonly high: number;
+  readonly low: number;
+}
+const P1: Halves = { high: 0x9e3779b1, low: 0x85ebca87 };
+const P2: Halves = { high: 0xc2b2ae3d, low: 0x27d4eb4f };
+const P3: Halves = { high: 0x165667b1, low: 0x9e3779f9 };
+const P4: Halves = { high: 0x85ebca77, low: 0xc2b2ae63 };
+const P5: Halves = { high: 0x27d4eb2f, low: 0x165667c5 };
 
 /** A number that is worked on in place. */
 class Word {
@@ -26,16 +29,18 @@ class Word {
     return this;
   }
 
-  add(high: number, low: number): this {
+  add({ high, low }: Halves): this {
     const sum = (this.low >>> 0) + (low >>> 0);
     this.high = (this.high + high + (sum > 0xffffffff ? 1 : 0)) | 0;
     this.low = sum | 0;
     return this;
   }
 
-  multiply([high, low]: Prime): this {
-    const [a0, a1] = [this.low & 0xffff, this.low >>> 16];
-    const [b0, b1] = [low & 0xffff, low >>> 16];
+  multiply({ high, low }: Halves): this {
+    const a0 = this.low & 0xffff;
+    const a1 = this.low >>> 16;
+    const b0 = low & 0xffff;
+    const b1 = low >>> 16;
     const lowest = a0 * b0;
     const middle = a1 * b0 + (lowest >>> 16);
     const other = a0 * b1 + (middle & 0xffff);
@@ -78,44 +83,33 @@ export function xxhash64(bytes: Uint8Array): { readonly high: number; readonly l
   const sum = new Word();
   let at = 0;
   if (length >= 32) {
-    lanes[0].set(...P1).add(...P2);
-    lanes[1].set(...P2);
+    lanes[0].set(P1.high, P1.low).add(P2);
+    lanes[1].set(P2.high, P2.low);
     lanes[2].set(0, 0);
-    lanes[3].set(~P1[0], -P1[1]);
+    lanes[3].set(~P1.high, -P1.low);
     for (; at + 32 <= length; at += 32) {
       for (let i = 0; i < 4; i++) eat(lanes[i]!, view, at + i * 8);
     }
     [1, 7, 12, 18].forEach((bits, i) => {
       const { high, low } = lanes[i]!;
       word.set(high, low).rotate(bits);
-      sum.add(word.high, word.low);
+      sum.add(word);
     });
     for (const { high, low } of lanes) {
       word.set(high, low).multiply(P2).rotate(31).multiply(P1);
-      sum
-        .exclusiveOr(word.high, word.low)
-        .multiply(P1)
-        .add(...P4);
+      sum.exclusiveOr(word.high, word.low).multiply(P1).add(P4);
     }
   } else {
-    sum.set(...P5);
+    sum.set(P5.high, P5.low);
   }
-  sum.add(0, length);
+  sum.add({ high: 0, low: length });
   for (; at + 8 <= length; at += 8) {
     eat(word.set(0, 0), view, at);
-    sum
-      .exclusiveOr(word.high, word.low)
-      .rotate(27)
-      .multiply(P1)
-      .add(...P4);
+    sum.exclusiveOr(word.high, word.low).rotate(27).multiply(P1).add(P4);
   }
   if (at + 4 <= length) {
     word.set(0, view.getUint32(at, true)).multiply(P1);
-    sum
-      .exclusiveOr(word.high, word.low)
-      .rotate(23)
-      .multiply(P2)
-      .add(...P3);
+    sum.exclusiveOr(word.high, word.low).rotate(23).multiply(P2).add(P3);
     at += 4;
   }
   for (; at < length; at++) {
@@ -128,10 +122,8 @@ export function xxhash64(bytes: Uint8Array): { readonly high: number; readonly l
 
 /** One round of a lane. */
 function eat(lane: Word, view: DataView, at: number): void {
-  const [high, low] = [view.getUint32(at + 4, true), view.getUint32(at, true)];
-  // The input is multiplied before it is added; a lane keeps its own value meanwhile.
-  product.set(high, low).multiply(P2);
-  lane.add(product.high, product.low).rotate(31).multiply(P1);
+  product.set(view.getUint32(at + 4, true), view.getUint32(at, true)).multiply(P2);
+  lane.add(product).rotate(31).multiply(P1);
 }
 
 const product = new Word();

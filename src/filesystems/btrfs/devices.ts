@@ -9,7 +9,7 @@ import { Refused } from "../refused.ts";
 import { treeRoot } from "./extent-map.ts";
 import { KEY, TREE } from "./keys.ts";
 import { u64At, type Node } from "./node.ts";
-import { onceEach, type Volume } from "./opening.ts";
+import type { Volume } from "./opening.ts";
 import { contradiction, damaged } from "./refused.ts";
 import { traverse } from "./trees.ts";
 
@@ -24,11 +24,11 @@ const REPLACE_SUSPENDED = 4;
 
 /** What of each member is in no chunk. @throws Refused */
 export async function unallocated(volume: Volume): Promise<ExtentSet[]> {
-  const { sb, members, nodes } = volume;
+  const { members, nodes } = volume;
   const held = members.map(() => new ExtentBuilder());
   const stripes = stripesOf(volume);
   await traverse(nodes, [treeRoot(volume, TREE.device)], {
-    enters: onceEach(sb),
+    enters: nodes.onceEach(),
     leaf(node) {
       for (let index = 0; index < node.count; index++) {
         if (node.type(index) === KEY.deviceReplace) checkReplace(node, index);

@@ -17,7 +17,7 @@ import { hasBlockGroupTree, hasFreeSpaceTree, hasSkinnyMetadata } from "./featur
 import { checkFreeSpaceTree } from "./free-space-tree.ts";
 import { KEY, TREE } from "./keys.ts";
 import { u64At, type Node } from "./node.ts";
-import { onceEach, type Volume } from "./opening.ts";
+import type { Volume } from "./opening.ts";
 import { contradiction, damaged } from "./refused.ts";
 import { reserved } from "./reserved.ts";
 import { traverse, type Root } from "./trees.ts";
@@ -88,7 +88,7 @@ async function readUsed(volume: Volume): Promise<SparseBitmap> {
   };
   const trees = [treeRoot(volume, TREE.extent)];
   if (hasBlockGroupTree(sb)) trees.push(treeRoot(volume, TREE.blockGroup));
-  await traverse(nodes, trees, { enters: onceEach(sb), leaf });
+  await traverse(nodes, trees, { enters: nodes.onceEach(), leaf });
   checkSums(volume, usedIn, groups);
   return used;
 }

@@ -145,18 +145,19 @@ export class Files {
     if (chunks.some((chunk) => chunk === undefined || chunk.mirrors > 1)) return "mirrored";
     if (chunks.some((chunk) => chunk!.stripes.some(({ member }) => member !== 0)))
       return "on several devices";
-    for (const piece of pieces) if (await this.#isShared(place, piece)) return "shared";
+    const root = await this.#lookup.item(TREE.root, place.tree, KEY.root);
+    const snapshot = root === undefined ? Infinity : lastSnapshot(root.node, root.index);
+    for (const piece of pieces) if (await this.#isShared(piece, snapshot)) return "shared";
     return inode.isUnchecked ? undefined : "checksummed";
   }
 
-  /** Whether somebody else refers to an extent, or did so when the last snapshot was taken: nodes are shared, too. */
-  async #isShared({ tree }: Place, { extentAt, extentBytes }: FilePiece): Promise<boolean> {
+  /** Whether somebody else refers to an extent, or did when the last snapshot was taken: nodes are shared, too. */
+  async #isShared({ extentAt, extentBytes }: FilePiece, snapshot: number): Promise<boolean> {
     const extent = await this.#lookup.item(TREE.extent, BigInt(extentAt), KEY.extent, BigInt(extentBytes));
-    const root = await this.#lookup.item(TREE.root, tree, KEY.root);
-    if (extent === undefined || root === undefined) return true;
+    if (extent === undefined) return true;
     const at = extent.node.itemPlace(extent.index);
     const [references, generation] = [u64At(extent.node.view, at), u64At(extent.node.view, at + 8)];
-    return references > 1 || generation <= lastSnapshot(root.node, root.index);
+    return references > 1 || generation <= snapshot;
   }
 }
 

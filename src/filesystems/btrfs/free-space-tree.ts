@@ -14,7 +14,7 @@ import type { Chunk } from "./chunks.ts";
 import { treeRoot } from "./extent-map.ts";
 import { KEY, TREE } from "./keys.ts";
 import type { Node } from "./node.ts";
-import { onceEach, type Volume } from "./opening.ts";
+import type { Volume } from "./opening.ts";
 import { contradiction, damaged } from "./refused.ts";
 import { traverse } from "./trees.ts";
 
@@ -23,7 +23,7 @@ export async function checkFreeSpaceTree(volume: Volume, freeOf: (chunk: Chunk) 
   const { sb, nodes } = volume;
   const free = new SparseBitmap();
   await traverse(nodes, [treeRoot(volume, TREE.freeSpace)], {
-    enters: onceEach(sb),
+    enters: nodes.onceEach(),
     leaf(node) {
       for (let index = 0; index < node.count; index++) {
         if (nodes.map.chunkOf(node.id(index), node.offset(index)) !== undefined)

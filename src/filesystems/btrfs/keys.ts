@@ -42,7 +42,8 @@ const NAMES: ReadonlyMap<bigint, string> = new Map([
   [TREE.dataRelocation, "data relocation tree"],
 ]);
 
-export const treeName = (tree: bigint): string => NAMES.get(tree) ?? `file tree of subvolume ${tree}`;
+export const treeName = (tree: bigint): string =>
+  NAMES.get(tree) ?? (isSubvolume(tree) ? `file tree of subvolume ${tree}` : `tree ${tree}`);
 
 /** Item types that are looked at. */
 export const KEY = {

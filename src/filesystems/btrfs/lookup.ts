@@ -4,6 +4,7 @@
 import { treeRoot } from "./extent-map.ts";
 import { compareKeys, Node, type Key } from "./node.ts";
 import type { Volume } from "./opening.ts";
+import { damaged } from "./refused.ts";
 import type { Root } from "./trees.ts";
 
 const HELD_NODES = 256;
@@ -27,28 +28,24 @@ export class Lookup {
 
   /** The items of one type that an object has, ascending. @throws Refused */
   items(tree: bigint, id: bigint, type: number): AsyncGenerator<Item> {
-    return this.#below(
-      treeRoot(this.#volume, tree),
-      { id, type, offset: 0n },
-      { id, type, offset: OFFSET_MAX },
-    );
+    return this.#between(tree, { id, type, offset: 0n }, { id, type, offset: OFFSET_MAX });
   }
 
   /** The first such item, or the one with that offset. @throws Refused */
   async item(tree: bigint, id: bigint, type: number, offset?: bigint): Promise<Item | undefined> {
-    const range = { from: offset ?? 0n, to: offset ?? OFFSET_MAX };
-    const root = treeRoot(this.#volume, tree);
-    for await (const item of this.#below(
-      root,
-      { id, type, offset: range.from },
-      { id, type, offset: range.to },
-    )) {
+    const from = { id, type, offset: offset ?? 0n };
+    for await (const item of this.#between(tree, from, { ...from, offset: offset ?? OFFSET_MAX }))
       return item;
-    }
     return undefined;
   }
 
-  async *#below(root: Root, from: Key, to: Key): AsyncGenerator<Item> {
+  #between(tree: bigint, from: Key, to: Key): AsyncGenerator<Item> {
+    return this.#below(treeRoot(this.#volume, tree), from, to, new Set());
+  }
+
+  async *#below(root: Root, from: Key, to: Key, seen: Set<number>): AsyncGenerator<Item> {
+    if (seen.has(root.at)) throw damaged(`node at ${root.at}: two ways lead to it in one tree`);
+    seen.add(root.at);
     const node = await this.#read(root);
     for (let index = 0; index < node.count; index++) {
       const key = node.key(index);
@@ -56,14 +53,14 @@ export class Lookup {
       if (node.level === 0) {
         if (compareKeys(key, from) >= 0) yield { key, node, index };
       } else if (index + 1 === node.count || compareKeys(node.key(index + 1), from) > 0) {
-        yield* this.#below({ ...node.child(index), tree: root.tree }, from, to);
+        yield* this.#below({ ...node.child(index), tree: root.tree }, from, to, seen);
       }
     }
   }
 
   async #read(root: Root): Promise<Node> {
     let node = this.#held.get(root.at);
-    if (node === undefined) {
+    if (node?.level !== root.level) {
       await this.#volume.nodes.read([root], ({ at, bytes }) => (node = new Node(at, bytes.slice())));
     }
     this.#held.delete(root.at);

@@ -91,8 +91,8 @@ class OlderReach implements Visitor {
   readonly #source: NodeSource;
   /** Sectors of each member that begin a node which was read for one of the generations. */
   readonly #read: readonly SparseBitmap[];
-  /** Logical sectors at which this generation has looked for a node. */
-  readonly #tried = new SparseBitmap();
+  /** Logical sectors at which one of the trees has looked for a node. */
+  #tried = new SparseBitmap();
 
   constructor(volume: Volume, known: Known, keep: Keep, map: ChunkMap, read: readonly SparseBitmap[]) {
     this.#sb = volume.sb;
@@ -103,13 +103,17 @@ class OlderReach implements Visitor {
   }
 
   async run(starts: readonly Start[]): Promise<void> {
-    const plausible = starts.filter(({ level }) => level < LEVELS);
-    await traverse(this.#source, plausible.map(rootAt), this);
+    for (const start of starts.filter(({ level }) => level < LEVELS)) {
+      // Two trees of one set may be of two generations, and mean different nodes at one place.
+      this.#tried = new SparseBitmap();
+      await traverse(this.#source, [rootAt(start)], this);
+    }
   }
 
-  enters({ at }: Root): boolean {
+  enters(node: Root): boolean {
+    const { at } = node;
     const { sectorBytes, nodeBytes } = this.#sb;
-    const chunk = at % sectorBytes === 0 ? this.#source.map.chunkOf(at, nodeBytes) : undefined;
+    const chunk = this.#source.chunkOf(node);
     const place = chunk && placeOf(chunk, at, nodeBytes, 0);
     const sector = at / sectorBytes;
     if (place === undefined || this.#tried.has(sector)) return false;

@@ -18,7 +18,7 @@ import { NodeSource, type Member, type Unreadable } from "./volume.ts";
 
 /** Limits on what a disk may choose. */
 const DEVICES_MAX = 1024;
-const CHUNKS_MAX = 1 << 20;
+const STRIPES_MAX = 1 << 20;
 const ROOTS_MAX = 1 << 20;
 
 export interface Volume {
@@ -69,7 +69,7 @@ export async function openVolume(members: readonly Member[]): Promise<Volume> {
   const nodes = new NodeSource(members, await readChunks(members, sb, "refuse"), "refuse");
   const roots = new Map([[TREE.root as bigint, rootTree(sb)]]);
   const visitor: Visitor = {
-    enters: onceEach(sb),
+    enters: nodes.onceEach(),
     leaf(node, tree) {
       for (const root of rootsIn(node, tree)) roots.set(root.tree.id, root);
       if (roots.size > ROOTS_MAX) throw damaged(`root tree: more than ${ROOTS_MAX} trees`);
@@ -84,17 +84,6 @@ export const rootTree = ({ root, generation, rootLevel }: Roots): Root =>
 
 export const chunkTree = ({ chunkRoot, chunkRootGeneration, chunkRootLevel }: Roots): Root =>
   rootAt({ tree: TREE.chunk, at: chunkRoot, generation: chunkRootGeneration, level: chunkRootLevel });
-
-/** For trees that are read alone: no node twice. */
-export function onceEach(sb: Superblock): (node: Root) => boolean {
-  const seen = new Set<number>();
-  return ({ at }) => {
-    if (seen.has(at)) return false;
-    if (seen.size * sb.nodeBytes > sb.totalBytes)
-      throw damaged("a tree with more nodes than the disk has room for");
-    return seen.add(at) !== undefined;
-  };
-}
 
 /** The map of chunks that a set of roots has. @throws Refused, unless what is unreadable is passed by */
 export async function readChunks(
@@ -111,16 +100,22 @@ export async function readChunks(
   const system = systemChunks(sb, holders);
   const chunks: Chunk[] = [];
   let devices = 0;
-  await traverse(new NodeSource(members, new ChunkMap(system), unreadable), [chunkTree(roots)], {
-    enters: onceEach(sb),
+  let stripes = 0;
+  const nodes = new NodeSource(members, new ChunkMap(system), unreadable);
+  await traverse(nodes, [chunkTree(roots)], {
+    enters: nodes.onceEach(),
     leaf(node) {
       for (let index = 0; index < node.count; index++) {
         const type = node.type(index);
-        if (type === KEY.chunk)
-          chunks.push(decodeChunk(node.item(index), node.offset(index), holders, sb.sectorBytes));
-        else if (type === KEY.device && unreadable === "refuse") devices += checkDevice(node, index, members);
+        if (type === KEY.chunk) {
+          const chunk = decodeChunk(node.item(index), node.offset(index), holders, sb.sectorBytes);
+          chunks.push(chunk);
+          stripes += chunk.stripes.length;
+        } else if (type === KEY.device && unreadable === "refuse") {
+          devices += checkDevice(node, index, members);
+        }
       }
-      if (chunks.length > CHUNKS_MAX) throw damaged(`chunk tree: more than ${CHUNKS_MAX} chunks`);
+      if (stripes > STRIPES_MAX) throw damaged(`chunk tree: more than ${STRIPES_MAX} stripes`);
     },
   });
   if (unreadable === "refuse" && devices !== members.length) {

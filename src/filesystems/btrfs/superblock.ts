@@ -21,6 +21,7 @@ import {
   type Decoded,
 } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
+import { unlessDamaged } from "../refused.ts";
 import { checksumOf, type Checksum } from "./checksums.ts";
 import { TREE } from "./keys.ts";
 import { badChecksum, damaged } from "./refused.ts";
@@ -120,8 +121,7 @@ const INCOMPAT_METADATA_UUID = 1n << 10n;
 
 /** @throws Refused, DiskError `unsupported` */
 export async function readSuperblock(device: BlockDevice): Promise<Superblock> {
-  const bytes = await readBytes(device, SUPERBLOCK_AT, SuperblockLayout.bytes);
-  const sb = decode(bytes, SUPERBLOCK_AT);
+  const sb = await readCopy(device, SUPERBLOCK_AT);
   const { sectorBytes, nodeBytes } = sb;
   const isPower = (value: number) => value >= 2 * KiB && value <= 64 * KiB && (value & (value - 1)) === 0;
   if (!isPower(sectorBytes) || !isPower(nodeBytes) || nodeBytes < sectorBytes) {
@@ -141,8 +141,7 @@ export async function readCopies(device: BlockDevice, primary: Superblock): Prom
   const copies: Superblock[] = [];
   for (const at of COPIES_AT.slice(1)) {
     if (at + SuperblockLayout.bytes > device.bytes) continue;
-    const bytes = await readBytes(device, at, SuperblockLayout.bytes);
-    const copy = decodeSound(bytes, at);
+    const copy = await unlessDamaged(readCopy(device, at));
     if (copy !== undefined && Buffer.from(copy.fsid).equals(primary.fsid)) copies.push(copy);
   }
   return copies;
@@ -192,7 +191,8 @@ export function backupRoots(sb: Superblock): Backup[] {
   return backups;
 }
 
-function decode(bytes: Uint8Array, at: number): Superblock {
+async function readCopy(device: BlockDevice, at: number): Promise<Superblock> {
+  const bytes = await readBytes(device, at, SuperblockLayout.bytes);
   const sb = SuperblockLayout.decode(bytes);
   if (sb.magic !== MAGIC) throw damaged(`superblock at ${at}: no magic ${MAGIC}`);
   const checksumKind = checksumOf(sb.checksumType);
@@ -203,12 +203,4 @@ function decode(bytes: Uint8Array, at: number): Superblock {
   }
   const nodeFsid = (sb.incompat & INCOMPAT_METADATA_UUID) === 0n ? sb.fsid : sb.metadataUuid;
   return { ...sb, nodeFsid, checksumKind };
-}
-
-function decodeSound(bytes: Uint8Array, at: number): Superblock | undefined {
-  try {
-    return decode(bytes, at);
-  } catch {
-    return undefined;
-  }
 }

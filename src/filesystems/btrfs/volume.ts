@@ -1,10 +1,11 @@
 /**
  * The devices, the map of chunks, and how nodes are read through it.
  */
+import { SparseBitmap } from "../../bytes/bitmap.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import { readScattered } from "../reading.ts";
 import { Refused } from "../refused.ts";
-import { placeOf, type ChunkMap } from "./chunks.ts";
+import { placeOf, type Chunk, type ChunkMap } from "./chunks.ts";
 import { checkItems, identifiedNode, type Node, type NodeReference } from "./node.ts";
 import { damaged } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
@@ -79,9 +80,28 @@ export class NodeSource {
     return failed;
   }
 
-  #place({ at }: NodeReference, copy: number): { member: number; at: number } | undefined {
+  /** The chunk that a node lies in, if it can lie there at all. */
+  chunkOf({ at }: NodeReference): Chunk | undefined {
     const { nodeBytes, sectorBytes } = this.#sb;
-    const chunk = at % sectorBytes === 0 ? this.map.chunkOf(at, nodeBytes) : undefined;
+    return at % sectorBytes === 0 ? this.map.chunkOf(at, nodeBytes) : undefined;
+  }
+
+  /** For trees that are read alone: whether a node comes for the first time. What lies nowhere is for `read` to judge. */
+  onceEach(): (node: NodeReference) => boolean {
+    const seen = new SparseBitmap();
+    return (node) => {
+      if (this.chunkOf(node) === undefined) return this.#unreadable === "refuse";
+      const sector = node.at / this.#sb.sectorBytes;
+      if (seen.has(sector)) return false;
+      seen.setRange(sector, sector + 1);
+      return true;
+    };
+  }
+
+  #place(node: NodeReference, copy: number): { member: number; at: number } | undefined {
+    const { at } = node;
+    const { nodeBytes } = this.#sb;
+    const chunk = this.chunkOf(node);
     const place =
       chunk !== undefined && copy < chunk.mirrors ? placeOf(chunk, at, nodeBytes, copy) : undefined;
     if (place === undefined && this.#unreadable === "refuse") {
