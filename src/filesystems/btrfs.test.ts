@@ -11,11 +11,18 @@ import { fileDevice } from "../testing/file-device.ts";
 import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
 import { btrfs } from "./btrfs.ts";
 
-/** What mkfs.btrfs is asked for, with how many devices, and how it is mounted. */
-const MAKES: readonly { readonly options: string; readonly devices?: number; readonly mount?: string }[] = [
+interface Make {
+  readonly options: string;
+  readonly devices?: number;
+  readonly mount?: string;
+  /** What btrfstune changes afterwards. */
+  readonly tune?: string;
+}
+
+const MAKES: readonly Make[] = [
   { options: "" },
   { options: "-n 4096 --csum xxhash -R quota", mount: "compress-force=zstd" },
-  { options: "-n 32768 --csum sha256 -m single -d single", mount: "compress=lzo" },
+  { options: "-n 32768 --csum sha256 -m single -d single", mount: "compress=lzo", tune: "-m" },
   { options: "--mixed -n 4096 --csum blake2" },
   { options: "-O ^extref,^skinny-metadata,^no-holes -R ^free-space-tree", mount: "space_cache=v1" },
   { options: "-m raid0 -d raid0", devices: 3 },
@@ -34,7 +41,7 @@ async function devicesOf(t: TestContext, paths: readonly string[]): Promise<Bloc
   );
 }
 
-for (const { options, devices = 1, mount = "rw" } of MAKES) {
+for (const { options, devices = 1, mount = "rw", tune } of MAKES) {
   test(`free space agrees with dump-tree, and all else is reached: mkfs.btrfs ${options}`, async (t) => {
     if (!available(t)) return;
     const folder = scratch(t);
@@ -42,6 +49,7 @@ for (const { options, devices = 1, mount = "rw" } of MAKES) {
     const paths = Array.from({ length: devices }, (_, index) => join(folder, `disk${index}`));
     makeBtrfs(paths, mebibytes, options.split(" ").filter(Boolean));
     withBtrfs(paths, mount, (root) => live(root, 1));
+    if (tune !== undefined) run("btrfstune", ["-f", tune, ...paths]);
 
     const filesystem = await btrfs.open(await devicesOf(t, paths), { replay: false });
     const free = await filesystem.free();
@@ -66,7 +74,7 @@ for (const { options, devices = 1, mount = "rw" } of MAKES) {
 }
 
 const available = (t: TestContext) =>
-  requires(t, "mkfs.btrfs", "btrfs", "losetup", "chattr") && requiresRoot(t);
+  requires(t, "mkfs.btrfs", "btrfs", "btrfstune", "losetup", "chattr") && requiresRoot(t);
 
 test("files: where their bytes lie, and why they are not simply there", async (t) => {
   if (!available(t)) return;

@@ -79,9 +79,8 @@ export interface ReferenceLayout {
 }
 
 export const REFERENCE: ReferenceLayout = { nameBytesAt: 8 };
+/** Of an inode with many names, and of a subvolume, where the offset of the key is the tree of the directory. */
 export const REFERENCES: ReferenceLayout = { directoryAt: 0, nameBytesAt: 16 };
-/** Of a subvolume; the offset of the key is the tree of the directory. */
-export const BACK_REFERENCE: ReferenceLayout = { directoryAt: 0, nameBytesAt: 16 };
 
 export function referenceOf(
   { key, node, index }: Item,

@@ -9,7 +9,6 @@
 import { shownName } from "../../bytes/text.ts";
 import { LISTED_MAX } from "../filesystem.ts";
 import {
-  BACK_REFERENCE,
   entriesOf,
   inodeOf,
   nameHash,
@@ -110,7 +109,7 @@ export class Paths {
     if (inode === ROOT_INODE) {
       const item = await this.#lookup.item(TREE.root, tree, KEY.rootBackReference);
       if (item === undefined) return undefined;
-      const { directory, name } = referenceOf(item, BACK_REFERENCE);
+      const { directory, name } = referenceOf(item, REFERENCES);
       return { tree: item.key.offset, inode: directory, name };
     }
     const one = await this.#lookup.item(tree, inode, KEY.inodeReference);

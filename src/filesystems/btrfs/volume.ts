@@ -1,5 +1,7 @@
 /**
  * The devices, the map of chunks, and how nodes are read through it.
+ *
+ *   wanted: addresses → chunk → member and place → sorted → few large reads → each node checked → handed over
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import type { BlockDevice } from "../../device/device.ts";
