@@ -156,6 +156,7 @@ test("H2: a killed guest is refused; with --allow replay nothing that its log ne
   run("cp", ["--sparse=always", killed, copy]);
   const [volume] = (await survey(killed, { format: "raw" })).volumes;
   assert.equal(volume!.reason?.code, "journal-dirty");
+  assert.ok((await explain(killed, { format: "raw", file: "/last" })).file, "and is explained all the same");
   assert.equal((await reclaim(killed, { format: "raw" })).applied, false);
   assert.equal((await reclaim(killed, { format: "raw", allow: { replay: true } })).applied, true);
   const print = withBtrfs([copy], "rw", printOfFolder);

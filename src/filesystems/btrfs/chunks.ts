@@ -167,24 +167,24 @@ export function placeOf(chunk: Chunk, at: number, bytes: number, copy: number): 
   return { member, at: start + inColumn(chunk, offset, column) };
 }
 
+type Found = (member: number, start: number, end: number) => void;
+
 /** Calls `found` for every range on a member that holds some of the logical bytes `[start, end)` of `chunk`. */
-export function eachPlace(
-  chunk: Chunk,
-  start: number,
-  end: number,
-  found: (member: number, start: number, end: number) => void,
-): void {
-  for (let index = 0; index < chunk.stripes.length; index++) {
-    const { member, at } = chunk.stripes[index]!;
-    const column = Math.floor(index / chunk.mirrors);
-    const from = inColumn(chunk, start - chunk.start, column);
-    const to = inColumn(chunk, end - chunk.start, column);
-    if (from < to) found(member, at + from, at + to);
-  }
+export function eachPlace(chunk: Chunk, start: number, end: number, found: Found): void {
+  for (let index = 0; index < chunk.stripes.length; index++) placeInStripe(chunk, index, start, end, found);
+}
+
+/** Calls `found` for the range in one stripe of `chunk`, when it holds some of the bytes. */
+export function placeInStripe(chunk: Chunk, index: number, start: number, end: number, found: Found): void {
+  const { member, at } = chunk.stripes[index]!;
+  const column = Math.floor(index / chunk.mirrors);
+  const from = inColumn(chunk, start - chunk.start, column);
+  const to = inColumn(chunk, end - chunk.start, column);
+  if (from < to) found(member, at + from, at + to);
 }
 
 /** How many of the first `bytes` bytes of a chunk lie in a column of it. */
-export function inColumn({ columns }: Chunk, bytes: number, column: number): number {
+function inColumn({ columns }: Chunk, bytes: number, column: number): number {
   if (columns === 1) return bytes;
   const rows = Math.floor(bytes / (columns * STRIPE_BYTES));
   const rest = bytes - rows * columns * STRIPE_BYTES - column * STRIPE_BYTES;

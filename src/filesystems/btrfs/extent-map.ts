@@ -11,7 +11,7 @@
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
-import { eachPlace, type Chunk } from "./chunks.ts";
+import { placeInStripe, type Chunk } from "./chunks.ts";
 import { unallocated } from "./devices.ts";
 import { hasBlockGroupTree, hasFreeSpaceTree, hasSkinnyMetadata } from "./features.ts";
 import { checkFreeSpaceTree } from "./free-space-tree.ts";
@@ -35,10 +35,13 @@ export async function freeByMap(volume: Volume): Promise<ExtentSet[]> {
   const freeOf = (chunk: Chunk) => freeIn(used, chunk, sb.sectorBytes);
   if (hasFreeSpaceTree(sb)) await checkFreeSpaceTree(volume, freeOf);
   const builders = members.map(() => new ExtentBuilder());
-  for (const chunk of nodes.map.chunks) {
-    for (const { start, end } of freeOf(chunk)) {
-      eachPlace(chunk, start, end, (member, from, to) => builders[member]!.add(from, to));
-    }
+  const add = (member: number, start: number, end: number) => builders[member]!.add(start, end);
+  // In the order of the disk, so that nothing need be sorted afterwards.
+  const stripes = nodes.map.chunks
+    .flatMap((chunk) => chunk.stripes.map(({ at }, index) => ({ chunk, index, at })))
+    .sort((a, b) => a.at - b.at);
+  for (const { chunk, index } of stripes) {
+    for (const { start, end } of freeOf(chunk)) placeInStripe(chunk, index, start, end, add);
   }
   const outside = await unallocated(volume);
   return builders.map((builder, index) =>
