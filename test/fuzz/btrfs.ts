@@ -109,7 +109,7 @@ function judge(bytes: Uint8Array, deviceBytes: number, free: ExtentSet, folder: 
       ...options,
       image,
     ]);
-    return status > 1 ? "it gave up" : `${status} ${stdout}${stderr}`;
+    return status !== 0 && status !== 1 ? "it broke down" : `${status} ${stdout}${stderr}`;
   };
   const junk = new Uint8Array(deviceBytes);
   junk.set(bytes);
