@@ -116,6 +116,8 @@ function judge(bytes: Uint8Array, deviceBytes: number, free: ExtentSet, folder: 
   for (const { start, end } of free) junk.fill(0xdb, start, end);
   for (const options of [[], ["--backup"]]) {
     const [before, after] = [check(bytes, ...options), check(junk, ...options)];
+    // A backup's node that cannot be read is not kept; what lies in its place is none of ours.
+    if (options.length > 0 && /checksum verify failed|cannot open/.test(before)) continue;
     assert(before === after, `junk in free space is seen by btrfs check:\n${before}\n${after}`);
   }
 }
