@@ -20,7 +20,7 @@ import { run } from "./tools.ts";
 const KiB = 1024;
 
 /** Attaches the files to loop devices, known to the kernel as one set, until `use` is done. */
-export function withDevices<T>(paths: readonly string[], use: (devices: readonly string[]) => T): T {
+function withDevices<T>(paths: readonly string[], use: (devices: readonly string[]) => T): T {
   const devices: string[] = [];
   try {
     for (const path of paths) devices.push(run("losetup", ["--find", "--show", path]).trim());

@@ -23,7 +23,7 @@ const DUMP_TREE = ["inspect-internal", "dump-tree"];
 const dumpTree = (paths: readonly string[], ...options: readonly string[]): string =>
   run("btrfs", [...DUMP_TREE, ...options, ...paths]);
 
-export interface DumpedBackup {
+interface DumpedBackup {
   readonly root: number;
   readonly generation: number;
   readonly extentRoot: number;
@@ -49,7 +49,7 @@ export function dumpedBackups(path: string): DumpedBackup[] {
     .filter(({ root }) => root !== 0);
 }
 
-export interface DumpedFree {
+interface DumpedFree {
   /** Per device, by its id: what no extent of the current tree holds. */
   readonly now: ReadonlyMap<number, ExtentSet>;
   /** And which no extent of a backup's extent tree holds. */

@@ -72,7 +72,7 @@ export interface Reference {
 }
 
 /** Where the first name lies, in an item that refers to the directory of an inode or subvolume. */
-export interface ReferenceLayout {
+interface ReferenceLayout {
   /** Undefined: it is the offset of the key. */
   readonly directoryAt?: number;
   readonly nameBytesAt: number;

@@ -12,7 +12,6 @@ export const TREE = {
   uuid: 9n,
   freeSpace: 10n,
   blockGroup: 11n,
-  balance: 2n ** 64n - 4n,
   log: 2n ** 64n - 6n,
   relocation: 2n ** 64n - 8n,
   dataRelocation: 2n ** 64n - 9n,
@@ -58,13 +57,11 @@ export const KEY = {
   extent: 168,
   metadata: 169,
   blockGroup: 192,
-  freeSpaceInfo: 198,
   freeSpaceExtent: 199,
   freeSpaceBitmap: 200,
   deviceExtent: 204,
   device: 216,
   chunk: 228,
-  temporary: 248,
   deviceReplace: 250,
 } as const;
 

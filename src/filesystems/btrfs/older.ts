@@ -22,7 +22,7 @@ import { backupRoots, LEVELS, readCopies, type Roots, type Superblock } from "./
 import { rootAt, traverse, type Root, type Start, type Visitor } from "./trees.ts";
 import { NodeSource, type Tree } from "./volume.ts";
 
-export type Keep = (member: number, start: number, end: number) => void;
+type Keep = (member: number, start: number, end: number) => void;
 
 export interface Known {
   /** Whether the current trees use what lies at `at` of a member. */

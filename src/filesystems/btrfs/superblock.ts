@@ -147,7 +147,7 @@ export async function readCopies(device: BlockDevice, primary: Superblock): Prom
   return copies;
 }
 
-export interface Backup extends Roots {
+interface Backup extends Roots {
   /** Of the extent tree, the first file tree, the device tree and the checksum tree. */
   readonly others: readonly {
     readonly tree: bigint;

@@ -15,7 +15,7 @@ const BATCH_NODES = 2048;
 const BATCH_INNER_NODES = 32;
 
 /** A tree that is being deleted: what lies before `key` is gone already. */
-export interface Dropped {
+interface Dropped {
   readonly key: Key;
   /** Of the node whose keys were dropped up to there; above it, whole subtrees. */
   readonly level: number;
