@@ -15,7 +15,7 @@ const MiB = 1024 * 1024;
 /** Cheap for a machine that trusts its test. */
 export const PBKDF2 = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
 /** Makes the header of LUKS2 small: 2 × 16 KiB and the slots. */
-const SMALL = ["--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k"];
+export const SMALL = ["--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k"];
 /** cryptsetup moves the content by half of it. */
 const REDUCE = 2 * MiB;
 

@@ -52,6 +52,7 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
   const { keyBytes } = header;
   const cipher = cipherNamed(`${header.cipherName}-${header.cipherMode}`, keyBytes);
   const hash = hashNamed(header.hash);
+  if (header.digestIterations === 0) throw new DiskError("corrupt", "the digest has no iterations");
   const areaBytes = Math.ceil((keyBytes * STRIPES) / SECTOR_BYTES) * SECTOR_BYTES;
   const payloadAt = header.payloadSector * SECTOR_BYTES;
   const regions = [{ start: 0, end: bytes.length, name: "LUKS header" }];
@@ -65,6 +66,9 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     }
     if (slot.stripes !== STRIPES) {
       throw new DiskError("corrupt", `key slot ${i} has ${slot.stripes} stripes, not ${STRIPES}`);
+    }
+    if (slot.state === ENABLED && slot.iterations === 0) {
+      throw new DiskError("corrupt", `key slot ${i} has no iterations`);
     }
     regions.push(area);
     if (slot.state === DISABLED) continue;
