@@ -5,6 +5,7 @@
 import { OF_FILES } from "./mutations-files.ts";
 
 import { OF_IMAGES } from "./mutations-images.ts";
+import { OF_LUKS } from "./mutations-luks.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -410,4 +411,5 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...OF_IMAGES,
   ...OF_FILES,
+  ...OF_LUKS,
 ];

@@ -101,6 +101,9 @@ test("any stretch can be read, and lies where places() says", async (t) => {
     assert.equal(place!.bytes, end - start);
     assert.equal(volume.find(0, place!.at), start);
   }
+  for await (const runs of device.map({ start: 0, end: device.bytes })) {
+    assert.deepEqual(new Set(runs.map(({ kind }) => kind)), new Set(["data"]));
+  }
   const ciphertext = readFileSync(encrypted.path);
   assert.equal([...volume.places({ start: 0, end: device.bytes })][0]!.at + device.bytes, ciphertext.length);
 });

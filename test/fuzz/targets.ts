@@ -5,6 +5,7 @@ import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
+import { luks } from "./luks.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
@@ -27,4 +28,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   ext,
   journal,
   volumes,
+  luks,
 ];
