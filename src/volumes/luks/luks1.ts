@@ -59,24 +59,13 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
   const slots: Slot[] = [];
   for (let i = 0; i < SLOTS; i++) {
     const slot = SlotLayout.decode(bytes, Luks1Layout.bytes + i * SlotLayout.bytes);
+    rejectSlot(i, slot);
     const start = slot.areaSector * SECTOR_BYTES;
     const area = { start, end: start + areaBytes, name: `LUKS key slot ${i}` };
-    if (slot.state !== ENABLED && slot.state !== DISABLED) {
-      throw new DiskError("corrupt", `key slot ${i} has the state 0x${slot.state.toString(16)}`);
-    }
-    if (slot.stripes !== STRIPES) {
-      throw new DiskError("corrupt", `key slot ${i} has ${slot.stripes} stripes, not ${STRIPES}`);
-    }
-    if (slot.state === ENABLED && slot.iterations === 0) {
-      throw new DiskError("corrupt", `key slot ${i} has no iterations`);
-    }
     regions.push(area);
     if (slot.state === DISABLED) continue;
     if (area.end > device.bytes) {
-      throw new DiskError(
-        "corrupt",
-        `key slot ${i} lies at ${start}-${area.end}, past the end at ${device.bytes}`,
-      );
+      throw new DiskError("corrupt", `key slot ${i} ends at ${area.end}, the device at ${device.bytes}`);
     }
     slots.push({
       name: String(i),
@@ -116,4 +105,15 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     regions,
     notes: [],
   };
+}
+
+function rejectSlot(i: number, { state, stripes, iterations }: ReturnType<typeof SlotLayout.decode>): void {
+  if (state !== ENABLED && state !== DISABLED) {
+    throw new DiskError("corrupt", `key slot ${i} has the state 0x${state.toString(16)}`);
+  }
+  if (stripes !== STRIPES) {
+    throw new DiskError("corrupt", `key slot ${i} has ${stripes} stripes, not ${STRIPES}`);
+  }
+  if (state === ENABLED && iterations === 0)
+    throw new DiskError("corrupt", `key slot ${i} has no iterations`);
 }
