@@ -2,7 +2,7 @@
  * LUKS volumes with content, made by cryptsetup (whose offline encryption needs no device mapper) and by qemu-img.
  */
 import { createHash } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { Luks1Layout } from "../volumes/luks/luks1.ts";
@@ -53,6 +53,16 @@ export function encryptedByCryptsetup(
   return { path, plain };
 }
 
+/** Path of what cryptsetup reads of a LUKS2 volume, without the device mapper. */
+export function decryptedByCryptsetup(t: TestContext, path: string): string {
+  const folder = scratch(t);
+  const copy = join(folder, "copy");
+  copyFileSync(path, copy);
+  const words = ["-q", "reencrypt", "--decrypt", "--force-offline-reencrypt", "--key-file", keyFile(folder)];
+  run("cryptsetup", [...words, "--header", join(folder, "header"), copy]);
+  return copy;
+}
+
 /** A LUKS1 volume whose header QEMU made. @param options of `qemu-img convert -O luks -o` */
 export function encryptedByQemu(
   t: TestContext,
@@ -97,6 +107,17 @@ export function readByQemu(t: TestContext, path: string): Uint8Array {
   const image = `driver=luks,key-secret=key,file.filename=${path}`;
   run("qemu-img", ["convert", "-O", "raw", ...qemuKey(folder), "--image-opts", image, out]);
   return new Uint8Array(readFileSync(out));
+}
+
+/** Writes one value all over a stretch of the volume. */
+export function writeByQemu(
+  t: TestContext,
+  path: string,
+  { at, bytes, value }: { readonly at: number; readonly bytes: number; readonly value: number },
+): void {
+  const image = `driver=luks,key-secret=key,file.filename=${path}`;
+  const command = `write -P ${value} ${at} ${bytes}`;
+  run("qemu-io", [...qemuKey(scratch(t)), "-c", command, "--image-opts", image]);
 }
 
 const qemuKey = (folder: string): string[] => ["--object", `secret,id=key,file=${keyFile(folder)}`];

@@ -22,6 +22,7 @@ import { Random, seeds } from "../testing/seeds.ts";
 import { attempt, requires, run, scratch } from "../testing/tools.ts";
 import { gpt } from "./gpt.ts";
 import { luks } from "./luks.ts";
+import { HASHES } from "./luks/hash.ts";
 import { parseJson } from "./luks/json.ts";
 import { Luks1Layout, SlotLayout } from "./luks/luks1.ts";
 import { Luks2Layout } from "./luks/luks2.ts";
@@ -63,6 +64,13 @@ test("without its key, or with another one, a volume is locked", async (t) => {
       assert.equal(volumes[0]!.encrypted, true);
     }
     assert.equal(await codeOf(bytes), undefined);
+  }
+});
+
+test("each hash that is known opens what cryptsetup made with it", async (t) => {
+  if (!requires(t, "cryptsetup")) return;
+  for (const hash of Object.keys(HASHES)) {
+    assert.equal(await codeOf(newHeader(t, ["--type", "luks1", "--hash", hash])), undefined, hash);
   }
 });
 
@@ -125,7 +133,7 @@ test("what is not vouched for in a LUKS2 header is refused by name", async (t) =
     ["luks-damaged", ({ segments }) => ((segments["0"]!["offset"] = "4096"), 0)],
     ["luks-cut", ({ segments }) => ((segments["0"]!["size"] = "99999999999488"), 0)],
     ["luks-damaged", ({ segments }) => ((segments["0"]!["size"] = "-1"), 0)],
-    ["luks-damaged", ({ segments }) => ((segments["0"]!["iv_tweak"] = "9007199254740991"), 0)],
+    ["luks-segments", ({ segments }) => ((segments["0"]!["iv_tweak"] = "8"), 0)],
     ["luks-detached", ({ segments }) => ((segments["0"]!["offset"] = "0"), 0)],
     ["luks-digest", ({ digests }) => ((digests["0"]!["type"] = "md5"), 0)],
     ["luks-damaged", ({ digests }) => ((digests["1"] = digests["0"]!), 0)],
@@ -302,7 +310,7 @@ test("headers of other people: what cryptsetup opens is opened, and what is not 
 test("damage at random: a refusal, or what cryptsetup opens as well", async (t) => {
   if (!requires(t, "cryptsetup")) return;
   const samples = [newHeader(t, ["--type", "luks2", ...SMALL], 2 * MiB), newHeader(t, ["--type", "luks1"])];
-  for (const seed of seeds(60)) {
+  for (const seed of seeds(25)) {
     const random = new Random(seed);
     const bytes = random.pick(samples).slice();
     for (let i = random.below(3); i >= 0; i--) bytes[random.below(33_000)]! ^= 1 << random.below(8);

@@ -11,9 +11,10 @@ import {
   filledByQemu,
   PASSPHRASE,
   PBKDF2,
+  writeByQemu,
 } from "../testing/luks.ts";
 import { Random } from "../testing/seeds.ts";
-import { requires } from "../testing/tools.ts";
+import { requires, run } from "../testing/tools.ts";
 import { luks } from "./luks.ts";
 import type { Keys, Volume, VolumeTable } from "./volume.ts";
 
@@ -106,4 +107,16 @@ test("any stretch can be read, and lies where places() says", async (t) => {
   }
   const ciphertext = readFileSync(encrypted.path);
   assert.equal([...volume.places({ start: 0, end: device.bytes })][0]!.at + device.bytes, ciphertext.length);
+});
+
+test("sectors beyond 2 TiB are numbered as QEMU numbers them", async (t) => {
+  if (!requires(t, "qemu-img", "cryptsetup")) return;
+  const at = 2 ** 41 - 4096;
+  for (const cipher of ["aes-xts-plain", "aes-xts-plain64", "aes-cbc-essiv:sha256"]) {
+    const { path } = filledByQemu(t, ["--cipher", cipher, "--key-size", "256"]);
+    run("truncate", ["-s", "+2T", path]);
+    writeByQemu(t, path, { at, bytes: 8192, value: 0x5a });
+    const { device } = only(await opened(t, path, keysOf(PASSPHRASE)));
+    assert.deepEqual(new Set(await readBytes(device, at, 8192)), new Set([0x5a]), cipher);
+  }
 });

@@ -17,8 +17,6 @@ export interface Header {
   readonly payloadAt: number;
   /** Undefined: to the end of the device. */
   readonly payloadBytes: number | undefined;
-  /** Of the first sector of the payload, in units of 512 bytes. */
-  readonly firstNumber: number;
   readonly slots: readonly Slot[];
   readonly digest: Digest;
   /** Where the header, its copy and the key slots lie. */

@@ -94,7 +94,6 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     sectorBytes: SECTOR_BYTES,
     payloadAt,
     payloadBytes: undefined,
-    firstNumber: 0,
     slots,
     digest: {
       hash,

@@ -99,7 +99,9 @@ function rejectRequirements(config: Json): void {
   }
 }
 
-/** cryptsetup maps a volume of several segments only while it reencrypts. */
+/**
+ * cryptsetup maps a volume of several segments only while it reencrypts, and heeds `iv_tweak` nowhere else.
+ */
 function onlySegment(segments: Json): Json {
   const all = segments.entries();
   const [name, segment] = all[0] ?? [];
@@ -119,6 +121,11 @@ function onlySegment(segments: Json): Json {
       code: "luks-integrity",
     });
   }
+  if (segment!.get("iv_tweak").size() !== 0) {
+    throw new DiskError("unsupported", "the segment's sectors are not counted from 0", {
+      code: "luks-segments",
+    });
+  }
   if (segment!.has("flags") && segment!.get("flags").texts().length > 0) {
     throw new DiskError("unsupported", "the segment has flags of a reencryption", {
       code: "luks-reencryption",
@@ -131,26 +138,21 @@ function payloadOf(
   segment: Json,
   payloadAt: number,
   keyBytes: number,
-): Pick<Header, "cipher" | "sectorBytes" | "payloadAt" | "payloadBytes" | "firstNumber"> {
+): Pick<Header, "cipher" | "sectorBytes" | "payloadAt" | "payloadBytes"> {
   const sectorBytes = segment.get("sector_size").number(512, 4096);
   if ((sectorBytes & (sectorBytes - 1)) !== 0) {
     throw new DiskError("corrupt", `sectors of ${sectorBytes} bytes`);
   }
   const isDynamic = segment.get("size").text() === "dynamic";
   const payloadBytes = isDynamic ? undefined : segment.get("size").size();
-  const firstNumber = segment.get("iv_tweak").size();
-  if (payloadAt % IV_UNIT_BYTES !== 0 || (payloadBytes ?? 0) % sectorBytes !== 0 || firstNumber > 2 ** 52) {
-    throw new DiskError(
-      "corrupt",
-      `the segment has ${payloadBytes ?? "all"} bytes from ${payloadAt}, first sector ${firstNumber}`,
-    );
+  if (payloadAt % IV_UNIT_BYTES !== 0 || (payloadBytes ?? 0) % sectorBytes !== 0) {
+    throw new DiskError("corrupt", `the segment has ${payloadBytes ?? "all"} bytes from ${payloadAt}`);
   }
   return {
     cipher: cipherNamed(segment.get("encryption").text(), keyBytes),
     sectorBytes,
     payloadAt,
     payloadBytes,
-    firstNumber,
   };
 }
 
