@@ -78,20 +78,27 @@ test("LUKS2: what is free inside comes back only with discards, and cryptsetup r
   assert.equal(kept(decryptedByCryptsetup(t, path)), before);
 });
 
-test("LUKS1 in a qcow2: QEMU reads what is left", async (t) => {
-  if (!requires(t, ...TOOLS, "qemu-img")) return;
-  const { path } = filledByQemu(t, [], makeGuest(t));
+test("LUKS1 in a partition of a qcow2: QEMU reads what is left", async (t) => {
+  if (!requires(t, ...TOOLS, "qemu-img", "sfdisk")) return;
+  const partition = readFileSync(filledByQemu(t, [], makeGuest(t)).path);
   const folder = scratch(t);
   const [image, raw, plain] = [join(folder, "disk.qcow2"), join(folder, "raw"), join(folder, "plain")];
-  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", path, image]);
+  writeFileSync(raw, new Uint8Array(partition.length + 2 * MiB));
+  run("sfdisk", ["-q", raw], `label: gpt\nstart=2048, size=${partition.length / 512}\n`);
+  const disk = readFileSync(raw);
+  disk.set(partition, MiB);
+  writeFileSync(raw, disk);
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, image]);
   const read = (): string => {
     run("qemu-img", ["convert", "-O", "raw", image, raw]);
+    writeFileSync(raw, readFileSync(raw).subarray(MiB, MiB + partition.length));
     writeFileSync(plain, readByQemu(t, raw));
     return kept(plain);
   };
   const before = read();
   const { reclaimedBytes } = await reclaim(image, { keys: [KEY], allow: { discards: true } });
   assert.ok(reclaimedBytes > 7 * MiB);
+  assert.equal((await survey(image, { keys: [KEY] })).volumes[0]!.name, "1/luks");
   run("qemu-img", ["check", image]);
   assert.equal(read(), before);
 });

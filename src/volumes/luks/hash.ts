@@ -34,8 +34,3 @@ export function digest(hash: string, ...parts: readonly Uint8Array[]): Buffer {
   for (const part of parts) state.update(part);
   return state.digest();
 }
-
-/** Length of what a hash gives. */
-export function hashBytes(hash: string): number {
-  return digest(hash).length;
-}

@@ -14,13 +14,12 @@ import { DiskError } from "../../error.ts";
 import { rejectOverlaps } from "../table.ts";
 import { cipherNamed } from "./cipher.ts";
 import { hashNamed } from "./hash.ts";
-import type { Header, Slot } from "./header.ts";
+import { areaBytes, type Header, type Slot, STRIPES } from "./header.ts";
 
 const SECTOR_BYTES = 512;
 const SLOTS = 8;
 const ENABLED = 0x00ac71f3;
 const DISABLED = 0x0000dead;
-const STRIPES = 4000;
 const DIGEST_BYTES = 20;
 
 export const Luks1Layout = struct({
@@ -53,7 +52,6 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
   const cipher = cipherNamed(`${header.cipherName}-${header.cipherMode}`, keyBytes);
   const hash = hashNamed(header.hash);
   if (header.digestIterations === 0) throw new DiskError("corrupt", "the digest has no iterations");
-  const areaBytes = Math.ceil((keyBytes * STRIPES) / SECTOR_BYTES) * SECTOR_BYTES;
   const payloadAt = header.payloadSector * SECTOR_BYTES;
   const regions = [{ start: 0, end: bytes.length, name: "LUKS header" }];
   const slots: Slot[] = [];
@@ -61,7 +59,7 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     const slot = SlotLayout.decode(bytes, Luks1Layout.bytes + i * SlotLayout.bytes);
     rejectSlot(i, slot);
     const start = slot.areaSector * SECTOR_BYTES;
-    const area = { start, end: start + areaBytes, name: `LUKS key slot ${i}` };
+    const area = { start, end: start + areaBytes(keyBytes), name: `LUKS key slot ${i}` };
     regions.push(area);
     if (slot.state === DISABLED) continue;
     if (area.end > device.bytes) {
@@ -72,7 +70,6 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
       area,
       cipher,
       areaKeyBytes: keyBytes,
-      stripes: STRIPES,
       stripesHash: hash,
       kdf: { type: "pbkdf2", hash, iterations: slot.iterations, salt: slot.salt },
     });
