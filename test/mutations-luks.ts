@@ -42,6 +42,15 @@ export const OF_LUKS: readonly Mutation[] = [
   },
   {
     hazard: "H34",
+    guard: "no hole ends inside a sector of CBC",
+    file: "src/volumes/luks/metadata.ts",
+    from: 'if (cipher.mode === "cbc" && sectorBytes > IV_UNIT_BYTES) {',
+    to: 'if (cipher.mode === "cbc" && sectorBytes > 4096) {',
+    tests: DAMAGE,
+    only: "CBC in long sectors",
+  },
+  {
+    hazard: "H34",
     guard: "an authenticated volume is refused",
     file: "src/volumes/luks/metadata.ts",
     from: 'if (segment!.has("integrity")) {',

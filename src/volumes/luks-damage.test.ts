@@ -203,6 +203,18 @@ test("a stale partition table at the end of the disk does not outrank LUKS", asy
   assert.equal(refusal?.code, "gpt-ambiguous");
 });
 
+test("CBC in long sectors is refused: a hole that ends in one would damage what follows", async (t) => {
+  if (!requires(t, "cryptsetup")) return;
+  const cipher = ["--cipher", "aes-cbc-essiv:sha256", "--key-size", "256"];
+  for (const [sectorBytes, code] of [
+    ["512", undefined],
+    ["1024", "luks-cipher"],
+  ] as const) {
+    const { path } = encryptedByCryptsetup(t, [...cipher, "--sector-size", sectorBytes, ...PBKDF2]);
+    assert.equal(await codeOf(new Uint8Array(readFileSync(path))), code);
+  }
+});
+
 test("a LUKS1 header that contradicts itself is refused", async (t) => {
   if (!requires(t, "cryptsetup")) return;
   const good = newHeader(t, ["--type", "luks1"]);

@@ -72,7 +72,7 @@ const CRYPTSETUP = [
   ["--sector-size", "1024", ...PBKDF2, "--hash", "sha1"],
   ["--sector-size", "2048", ...PBKDF2, "--hash", "sha3-256"],
   ["--sector-size", "4096", ...PBKDF2, "--hash", "blake2b-512"],
-  ["--sector-size", "4096", "--cipher", "aes-cbc-essiv:sha256", "--key-size", "256", ...PBKDF2],
+  ["--cipher", "aes-cbc-essiv:sha256", "--key-size", "256", ...PBKDF2],
   ["--cipher", "aes-cbc-plain64", "--key-size", "128", ...PBKDF2, "--hash", "blake2s-256"],
   ["--pbkdf", "argon2id", "--pbkdf-memory", "1024", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "2"],
   ["--pbkdf", "argon2i", "--pbkdf-memory", "32", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"],

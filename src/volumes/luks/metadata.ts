@@ -148,12 +148,14 @@ function payloadOf(
   if (payloadAt % IV_UNIT_BYTES !== 0 || (payloadBytes ?? 0) % sectorBytes !== 0) {
     throw new DiskError("corrupt", `the segment has ${payloadBytes ?? "all"} bytes from ${payloadAt}`);
   }
-  return {
-    cipher: cipherNamed(segment.get("encryption").text(), keyBytes),
-    sectorBytes,
-    payloadAt,
-    payloadBytes,
-  };
+  const cipher = cipherNamed(segment.get("encryption").text(), keyBytes);
+  if (cipher.mode === "cbc" && sectorBytes > IV_UNIT_BYTES) {
+    // What is free in a filesystem of smaller blocks may end inside a sector, and CBC needs what is before a block.
+    throw new DiskError("unsupported", `${cipher.name} in sectors of ${sectorBytes} bytes`, {
+      code: "luks-cipher",
+    });
+  }
+  return { cipher, sectorBytes, payloadAt, payloadBytes };
 }
 
 /** The digest of the only segment, and the slots whose key it knows. */
