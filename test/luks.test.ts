@@ -269,3 +269,14 @@ test("--key-file takes all of a file or of stdin", (t) => {
     assert.match(stderr, new RegExp(message));
   }
 });
+
+test("at a terminal the passphrase is asked for", (t) => {
+  if (!requires(t, ...TOOLS, "script")) return;
+  const { path } = encryptedByCryptsetup(t, PBKDF2, makeGuest(t));
+  const command = [process.execPath, MAIN, "survey", path].map((word) => `'${word}'`).join(" ");
+  const atTerminal = (input: string): string => run("script", ["-qec", command, "/dev/null"], input);
+  const shown = atTerminal(`${PASSPHRASE}\r`);
+  assert.match(shown, /Passphrase of LUKS volume [0-9a-f-]{36}/);
+  assert.match(shown, /luks +ext4/);
+  assert.match(atTerminal("\r"), /no key is given/);
+});
