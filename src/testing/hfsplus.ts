@@ -1,14 +1,15 @@
 /**
- * Makes small empty HFS+ volumes for tests, as Technical Note TN1150 writes them down: no tool for it is at hand. What
- * then lives in them is the work of a kernel.
+ * Makes small HFS+ volumes for tests, as Technical Note TN1150 writes them down: no tool for it is at hand. Empty ones
+ * are filled by a kernel; those with files have what no kernel here makes: long attributes, bad blocks, resource forks.
  *
- *   | boot, header | allocation | extents | catalog | attributes? | info, journal? | … | copy |
+ *   | wrapper? | boot, header | allocation | trees | info, journal? | files in pieces … | copy |
  */
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { viewOf } from "../bytes/struct.ts";
 import { checksumOf } from "../filesystems/hfsplus/journal.ts";
-import { TreeHeader } from "../filesystems/hfsplus/tree.ts";
 import { CATALOG_ID, HEADER_AT, VolumeHeader } from "../filesystems/hfsplus/volume-header.ts";
+import { MasterDirectoryBlock } from "../filesystems/hfsplus/wrapper.ts";
+import * as trees from "./hfsplus-trees.ts";
 
 export interface HfsPlusOptions {
   readonly bytes: number;
@@ -16,263 +17,277 @@ export interface HfsPlusOptions {
   readonly at?: number;
   readonly blockBytes?: number;
   readonly nodeBytes?: number;
-  readonly catalogNodes?: number;
   readonly kind?: "HFS+" | "HFSX" | "HFSX, case-sensitive";
-  readonly label?: string;
   readonly hasAttributes?: boolean;
   readonly journal?: "empty" | "dirty" | "uninitialised" | "elsewhere";
+  /** The first has number 32, the next 33, … */
+  readonly files?: readonly HfsPlusFile[];
+  /** In how many pieces of one block. */
+  readonly badBlocks?: number;
 }
 
+/** Forks are in pieces of two blocks, as many as are given. */
+export interface HfsPlusFile {
+  readonly name: string;
+  readonly data?: number;
+  readonly resource?: number;
+  /** An attribute that is too long for its record. */
+  readonly attribute?: number;
+  readonly isCompressed?: boolean;
+}
+
+export const FIRST_FILE = 32;
+const LABEL = "ullage";
 const JOURNAL_BYTES = 64 * 1024;
-const DATE = 0xe0000000;
-
-interface Plan {
-  readonly blockBytes: number;
-  readonly nodeBytes: number;
-  readonly blocks: number;
-  readonly usedBlocks: number;
-  /** Start and count in blocks, and length in bytes, of every special file that there is. */
-  readonly files: ReadonlyMap<
-    number,
-    { readonly start: number; readonly count: number; readonly bytes: number }
-  >;
-  readonly journalInfo: number;
-}
-
 const JOURNAL_INFO = 16;
 const JOURNAL = 17;
+const DATE = 0xe0000000;
+const TREE_NODES = 64;
+const SECTOR_BYTES = 512;
 
-/** Makes the volume in the file at `path`, which is made as long as it needs. */
+interface Piece {
+  readonly start: number;
+  readonly count: number;
+}
+
+interface Fork {
+  readonly bytes: number;
+  readonly pieces: readonly Piece[];
+}
+
+const NO_FORK: Fork = { bytes: 0, pieces: [] };
+
+/** Makes the volume in the file at `path`. */
 export function makeHfsPlus(path: string, options: HfsPlusOptions): void {
-  const { at = 0, bytes } = options;
-  const plan = planOf(options);
-  const file = openSync(path, "a+");
-  closeSync(file);
+  closeSync(openSync(path, "a"));
   const disk = openSync(path, "r+");
   try {
-    ftruncateSync(disk, at + bytes);
-    const write = (where: number, content: Uint8Array) =>
-      writeSync(disk, content, 0, content.length, at + where);
-    const place = (id: number) => plan.files.get(id)!.start * plan.blockBytes;
-    write(place(CATALOG_ID.allocation), bitmapOf(plan, bytes));
-    write(place(CATALOG_ID.extents), treeOf(plan, CATALOG_ID.extents, [], options));
-    write(
-      place(CATALOG_ID.catalog),
-      treeOf(plan, CATALOG_ID.catalog, catalogRecords(plan, options), options),
-    );
-    if (options.hasAttributes) {
-      write(place(CATALOG_ID.attributes), treeOf(plan, CATALOG_ID.attributes, [], options));
-    }
-    if (options.journal !== undefined) {
-      write(place(JOURNAL_INFO), journalInfo(place(JOURNAL), options.journal));
-      if (options.journal !== "uninitialised")
-        write(place(JOURNAL), journalHeader(options.journal === "dirty"));
-    }
-    const header = headerOf(plan, options);
-    write(HEADER_AT, header);
-    write(bytes - HEADER_AT, header);
+    new Maker(options).write(disk);
   } finally {
     closeSync(disk);
   }
 }
 
-function planOf(options: HfsPlusOptions): Plan {
-  const { bytes, blockBytes = 4096, nodeBytes = 4096, catalogNodes = 32 } = options;
-  const blocks = Math.floor(bytes / blockBytes);
-  const files = new Map<number, { start: number; count: number; bytes: number }>();
-  let next = Math.ceil((HEADER_AT + VolumeHeader.bytes) / blockBytes);
-  const add = (id: number, wanted: number): void => {
-    const count = Math.ceil(wanted / blockBytes);
-    files.set(id, { start: next, count, bytes: Math.floor((count * blockBytes) / nodeBytes) * nodeBytes });
-    next += count;
-  };
-  add(CATALOG_ID.allocation, Math.ceil(blocks / 8));
-  files.set(CATALOG_ID.allocation, {
-    ...files.get(CATALOG_ID.allocation)!,
-    bytes: files.get(CATALOG_ID.allocation)!.count * blockBytes,
+class Maker {
+  readonly #options: HfsPlusOptions;
+  readonly #blockBytes: number;
+  readonly #nodeBytes: number;
+  readonly #blocks: number;
+  readonly #bitmap: Uint8Array;
+  readonly #special = new Map<number, Fork>();
+  readonly #overflow: trees.TreeRecord[] = [];
+  readonly #catalog: trees.TreeRecord[] = [];
+  readonly #attributes: trees.TreeRecord[] = [];
+  #next: number;
+  #used = 0;
+
+  constructor(options: HfsPlusOptions) {
+    const { bytes, blockBytes = 4096, nodeBytes = 4096 } = options;
+    this.#options = options;
+    this.#blockBytes = blockBytes;
+    this.#nodeBytes = nodeBytes;
+    this.#blocks = Math.floor(bytes / blockBytes);
+    this.#bitmap = new Uint8Array(Math.ceil(this.#blocks / 8));
+    this.#next = Math.ceil((HEADER_AT + VolumeHeader.bytes) / blockBytes);
+    this.#mark(0, this.#next);
+    this.#mark(Math.floor((bytes - HEADER_AT) / blockBytes), this.#blocks);
+    this.#addSpecial(CATALOG_ID.allocation, this.#bitmap.length);
+    for (const id of [CATALOG_ID.extents, CATALOG_ID.catalog]) this.#addSpecial(id, TREE_NODES * nodeBytes);
+    if (options.hasAttributes) this.#addSpecial(CATALOG_ID.attributes, TREE_NODES * nodeBytes);
+    if (options.journal !== undefined) {
+      this.#addSpecial(JOURNAL_INFO, blockBytes);
+      this.#addSpecial(JOURNAL, JOURNAL_BYTES);
+    }
+    if (options.badBlocks !== undefined) {
+      this.#spill(CATALOG_ID.badBlocks, 0, this.#pieces(options.badBlocks, 1), 0);
+    }
+    this.#addFiles();
+  }
+
+  #addFiles(): void {
+    const { journal, files = [] } = this.#options;
+    this.#addRecord(1, LABEL, trees.folderRecord(files.length + (journal === undefined ? 0 : 2), DATE));
+    this.#addRecord(2, "", trees.threadRecord(3, 1, LABEL));
+    if (journal !== undefined) {
+      this.#addFile(JOURNAL, ".journal", this.#special.get(JOURNAL)!, NO_FORK, false);
+      this.#addFile(JOURNAL_INFO, ".journal_info_block", this.#special.get(JOURNAL_INFO)!, NO_FORK, false);
+    }
+    for (const [
+      i,
+      { name, data = 0, resource = 0, attribute = 0, isCompressed = false },
+    ] of files.entries()) {
+      const id = FIRST_FILE + i;
+      if (attribute > 0) this.#addAttribute(id, attribute);
+      this.#addFile(id, name, this.#fork(data), this.#fork(resource), isCompressed);
+    }
+  }
+
+  #addFile(id: number, name: string, data: Fork, resource: Fork, isCompressed: boolean): void {
+    const record = trees.fileRecord(id, this.#forkData(data), this.#forkData(resource), isCompressed);
+    this.#addRecord(2, name, record);
+    this.#addRecord(id, "", trees.threadRecord(4, 2, name));
+    this.#spill(id, 0, data.pieces.slice(8), blocksOf(data.pieces.slice(0, 8)));
+    this.#spill(id, 0xff, resource.pieces.slice(8), blocksOf(resource.pieces.slice(0, 8)));
+  }
+
+  #addRecord(parent: number, name: string, data: Uint8Array): void {
+    this.#catalog.push({ key: trees.catalogKey(parent, name), data });
+  }
+
+  #addAttribute(id: number, pieces: number): void {
+    const fork = this.#fork(pieces);
+    const add = (firstBlock: number, type: number, content: Uint8Array): void => {
+      const key = trees.attributeKey(id, firstBlock, "org.ullage.long");
+      this.#attributes.push({ key, data: trees.attributeRecord(type, content) });
+    };
+    this.#attributes.push({
+      key: trees.attributeKey(id, 0, "org.ullage"),
+      data: trees.attributeRecord(0x10, Buffer.from("short")),
+    });
+    add(0, 0x20, this.#forkData(fork));
+    for (let i = 8; i < pieces; i += 8) {
+      add(blocksOf(fork.pieces.slice(0, i)), 0x30, extentsOf(fork.pieces.slice(i, i + 8)));
+    }
+  }
+
+  #addSpecial(id: number, bytes: number): void {
+    const count = Math.ceil(bytes / this.#blockBytes);
+    this.#special.set(id, { bytes: count * this.#blockBytes, pieces: [this.#take(count)] });
+  }
+
+  #fork(pieces: number): Fork {
+    return { bytes: pieces * 2 * this.#blockBytes, pieces: this.#pieces(pieces, 2) };
+  }
+
+  /** Pieces with a free block behind each. */
+  #pieces(pieces: number, blocks: number): Piece[] {
+    return Array.from({ length: pieces }, () => {
+      const piece = this.#take(blocks);
+      this.#next++;
+      return piece;
+    });
+  }
+
+  #take(count: number): Piece {
+    const start = this.#next;
+    this.#next += count;
+    this.#mark(start, this.#next);
+    return { start, count };
+  }
+
+  #mark(start: number, end: number): void {
+    for (let block = start; block < Math.min(end, this.#blocks); block++) {
+      const mask = 0x80 >> (block & 7);
+      if ((this.#bitmap[block >> 3]! & mask) === 0) this.#used++;
+      this.#bitmap[block >> 3]! |= mask;
+    }
+  }
+
+  /** Puts the pieces of a fork from `first` on into the overflow file. */
+  #spill(id: number, forkType: number, pieces: readonly Piece[], first: number): void {
+    for (let i = 0; i < pieces.length; i += 8) {
+      const key = trees.overflowKey(forkType, id, first + blocksOf(pieces.slice(0, i)));
+      this.#overflow.push({ key, data: extentsOf(pieces.slice(i, i + 8)) });
+    }
+  }
+
+  #forkData({ bytes, pieces }: Fork): Uint8Array {
+    const fork = new Uint8Array(80);
+    const view = viewOf(fork);
+    view.setUint32(4, bytes);
+    view.setUint32(8, this.#blockBytes);
+    view.setUint32(12, blocksOf(pieces));
+    fork.set(extentsOf(pieces.slice(0, 8)), 16);
+    return fork;
+  }
+
+  write(disk: number): void {
+    const { at = 0, bytes, journal, hasAttributes } = this.#options;
+    ftruncateSync(disk, at + bytes);
+    const write = (where: number, content: Uint8Array) =>
+      writeSync(disk, content, 0, content.length, at + where);
+    const place = (id: number) => this.#special.get(id)!.pieces[0]!.start * this.#blockBytes;
+    write(place(CATALOG_ID.allocation), this.#bitmap);
+    write(place(CATALOG_ID.extents), this.#tree(CATALOG_ID.extents, this.#overflow));
+    write(place(CATALOG_ID.catalog), this.#tree(CATALOG_ID.catalog, this.#catalog));
+    if (hasAttributes)
+      write(place(CATALOG_ID.attributes), this.#tree(CATALOG_ID.attributes, this.#attributes));
+    if (journal !== undefined) {
+      write(place(JOURNAL_INFO), journalInfo(place(JOURNAL), journal));
+      if (journal !== "uninitialised") write(place(JOURNAL), journalHeader(journal === "dirty"));
+    }
+    const header = this.#header();
+    write(HEADER_AT, header);
+    write(bytes - HEADER_AT, header);
+  }
+
+  #tree(id: number, records: readonly trees.TreeRecord[]): Uint8Array {
+    const sorted = records.toSorted((a, b) => Buffer.compare(sortKey(id, a.key), sortKey(id, b.key)));
+    const compare = this.#options.kind === "HFSX, case-sensitive" ? 0xbc : 0xcf;
+    return trees.makeTree(
+      {
+        nodeBytes: this.#nodeBytes,
+        nodes: Math.floor(this.#special.get(id)!.bytes / this.#nodeBytes),
+        maxKeyBytes: id === CATALOG_ID.extents ? 10 : id === CATALOG_ID.catalog ? 516 : 266,
+        variableKeys: id !== CATALOG_ID.extents,
+        keyCompare: id === CATALOG_ID.catalog ? compare : 0,
+      },
+      sorted,
+    );
+  }
+
+  #header(): Uint8Array {
+    const { kind = "HFS+", journal, files = [] } = this.#options;
+    const isX = kind !== "HFS+";
+    const header = new Uint8Array(VolumeHeader.bytes);
+    const fork = (id: number) => this.#forkData(this.#special.get(id) ?? NO_FORK);
+    VolumeHeader.encode(
+      {
+        signature: isX ? 0x4858 : 0x482b,
+        version: isX ? 5 : 4,
+        attributes: journal === undefined ? 0x100 : 0x2100,
+        lastMountedVersion: journal === undefined ? "10.0" : "HFSJ",
+        journalInfoBlock: this.#special.get(JOURNAL_INFO)?.pieces[0]!.start ?? 0,
+        createDate: DATE,
+        blockBytes: this.#blockBytes,
+        blocks: this.#blocks,
+        freeBlocks: this.#blocks - this.#used,
+        nextCatalogId: FIRST_FILE + files.length,
+        identifier: Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8),
+        allocation: fork(CATALOG_ID.allocation),
+        extents: fork(CATALOG_ID.extents),
+        catalog: fork(CATALOG_ID.catalog),
+        attributesFile: fork(CATALOG_ID.attributes),
+      },
+      header,
+    );
+    const view = viewOf(header);
+    view.setUint32(VolumeHeader.at.otherDates, DATE);
+    view.setUint32(VolumeHeader.at.counts, files.length + (journal === undefined ? 0 : 2));
+    view.setUint32(VolumeHeader.at.allocationHints + 4, this.#blockBytes);
+    view.setUint32(VolumeHeader.at.allocationHints + 8, this.#blockBytes);
+    return header;
+  }
+}
+
+const blocksOf = (pieces: readonly Piece[]): number => pieces.reduce((sum, { count }) => sum + count, 0);
+
+function extentsOf(pieces: readonly Piece[]): Uint8Array {
+  const extents = new Uint8Array(64);
+  const view = viewOf(extents);
+  pieces.forEach(({ start, count }, i) => {
+    view.setUint32(i * 8, start);
+    view.setUint32(i * 8 + 4, count);
   });
-  add(CATALOG_ID.extents, 8 * nodeBytes);
-  add(CATALOG_ID.catalog, catalogNodes * nodeBytes);
-  if (options.hasAttributes) add(CATALOG_ID.attributes, 8 * nodeBytes);
-  if (options.journal !== undefined) {
-    add(JOURNAL_INFO, blockBytes);
-    add(JOURNAL, JOURNAL_BYTES);
-  }
-  const copy = blocks - Math.floor((bytes - HEADER_AT) / blockBytes);
-  return {
-    blockBytes,
-    nodeBytes,
-    blocks,
-    files,
-    usedBlocks: next + Math.max(0, copy),
-    journalInfo: files.get(JOURNAL_INFO)?.start ?? 0,
-  };
+  return extents;
 }
 
-function bitmapOf({ blocks, blockBytes, files }: Plan, bytes: number): Uint8Array {
-  const bitmap = new Uint8Array(Math.ceil(blocks / 8));
-  const mark = (start: number, end: number): void => {
-    for (let block = start; block < Math.min(end, blocks); block++)
-      bitmap[block >> 3]! |= 0x80 >> (block & 7);
-  };
-  mark(0, Math.ceil((HEADER_AT + VolumeHeader.bytes) / blockBytes));
-  mark(Math.floor((bytes - HEADER_AT) / blockBytes), blocks);
-  for (const { start, count } of files.values()) mark(start, start + count);
-  return bitmap;
-}
-
-/** A tree of one leaf, or of none. */
-function treeOf(
-  { files, nodeBytes }: Plan,
-  id: number,
-  records: readonly Uint8Array[],
-  { kind = "HFS+" }: HfsPlusOptions,
-): Uint8Array {
-  const nodes = files.get(id)!.bytes / nodeBytes;
-  const used = records.length === 0 ? 1 : 2;
-  const tree = new Uint8Array(used * nodeBytes);
-  const map = nodeBytes - 256 - 8;
-  describe(tree, 0, { kind: 1, height: 0, offsets: [14, 120, 248, 248 + map] }, nodeBytes);
-  const maxKeyBytes = new Map([
-    [CATALOG_ID.extents, 10],
-    [CATALOG_ID.catalog, 516],
-    [CATALOG_ID.attributes, 266],
-  ]).get(id)!;
-  TreeHeader.encode(
-    {
-      depth: used - 1,
-      root: used - 1,
-      leafRecords: records.length,
-      firstLeaf: used - 1,
-      lastLeaf: used - 1,
-      nodeBytes,
-      maxKeyBytes,
-      nodes,
-      freeNodes: nodes - used,
-      keyCompare: id !== CATALOG_ID.catalog ? 0 : kind === "HFSX, case-sensitive" ? 0xbc : 0xcf,
-      attributes: id === CATALOG_ID.extents ? 2 : 6,
-    },
-    tree,
-  );
-  tree[248] = used === 1 ? 0x80 : 0xc0;
-  if (used === 1) return tree;
-  const offsets = [14];
-  for (const record of records) {
-    tree.set(record, nodeBytes + offsets.at(-1)!);
-    offsets.push(offsets.at(-1)! + record.length);
-  }
-  describe(tree, nodeBytes, { kind: 0xff, height: 1, offsets }, nodeBytes);
-  return tree;
-}
-
-function describe(
-  tree: Uint8Array,
-  at: number,
-  { kind, height, offsets }: { kind: number; height: number; offsets: readonly number[] },
-  nodeBytes: number,
-): void {
-  const view = viewOf(tree);
-  view.setUint8(at + 8, kind);
-  view.setUint8(at + 9, height);
-  view.setUint16(at + 10, offsets.length - 1);
-  offsets.forEach((offset, i) => view.setUint16(at + nodeBytes - 2 * (i + 1), offset));
-}
-
-function catalogRecords(plan: Plan, { label = "ullage" }: HfsPlusOptions): Uint8Array[] {
-  const folder = new Uint8Array(88);
-  const view = viewOf(folder);
-  view.setUint16(0, 1);
-  view.setUint32(4, plan.journalInfo === 0 ? 0 : 2);
-  view.setUint32(8, 2);
-  for (let date = 12; date < 28; date += 4) view.setUint32(date, DATE);
-  view.setUint16(42, 0o40755);
-  const records = [concat(keyOf(1, label), folder), concat(keyOf(2, ""), threadOf(3, 1, label))];
-  if (plan.journalInfo === 0) return records;
-  const own = [
-    { id: JOURNAL, name: ".journal" },
-    { id: JOURNAL_INFO, name: ".journal_info_block" },
-  ];
-  for (const { id, name } of own) records.push(concat(keyOf(2, name), fileOf(plan, id)));
-  for (const { id, name } of own.toReversed()) records.push(concat(keyOf(id, ""), threadOf(4, 2, name)));
-  return records;
-}
-
-function keyOf(parent: number, name: string): Uint8Array {
-  const key = new Uint8Array(8 + 2 * name.length);
-  const view = viewOf(key);
-  view.setUint16(0, 6 + 2 * name.length);
-  view.setUint32(2, parent);
-  writeName(view, 6, name);
-  return key;
-}
-
-function threadOf(type: number, parent: number, name: string): Uint8Array {
-  const thread = new Uint8Array(10 + 2 * name.length);
-  const view = viewOf(thread);
-  view.setUint16(0, type);
-  view.setUint32(4, parent);
-  writeName(view, 8, name);
-  return thread;
-}
-
-function writeName(view: DataView, at: number, name: string): void {
-  view.setUint16(at, name.length);
-  for (let i = 0; i < name.length; i++) view.setUint16(at + 2 + 2 * i, name.charCodeAt(i));
-}
-
-function fileOf(plan: Plan, id: number): Uint8Array {
-  const file = new Uint8Array(248);
-  const view = viewOf(file);
-  view.setUint16(0, 2);
-  view.setUint16(2, 2);
-  view.setUint32(8, id);
-  view.setUint16(42, 0o100600);
-  file.set(forkOf(plan, id), 88);
-  return file;
-}
-
-function forkOf({ files, blockBytes }: Plan, id: number): Uint8Array {
-  const fork = new Uint8Array(80);
-  const { start, count, bytes } = files.get(id) ?? { start: 0, count: 0, bytes: 0 };
-  const view = viewOf(fork);
-  view.setUint32(4, bytes);
-  view.setUint32(8, count * blockBytes);
-  view.setUint32(12, count);
-  view.setUint32(16, start);
-  view.setUint32(20, count);
-  return fork;
-}
-
-function headerOf(plan: Plan, { kind = "HFS+", journal }: HfsPlusOptions): Uint8Array {
-  const { blockBytes, blocks, usedBlocks } = plan;
-  const isX = kind !== "HFS+";
-  const header = new Uint8Array(VolumeHeader.bytes);
-  VolumeHeader.encode(
-    {
-      signature: isX ? 0x4858 : 0x482b,
-      version: isX ? 5 : 4,
-      attributes: journal === undefined ? 0x100 : 0x2100,
-      lastMountedVersion: journal === undefined ? "10.0" : "HFSJ",
-      journalInfoBlock: plan.journalInfo,
-      createDate: DATE,
-      blockBytes,
-      blocks,
-      freeBlocks: blocks - usedBlocks,
-      nextCatalogId: 18,
-      identifier: Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8),
-      allocation: forkOf(plan, CATALOG_ID.allocation),
-      extents: forkOf(plan, CATALOG_ID.extents),
-      catalog: forkOf(plan, CATALOG_ID.catalog),
-      attributesFile: forkOf(plan, CATALOG_ID.attributes),
-    },
-    header,
-  );
-  const view = viewOf(header);
-  view.setUint32(VolumeHeader.at.otherDates, DATE);
-  view.setUint32(VolumeHeader.at.counts, journal === undefined ? 0 : 2);
-  view.setUint32(VolumeHeader.at.allocationHints + 4, blockBytes);
-  view.setUint32(VolumeHeader.at.allocationHints + 8, blockBytes);
-  return header;
+/** A key so that its bytes sort as the tree sorts it; names are in lower case. */
+function sortKey(id: number, key: Uint8Array): Uint8Array {
+  if (id === CATALOG_ID.extents)
+    return Buffer.concat([key.subarray(4, 8), key.subarray(2, 3), key.subarray(8)]);
+  if (id === CATALOG_ID.catalog) return Buffer.concat([key.subarray(2, 6), key.subarray(8)]);
+  return Buffer.concat([key.subarray(4, 8), key.subarray(14), key.subarray(8, 12)]);
 }
 
 function journalInfo(at: number, journal: NonNullable<HfsPlusOptions["journal"]>): Uint8Array {
@@ -285,19 +300,42 @@ function journalInfo(at: number, journal: NonNullable<HfsPlusOptions["journal"]>
 }
 
 function journalHeader(isDirty: boolean): Uint8Array {
-  const header = new Uint8Array(512);
+  const header = new Uint8Array(SECTOR_BYTES);
   const view = viewOf(header);
   view.setUint32(0, 0x4a4e4c78, true);
   view.setUint32(4, 0x12345678, true);
-  view.setUint32(8, 512, true);
-  view.setUint32(16, isDirty ? 8192 : 512, true);
+  view.setUint32(8, SECTOR_BYTES, true);
+  view.setUint32(16, isDirty ? 8192 : SECTOR_BYTES, true);
   view.setUint32(24, JOURNAL_BYTES, true);
   view.setUint32(32, 4096, true);
-  view.setUint32(40, 512, true);
+  view.setUint32(40, SECTOR_BYTES, true);
   view.setUint32(36, checksumOf(header), true);
   return header;
 }
 
-function concat(...parts: readonly Uint8Array[]): Uint8Array {
-  return Buffer.concat(parts);
+/** Makes an HFS volume around an HFS+ volume; `at` of the latter is where it will lie. */
+export function makeWrapped(path: string, options: HfsPlusOptions & { readonly at: number }): void {
+  makeHfsPlus(path, options);
+  const block = new Uint8Array(SECTOR_BYTES);
+  const firstBlockSector = 8;
+  const blockBytes = 2048;
+  MasterDirectoryBlock.encode(
+    {
+      signature: 0x4244,
+      bitmapSector: 3,
+      firstBlockSector,
+      blockBytes,
+      blocks: Math.ceil((options.at + options.bytes) / blockBytes),
+      embeddedSignature: 0x482b,
+      embeddedStart: (options.at - firstBlockSector * SECTOR_BYTES) / blockBytes,
+      embeddedBlocks: options.bytes / blockBytes,
+    },
+    block,
+  );
+  // Locked for software, with spared blocks: so that systems without HFS+ leave it alone.
+  viewOf(block).setUint16(10, 0x8200);
+  const disk = openSync(path, "r+");
+  ftruncateSync(disk, options.at + options.bytes + 2 * SECTOR_BYTES);
+  writeSync(disk, block, 0, block.length, HEADER_AT);
+  closeSync(disk);
 }
