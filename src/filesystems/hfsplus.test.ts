@@ -72,17 +72,23 @@ function partcloneFree(t: TestContext, path: string): ExtentSet {
 }
 
 for (const [name, options] of Object.entries(VARIANTS)) {
-  test(`free space agrees with The Sleuth Kit and partclone, and with the walk: ${name}`, async (t) => {
-    if (!requires(t, "blkls", "partclone.hfsplus")) return;
+  test(`free space agrees with The Sleuth Kit and with the walk: ${name}`, async (t) => {
+    if (!requires(t, "blkls")) return;
     const path = made(t, options);
     const filesystem = await opened(deviceOf(path));
     const { free, leakedBytes, refusal } = await prove(filesystem, "full");
     assert.equal(refusal, undefined);
     assert.equal(leakedBytes, 0);
     assert.deepEqual([...free[0]!], [...sleuthKitFree(path, filesystem.blockBytes)]);
-    assert.deepEqual([...free[0]!], [...partcloneFree(t, path)]);
   });
 }
+
+test("free space agrees with partclone", async (t) => {
+  if (!requires(t, "partclone.hfsplus")) return;
+  const path = made(t, SMALL);
+  const [free] = await (await opened(deviceOf(path))).free();
+  assert.deepEqual([...free!], [...partcloneFree(t, path)]);
+});
 
 test("files lie where The Sleuth Kit finds them", async (t) => {
   if (!requires(t, "istat")) return;
