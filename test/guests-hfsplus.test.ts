@@ -46,6 +46,7 @@ live() {
   set -- $(df -k /mnt | tail -n 1)
   head -c $(($4 * 800)) /dev/urandom > /tmp/pool
   split -a 3 -b $(($4 * 8)) /tmp/pool /mnt/many/
+  sync
   rm /mnt/many/*[acegikmoqsuwy]
   head -c $(($4 * 300)) /tmp/pool > /mnt/deep/large
   ln /mnt/deep/large /mnt/hard
@@ -123,7 +124,7 @@ async function reclaimOf(t: TestContext, disk: string): Promise<void> {
   const hostBytes = () => statSync(disk).blocks * 512;
   const held = hostBytes();
   const { reclaimableBytes } = await survey(disk);
-  assert.ok(reclaimableBytes > free[0]!.bytes / 4, `${reclaimableBytes}`);
+  assert.ok(reclaimableBytes > 256 * KiB, `${reclaimableBytes}`);
   const done = await reclaim(disk, { confirm: async () => true, verify: true });
   assert.equal(done.applied, true);
   assert.ok(held - hostBytes() >= reclaimableBytes - 64 * KiB);
