@@ -6,24 +6,31 @@
  *   boot 2: print all hashes again
  */
 import assert from "node:assert/strict";
-import { statSync } from "node:fs";
+import { statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test, { type TestContext } from "node:test";
+import type { Extent } from "../src/bytes/extents.ts";
 import { reclaim, survey } from "../src/disk.ts";
 import { hfsplus } from "../src/filesystems/hfsplus.ts";
 import { prove } from "../src/reclaim/prove.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
 import { makeHfsPlus, makeWrapped, type HfsPlusOptions } from "../src/testing/hfsplus.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
-import { requires, scratch } from "../src/testing/tools.ts";
+import { requires, run, scratch } from "../src/testing/tools.ts";
+import { apm } from "../src/volumes/apm.ts";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
 
-const VOLUMES: Readonly<Record<string, HfsPlusOptions & { readonly at?: number }>> = {
+/** Each is all of a disk, or in a wrapper, or in the second partition of an Apple partition map. */
+const VOLUMES: Readonly<
+  Record<string, HfsPlusOptions & { readonly at?: number; readonly isPartition?: boolean }>
+> = {
   "blocks of 4 KiB": { bytes: 6 * MiB + 2560, nodeBytes: 8192 },
-  "HFSX, blocks of 512 bytes": {
+  "HFSX, blocks of 512 bytes, in a partition": {
     bytes: 4 * MiB,
+    at: MiB,
+    isPartition: true,
     blockBytes: 512,
     nodeBytes: 4096,
     kind: "HFSX, case-sensitive",
@@ -66,15 +73,16 @@ print() {
 }`;
 
 test("HFS+ volumes that a kernel filled are reclaimed, and keep all that is in them", async (t) => {
-  if (!requires(t, "setfattr", "blkls")) return;
+  if (!requires(t, "setfattr", "parted")) return;
   const folder = scratch(t);
-  const disks = Object.entries(VOLUMES).map(([name, { at, ...options }]) => {
+  const disks = Object.entries(VOLUMES).map(([name, { at, isPartition, ...options }]) => {
     const path = join(folder, name);
-    if (at === undefined) makeHfsPlus(path, options);
+    if (isPartition) partition(path, { start: at!, end: at! + options.bytes });
+    if (isPartition || at === undefined) makeHfsPlus(path, { at: at ?? 0, ...options });
     else makeWrapped(path, { ...options, at });
     return path;
   });
-  const devices = ["a", "b", "c", "d"];
+  const devices = ["a", "b2", "c", "d"];
   const before = await otherKernel(t, {
     modules: MODULES,
     disks,
@@ -108,11 +116,19 @@ test("HFS+ volumes that a kernel filled are reclaimed, and keep all that is in t
   assert.equal((await reclaim(lost, { confirm: async () => true })).applied, false);
 });
 
+/** Makes an Apple partition map whose second partition is `extent`. */
+function partition(path: string, { start, end }: Extent): void {
+  writeFileSync(path, "");
+  truncateSync(path, end + MiB);
+  run("parted", ["-s", path, "mklabel", "mac", "mkpart", "primary", "hfs+", `${start}B`, `${end - 1}B`]);
+}
+
 async function reclaimOf(t: TestContext, disk: string): Promise<void> {
-  const device = await fileDevice(disk);
-  t.after(() => device[Symbol.asyncDispose]());
-  const filesystem = await hfsplus.open([device], { replay: false });
-  const { free, leakedBytes, refusal } = await prove(filesystem, "full");
+  const whole = await fileDevice(disk);
+  t.after(() => whole[Symbol.asyncDispose]());
+  const [volume] = (await apm.probe(whole)) ? (await apm.open([whole])).volumes : [];
+  const filesystem = await hfsplus.open([volume?.device ?? whole], { replay: false });
+  const { leakedBytes, refusal } = await prove(filesystem, "full");
   assert.equal(refusal, undefined);
   assert.equal(leakedBytes, 0, "what is not free is reached");
   assert.ok((await filesystem.find("/deep/large"))!.extents.length > 8, "the overflow file is in use");

@@ -4,7 +4,7 @@
  *
  *   | wrapper? | boot, header | allocation | trees | info, journal? | files in pieces … | copy |
  */
-import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { viewOf } from "../bytes/struct.ts";
 import { checksumOf } from "../filesystems/hfsplus/journal.ts";
 import { CATALOG_ID, HEADER_AT, VolumeHeader } from "../filesystems/hfsplus/volume-header.ts";
@@ -203,7 +203,7 @@ class Maker {
 
   write(disk: number): void {
     const { at = 0, bytes, journal, hasAttributes } = this.#options;
-    ftruncateSync(disk, at + bytes);
+    ftruncateSync(disk, Math.max(fstatSync(disk).size, at + bytes));
     const write = (where: number, content: Uint8Array) =>
       writeSync(disk, content, 0, content.length, at + where);
     const place = (id: number) => this.#special.get(id)!.pieces[0]!.start * this.#blockBytes;

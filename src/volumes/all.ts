@@ -2,10 +2,11 @@
  * Every partition table and volume manager that is recognised, in the order in which they are tried: what is a part of
  * a set must not be read as if it were alone.
  */
+import { apm } from "./apm.ts";
 import { gpt } from "./gpt.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, gpt, mbr, lvm];
+export const SCHEMES: readonly VolumeScheme[] = [raid, apm, gpt, mbr, lvm];
