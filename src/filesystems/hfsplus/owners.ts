@@ -94,15 +94,17 @@ export class Owners {
   }
 
   async find(path: string): Promise<FoundFile | undefined> {
-    const entry = await unlessDamaged(this.#lookUp(path));
+    return unlessDamaged(this.#find(path));
+  }
+
+  async #find(path: string): Promise<FoundFile | undefined> {
+    const entry = await this.#lookUp(path);
     if (entry === undefined) return undefined;
-    const isCompressed = entry.isCompressed;
+    const { id: owner, isCompressed } = entry;
     const fork = this.#fork(entry, isCompressed ? FILE.resource : FILE.data);
-    if (fork === undefined) return { owner: entry.id, bytes: 0, extents: [] };
-    const forkType = isCompressed ? FORK_TYPE.resource : FORK_TYPE.data;
-    const extents = await unlessDamaged(this.#placesOf(entry.id, forkType, fork));
-    if (extents === undefined) return undefined;
-    return { owner: entry.id, bytes: fork.bytes, ...(isCompressed && { fixed: "compressed" }), extents };
+    if (fork === undefined) return { owner, bytes: 0, extents: [] };
+    const extents = await this.#placesOf(owner, isCompressed ? FORK_TYPE.resource : FORK_TYPE.data, fork);
+    return { owner, bytes: fork.bytes, ...(isCompressed && { fixed: "compressed" }), extents };
   }
 
   async list(path: string): Promise<readonly ListedFile[] | undefined> {
