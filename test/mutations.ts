@@ -4,6 +4,7 @@
  */
 import { OF_FILES } from "./mutations-files.ts";
 
+import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 
 export interface Mutation {
@@ -392,4 +393,5 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...OF_IMAGES,
   ...OF_FILES,
+  ...OF_HFSPLUS,
 ];
