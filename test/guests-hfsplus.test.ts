@@ -133,6 +133,10 @@ async function reclaimOf(t: TestContext, disk: string): Promise<void> {
   assert.equal(leakedBytes, 0, "what is not free is reached");
   assert.ok((await filesystem.find("/deep/large"))!.extents.length > 8, "the overflow file is in use");
   assert.deepEqual(await filesystem.find("/hard"), await filesystem.find("/deep/large"));
+  const listed = [...(await filesystem.list("/"))!, ...(await filesystem.list("/deep"))!];
+  const allocated = (wanted: string) => listed.find(({ name }) => name === wanted)!.allocatedBytes;
+  assert.ok(allocated("large") > 0);
+  assert.equal(allocated("hard"), allocated("large"));
   assert.ok(await filesystem.find("/deep/Größe ñ 漢"));
   const folded = await filesystem.find("/DEEP/GRÖSSE Ñ 漢".replace("SS", "ß"));
   assert.equal(folded === undefined, filesystem.name === "HFSX", "names as the volume compares them");

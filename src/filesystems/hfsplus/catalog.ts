@@ -107,6 +107,31 @@ export async function visitFolder(
   });
 }
 
+/**
+ * The entry of that name in a folder of which all names are ASCII: there the order of the tree is known without the
+ * guest's table of cases. @throws Refused
+ */
+export async function findPlain(
+  tree: Tree,
+  folder: number,
+  name: string,
+  ignoresCase: boolean,
+): Promise<Entry | undefined> {
+  const fold = (text: string): string => (ignoresCase ? text.toLowerCase() : text);
+  const wanted = fold(name);
+  const compare: CompareKey = (view, key) => {
+    const found = fold(readName(view, key + KEY.nameLength, key + 2 + view.getUint16(key)));
+    return parentOf(view, key) - folder || (found < wanted ? -1 : found > wanted ? 1 : 0);
+  };
+  let entry: Entry | undefined;
+  await visitFrom(tree, compare, (view, key, data, end) => {
+    const type = compare(view, key) === 0 ? recordType(tree, view, key, data, end) : 0;
+    if (type === RECORD.folder || type === RECORD.file) entry = decodeEntry(view, key, data, end, type);
+    return false;
+  });
+  return entry;
+}
+
 export interface Thread {
   readonly parent: number;
   readonly name: string;

@@ -11,7 +11,7 @@ import { printable } from "../../bytes/text.ts";
 import { cache } from "../../device/cache.ts";
 import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
 import { unlessDamaged } from "../refused.ts";
-import { FILE, readThread, ROOT, visitFolder, type Entry } from "./catalog.ts";
+import { FILE, findPlain, readThread, ROOT, visitFolder, type Entry } from "./catalog.ts";
 import { decodeFork, FORK_BYTES, type Fork } from "./fork.ts";
 import { extentsOf, FORK_TYPE } from "./overflow.ts";
 import { CATALOG_ID } from "./volume-header.ts";
@@ -35,6 +35,7 @@ const OWN: ReadonlyMap<number, string> = new Map([
 
 const DEPTH_MAX = 1024;
 const PRIVATE_FOLDER = "\0\0\0\0HFS+ Private Data";
+const LISTED = { folder: "directory", file: "file", symlink: "other", special: "other" } as const;
 const KIND = { folder: "directory", file: "file", symlink: "symlink", special: "special" } as const;
 
 export class Owners {
@@ -110,16 +111,25 @@ export class Owners {
   async list(path: string): Promise<readonly ListedFile[] | undefined> {
     const folder = await unlessDamaged(this.#lookUp(path));
     if (folder?.kind !== "folder") return undefined;
-    const entries: Entry[] = [];
     const listed: ListedFile[] = [];
-    const { catalog, header } = this.#volume;
-    await unlessDamaged(visitFolder(catalog, folder.id, (entry) => entries.push(entry) < LISTED_MAX));
-    for (const entry of entries) {
-      const kind = entry.kind === "folder" ? "directory" : entry.kind === "file" ? "file" : "other";
-      const { blocks } = (await unlessDamaged(this.#followed(entry))) ?? entry;
-      listed.push({ name: shown(entry.name), kind, allocatedBytes: blocks * header.blockBytes });
+    const links: { readonly index: number; readonly entry: Entry }[] = [];
+    await unlessDamaged(
+      visitFolder(this.#volume.catalog, folder.id, (entry) => {
+        if (entry.linksTo !== undefined) links.push({ index: listed.length, entry });
+        listed.push(this.#listed(entry, entry.name));
+        return listed.length < LISTED_MAX;
+      }),
+    );
+    for (const { index, entry } of links) {
+      const file = await unlessDamaged(this.#followed(entry));
+      if (file !== undefined) listed[index] = this.#listed(file, entry.name);
     }
     return listed;
+  }
+
+  #listed({ kind, blocks }: Entry, name: string): ListedFile {
+    const allocatedBytes = blocks * this.#volume.header.blockBytes;
+    return { name: shown(name), kind: LISTED[kind], allocatedBytes };
   }
 
   async #lookUp(path: string): Promise<Entry | undefined> {
@@ -165,8 +175,8 @@ export class Owners {
     );
     const folder = await this.#privateFolder;
     if (folder === undefined) return entry;
-    const name = `iNode${entry.linksTo}`;
-    return (await this.#entryIn(folder, (found) => found.name === name)) ?? entry;
+    const { catalog, ignoresCase } = this.#volume;
+    return (await findPlain(catalog, folder, `iNode${entry.linksTo}`, ignoresCase)) ?? entry;
   }
 
   #fork({ record }: Entry, at: number): Fork | undefined {

@@ -209,8 +209,14 @@ async function readLevel(
   });
 }
 
-/** Below, at or above zero: how the key at `at` compares with the one that is looked for. */
+/** Below, at or above zero: how the key at `at`, which lies in its record, compares with the one that is looked for. */
 export type CompareKey = (view: DataView, at: number) => number;
+
+function compareRecord(tree: Tree, node: TreeNode, index: number, compare: CompareKey): number {
+  const at = recordAt(tree, node.view, index);
+  dataAt(tree, node, at, recordAt(tree, node.view, index + 1));
+  return compare(node.view, at);
+}
 
 /**
  * Visits the records from the first one that is not below what is looked for, until `visit` returns false.
@@ -224,9 +230,11 @@ export async function visitFrom(
   if (tree.root === 0) return;
   let node = await readNode(tree, tree.root);
   for (let height = tree.depth; height > 1; height--) {
-    if (node.kind !== NODE_KIND.index) throw damaged(`${tree.name}, node ${node.number}: not an index node`);
+    if (node.kind !== NODE_KIND.index || node.records === 0) {
+      throw damaged(`${tree.name}, node ${node.number}: an index node expected`);
+    }
     let child = 0;
-    while (child + 1 < node.records && compare(node.view, recordAt(tree, node.view, child + 1)) < 0) child++;
+    while (child + 1 < node.records && compareRecord(tree, node, child + 1, compare) < 0) child++;
     node = await readNode(tree, childAt(tree, node, child));
   }
   for (let left = tree.nodes; left > 0; left--) {
