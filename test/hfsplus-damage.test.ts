@@ -350,6 +350,15 @@ test("the same volume without a damage is not refused", async () => {
   assert.equal(leakedBytes, 0);
 });
 
+test("a chain of leaves that comes back to itself ends", async () => {
+  const volume = new Damaged(SOUND);
+  volume.view.setUint32(volume.node("catalog", 3), 2);
+  const filesystem = await hfsplus.open([fuzzDevice(volume.bytes)], { replay: false });
+  const listed = await filesystem.list("/");
+  assert.ok(listed!.length < FILES.length);
+  assert.equal(await filesystem.find("/none"), undefined);
+});
+
 for (const [journal, code] of [
   ["dirty", "journal-dirty"],
   ["elsewhere", "journal-missing"],

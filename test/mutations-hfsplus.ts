@@ -146,6 +146,15 @@ export const OF_HFSPLUS: readonly Mutation[] = [
     only: "free in the map",
   },
   {
+    hazard: "H24",
+    guard: "a chain of leaves of HFS+ is followed once",
+    file: FILE("tree"),
+    from: "node.kind !== NODE_KIND.leaf || seen.has(node.number)",
+    to: "node.kind !== NODE_KIND.leaf",
+    tests: DAMAGE,
+    only: "comes back to itself",
+  },
+  {
     hazard: "H7",
     guard: "what is free in a wrapped HFS+ volume lies where the volume does",
     file: "src/filesystems/hfsplus.ts",

@@ -162,8 +162,11 @@ const DAMAGES: readonly {
   },
 ];
 
+let sound: Uint8Array | undefined;
+
 function damaged(t: TestContext, damage: (bytes: Uint8Array, view: DataView) => void): Uint8Array {
-  const bytes = new Uint8Array(readFileSync(made(t)));
+  sound ??= new Uint8Array(readFileSync(made(t)));
+  const bytes = sound.slice();
   damage(bytes, viewOf(bytes));
   return bytes;
 }

@@ -47,8 +47,8 @@ const ATTRIBUTE = { badClose: 1, bigKeys: 2, variableKeys: 4 };
 const MAP_RECORD = 2;
 /** More levels than any tree of 2^32 nodes has. */
 const DEPTH_MAX = 16;
-/** 256 GiB of the smallest nodes. */
-const NODES_MAX = 2 ** 29;
+/** 256 GiB of the usual nodes. */
+const NODES_MAX = 2 ** 25;
 
 export interface Tree extends NodeShape {
   readonly device: BlockDevice;
@@ -105,7 +105,8 @@ async function readMap(tree: Tree): Promise<SparseBitmap> {
     const end = recordAt(tree, node.view, record + 1);
     for (let at = recordAt(tree, node.view, record); at < end && bits < tree.nodes; at++, bits += 8) {
       const byte = node.view.getUint8(at);
-      for (let bit = 0; byte !== 0 && bit < 8; bit++) {
+      if (byte === 0xff) used.setRange(bits, bits + 8);
+      for (let bit = 0; byte !== 0 && byte !== 0xff && bit < 8; bit++) {
         if ((byte & (0x80 >> bit)) !== 0) used.setRange(bits + bit, bits + bit + 1);
       }
     }
@@ -237,8 +238,12 @@ export async function visitFrom(
     while (child + 1 < node.records && compareRecord(tree, node, child + 1, compare) < 0) child++;
     node = await readNode(tree, childAt(tree, node, child));
   }
-  for (let left = tree.nodes; left > 0; left--) {
-    if (node.kind !== NODE_KIND.leaf) throw damaged(`${tree.name}, node ${node.number}: not a leaf`);
+  const seen = new SparseBitmap();
+  for (;;) {
+    if (node.kind !== NODE_KIND.leaf || seen.has(node.number)) {
+      throw damaged(`${tree.name}, node ${node.number}: not a leaf, or met twice`);
+    }
+    seen.setRange(node.number, node.number + 1);
     let goesOn = true;
     visitNode(tree, node, 0, (view, key, data, end) => {
       if (goesOn && compare(view, key) >= 0) goesOn = visit(view, key, data, end);
