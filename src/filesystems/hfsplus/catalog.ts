@@ -57,7 +57,6 @@ function readName(view: DataView, lengthAt: number, end: number): string {
 
 export interface Entry {
   readonly kind: "folder" | "file" | "symlink" | "special";
-  readonly parent: number;
   readonly name: string;
   readonly id: number;
   readonly isCompressed: boolean;
@@ -70,16 +69,16 @@ export interface Entry {
 }
 
 function decodeEntry(view: DataView, key: number, data: number, end: number, type: number): Entry {
-  const place = { parent: parentOf(view, key), name: readName(view, key + KEY.nameLength, data) };
+  const name = readName(view, key + KEY.nameLength, data);
   const id = view.getUint32(data + FILE.id);
-  if (type === RECORD.folder) return { kind: "folder", ...place, id, isCompressed: false, blocks: 0 };
+  if (type === RECORD.folder) return { kind: "folder", name, id, isCompressed: false, blocks: 0 };
   const mode = view.getUint16(data + FILE.mode) & MODE.type;
   const isLink =
     view.getUint32(data + FILE.type) === HARD_LINK.type &&
     view.getUint32(data + FILE.creator) === HARD_LINK.creator;
   return {
     kind: mode === MODE.link ? "symlink" : mode === MODE.file || mode === 0 ? "file" : "special",
-    ...place,
+    name,
     id,
     isCompressed: (view.getUint8(data + FILE.ownerFlags) & COMPRESSED) !== 0,
     ...(isLink && { linksTo: view.getUint32(data + FILE.special) }),

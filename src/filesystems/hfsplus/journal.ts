@@ -11,7 +11,7 @@ import type { Extent } from "../../bytes/extents.ts";
 import { u64be, u64le, viewOf } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { Refused } from "../refused.ts";
-import { badChecksum, damaged } from "./refused.ts";
+import { badChecksum, damaged, unknown } from "./refused.ts";
 import type { Header } from "./volume-header.ts";
 
 /** Flags, device signature, offset and size, UUID, serial number, reserved. */
@@ -42,11 +42,7 @@ export async function checkJournal(device: BlockDevice, header: Header): Promise
   const info = viewOf(await readBytes(device, infoAt, INFO_BYTES));
   const flags = info.getUint32(0);
   if ((flags & ~(IN_FILESYSTEM | ON_OTHER_DEVICE | NEEDS_INIT)) !== 0) {
-    throw new Refused(
-      "feature-unknown",
-      `journal info block: flags 0x${flags.toString(16)} found`,
-      "all of this volume counts as used",
-    );
+    throw unknown(`journal info block: flags 0x${flags.toString(16)} found`);
   }
   if ((flags & ON_OTHER_DEVICE) !== 0 || (flags & IN_FILESYSTEM) === 0) {
     throw new Refused(

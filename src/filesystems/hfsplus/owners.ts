@@ -133,14 +133,7 @@ export class Owners {
   }
 
   async #lookUp(path: string): Promise<Entry | undefined> {
-    let entry: Entry | undefined = {
-      kind: "folder",
-      parent: 1,
-      name: "",
-      id: ROOT,
-      isCompressed: false,
-      blocks: 0,
-    };
+    let entry: Entry | undefined = { kind: "folder", name: "", id: ROOT, isCompressed: false, blocks: 0 };
     for (const name of path.split("/").filter((part) => part !== "" && part !== ".")) {
       if (entry?.kind !== "folder") return undefined;
       const wanted = this.#folded(name);

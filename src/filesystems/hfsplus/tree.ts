@@ -93,15 +93,18 @@ async function readNode(tree: Tree, number: number): Promise<TreeNode> {
 /** The nodes that the tree's own map says are in use. */
 async function readMap(tree: Tree): Promise<SparseBitmap> {
   const used = new SparseBitmap();
+  const seen = new Set<number>();
   let bits = 0;
   let number = 0;
   do {
     const node = await readNode(tree, number);
     const isHeader = number === 0;
     const record = isHeader ? MAP_RECORD : 0;
-    if (node.kind !== (isHeader ? NODE_KIND.header : NODE_KIND.map) || node.records !== record + 1) {
+    const kind = isHeader ? NODE_KIND.header : NODE_KIND.map;
+    if (node.kind !== kind || node.records !== record + 1 || seen.has(number)) {
       throw damaged(`${tree.name}: node ${number} of kind ${node.kind} found, a map expected`);
     }
+    seen.add(number);
     const end = recordAt(tree, node.view, record + 1);
     for (let at = recordAt(tree, node.view, record); at < end && bits < tree.nodes; at++, bits += 8) {
       const byte = node.view.getUint8(at);
@@ -144,16 +147,16 @@ export async function visitLeaves(
   let records = 0;
   await readLevel(tree, leaves, 1, order, (node) => {
     records += node.records;
-    visitNode(tree, node, 0, visit);
+    visitNode(tree, node, visit);
   });
   if (records !== tree.leafRecords) {
     throw contradiction(`${tree.name}: ${records} records found, ${tree.leafRecords} expected`);
   }
 }
 
-function visitNode(tree: Tree, node: TreeNode, from: number, visit: VisitRecord): void {
-  let at = recordAt(tree, node.view, from);
-  for (let index = from; index < node.records; index++) {
+function visitNode(tree: Tree, node: TreeNode, visit: VisitRecord): void {
+  let at = recordAt(tree, node.view, 0);
+  for (let index = 0; index < node.records; index++) {
     const end = recordAt(tree, node.view, index + 1);
     visit(node.view, at, dataAt(tree, node, at, end), end);
     at = end;
@@ -245,7 +248,7 @@ export async function visitFrom(
     }
     seen.setRange(node.number, node.number + 1);
     let goesOn = true;
-    visitNode(tree, node, 0, (view, key, data, end) => {
+    visitNode(tree, node, (view, key, data, end) => {
       if (goesOn && compare(view, key) >= 0) goesOn = visit(view, key, data, end);
     });
     if (!goesOn || node.next === 0) return;

@@ -13,7 +13,7 @@ import { ascii, raw, skip, struct, u16be, u32be } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { Refused } from "../refused.ts";
 import { decodeFork, FORK_BYTES, type Fork } from "./fork.ts";
-import { contradiction, damaged, HINT } from "./refused.ts";
+import { contradiction, damaged, HINT, unknown } from "./refused.ts";
 
 export const HEADER_AT = 1024;
 export const SIGNATURE = { plus: 0x482b, x: 0x4858 } as const;
@@ -87,11 +87,7 @@ export async function readHeader(device: BlockDevice): Promise<Header> {
   const isX = fields.signature === SIGNATURE.x;
   const version = isX ? 5 : 4;
   if (fields.version !== version) {
-    throw new Refused(
-      "feature-unknown",
-      `volume header: version ${fields.version} found, ${version} expected`,
-      "all of this volume counts as used",
-    );
+    throw unknown(`volume header: version ${fields.version} found, ${version} expected`);
   }
   const geometry = geometryOf(fields, device.bytes);
   const copyAt = await findCopy(device, fields, geometry.bytes);
@@ -138,13 +134,9 @@ function geometryOf({ blockBytes, blocks, freeBlocks }: Fields, deviceBytes: num
 
 /** @throws Refused for attributes that are not vouched for, and where the guest was not shut down cleanly (H2) */
 export function checkState({ attributes, lastMountedVersion }: Header): void {
-  const unknown = (attributes & ~KNOWN) >>> 0;
-  if (unknown !== 0) {
-    throw new Refused(
-      "feature-unknown",
-      `volume header: attributes 0x${unknown.toString(16)} are not known`,
-      "all of this volume counts as used",
-    );
+  const strange = (attributes & ~KNOWN) >>> 0;
+  if (strange !== 0) {
+    throw unknown(`volume header: attributes 0x${strange.toString(16)} are not known`);
   }
   if ((attributes & ATTRIBUTE.contentProtection) !== 0) {
     throw new Refused(

@@ -2,9 +2,9 @@
  * What an HFS+ volume consists of: the special files, found from the volume header.
  */
 import type { BlockDevice } from "../../device/device.ts";
-import { Refused } from "../refused.ts";
 import { forkDevice } from "./fork.ts";
 import { extentsOf, FORK_TYPE } from "./overflow.ts";
+import { unknown } from "./refused.ts";
 import { openTree, type Tree } from "./tree.ts";
 import { CATALOG_ID, type Header } from "./volume-header.ts";
 
@@ -59,9 +59,5 @@ export async function specialFile(
 function ignoresCase({ isX }: Header, keyCompare: number): boolean {
   if (isX && keyCompare === KEY_COMPARE.binary) return false;
   if (keyCompare === KEY_COMPARE.folding || (!isX && keyCompare === KEY_COMPARE.none)) return true;
-  throw new Refused(
-    "feature-unknown",
-    `catalog file: key comparison 0x${keyCompare.toString(16)} is not known`,
-    "all of this volume counts as used",
-  );
+  throw unknown(`catalog file: key comparison 0x${keyCompare.toString(16)} is not known`);
 }

@@ -11,13 +11,12 @@
  * owners claim is damage: freeing or writing one hurts the other.
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
-import { Refused } from "../refused.ts";
 import { FILE, RECORD, recordType } from "./catalog.ts";
 import { forkBlocks, visitFork, visitRecord } from "./fork.ts";
 import type { Journal } from "./journal.ts";
 import { FORK_TYPE, readOverflow, type Overflow } from "./overflow.ts";
 import { OWNER } from "./owners.ts";
-import { contradiction } from "./refused.ts";
+import { contradiction, unknown } from "./refused.ts";
 import { visitLeaves } from "./tree.ts";
 import { HEADER_AT, VolumeHeader } from "./volume-header.ts";
 import type { Volume } from "./volume.ts";
@@ -119,10 +118,8 @@ class Walker {
       const type = end - data < 4 ? 0 : view.getUint32(data);
       const expected = ATTRIBUTE_BYTES.get(type);
       if (expected === undefined || end - data < expected) {
-        throw new Refused(
-          "feature-unknown",
+        throw unknown(
           `attributes file: a record of type 0x${type.toString(16)} and ${end - data} bytes found`,
-          "all of this volume counts as used",
         );
       }
       const file = view.getUint32(key + ATTRIBUTE_KEY.file);
