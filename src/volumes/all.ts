@@ -3,10 +3,12 @@
  * a set must not be read as if it were alone.
  */
 import { apm } from "./apm.ts";
+import { bitlocker } from "./bitlocker.ts";
 import { gpt } from "./gpt.ts";
+import { luks } from "./luks.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, apm, gpt, mbr, lvm];
+export const SCHEMES: readonly VolumeScheme[] = [raid, bitlocker, apm, gpt, mbr, lvm, luks];
