@@ -154,7 +154,7 @@ test("owners have names", async (t) => {
     expected.filter((name) => !names.has(name)),
     [],
   );
-  assert.deepEqual([filesystem.name, filesystem.label, filesystem.refusal], ["HFS+", "ullage", undefined]);
+  assert.deepEqual([filesystem.name, filesystem.label, filesystem.refusal], ["hfsplus", "ullage", undefined]);
   assert.deepEqual(await filesystem.describe(999), { kind: "unknown", name: "file 999" });
 });
 
@@ -180,7 +180,7 @@ test("a volume in an HFS wrapper is read where it lies; HFS itself is refused", 
 
   viewOf(bytes).setUint16(1024 + 0x7c, 0);
   const classic = await opened(fuzzDevice(bytes));
-  assert.equal(classic.name, "HFS");
+  assert.equal(classic.name, "hfs");
   assert.equal(classic.refusal?.code, "hfs-classic");
 });
 

@@ -79,7 +79,8 @@ class HfsPlus extends Guarded implements FileSystem {
   }
 
   get name(): string {
-    return this.#header?.isX ? "HFSX" : this.#header || !this.#isWrapped ? "HFS+" : "HFS";
+    if (this.#header === undefined && this.#isWrapped) return "hfs";
+    return this.#header?.isX ? "hfsx" : "hfsplus";
   }
 
   /** As the guest makes one of the eight bytes that identify a volume. */
