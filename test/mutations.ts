@@ -4,6 +4,7 @@
  */
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
+import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 
@@ -353,4 +354,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_IMAGES,
   ...OF_FILES,
   ...OF_LUKS,
+  ...OF_HFSPLUS,
 ];

@@ -37,8 +37,6 @@ const CONTENTS: readonly Signature[] = [
   { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
   ...swapSignatures(HIBERNATED, ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"]),
   ...swapSignatures("Linux swap", ["SWAPSPACE2", "SWAP-SPACE"]),
-  { name: "HFS+", at: 0x400, magic: "H+" },
-  { name: "HFSX", at: 0x400, magic: "HX" },
   { name: "APFS", at: 32, magic: "NXSB" },
   { name: "ReFS", at: 3, magic: "ReFS\0" },
   { name: "squashfs", at: 0, magic: "hsqs" },

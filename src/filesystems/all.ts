@@ -3,6 +3,7 @@ import { exfat } from "./exfat.ts";
 import { ext } from "./ext.ts";
 import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
+import { hfsplus } from "./hfsplus.ts";
 import { ntfs } from "./ntfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus];

@@ -26,7 +26,7 @@ const RIVALS: readonly { readonly name: string; readonly at: number; readonly ma
 
 /** @throws DiskError `refused` when both a table and the signature of an unpartitioned disk are there */
 export async function rejectRivals(
-  scheme: "gpt" | "mbr",
+  scheme: "apm" | "gpt" | "mbr",
   disk: BlockDevice,
   partitions: readonly Extent[],
 ): Promise<void> {

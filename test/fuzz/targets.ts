@@ -4,6 +4,7 @@
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
+import { hfsplus } from "./hfsplus.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { parallels } from "./parallels.ts";
@@ -26,6 +27,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  hfsplus,
   journal,
   volumes,
   luks,
