@@ -39,7 +39,6 @@ const CONTENTS: readonly Signature[] = [
   { name: "FAT32", at: 82, magic: "FAT32   " },
   { name: "FAT16", at: 54, magic: "FAT16   " },
   { name: "FAT12", at: 54, magic: "FAT12   " },
-  { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
   { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
   ...swapSignatures(HIBERNATED, ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"]),

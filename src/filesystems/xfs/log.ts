@@ -1,0 +1,155 @@
+/**
+ * The log: a ring of records, in sectors of 512 bytes whatever the disk's are. Only whether it is empty matters.
+ *
+ *   | cycle n … record | unmount record | head → cycle n - 1, or 0: never written … |
+ *
+ *   record:  | header: magic 0xfeedbabe, cycle, version, length, …, previous, operations, … | data … |
+ *   data:    the first word of each sector is the cycle                   operation: | id | length | client | flags |
+ *
+ * Where the cycle changes is the head: the ring was written last there. The log is empty when the record that ends at
+ * the head has a single operation, with the flag that an unmount leaves. The kernel looks for it in the same way, so
+ * that what is empty here is not replayed there. Journaling_log.asciidoc of "XFS Algorithms & Data Structures";
+ * fs/xfs/xfs_log_recover.c of Linux.
+ */
+import { viewOf } from "../../bytes/struct.ts";
+import { readBytes, type BlockDevice } from "../../device/device.ts";
+import { Refused } from "../refused.ts";
+import { hasVersion } from "./features.ts";
+import { damaged } from "./refused.ts";
+import { blockAt, type Superblock } from "./superblock.ts";
+
+const SECTOR_BYTES = 512;
+const RECORD_MAGIC = 0xfeedbabe;
+/** Data of so many bytes is described by one header sector. */
+const HEADER_COVERS_BYTES = 32768;
+const RECORD_BYTES_MAX = 256 * 1024;
+/** All records that may be on their way to the disk at once: torn ones lie no farther before the head. */
+const IN_FLIGHT_SECTORS = (8 * RECORD_BYTES_MAX) / SECTOR_BYTES;
+const UNMOUNT_FLAG = 0x20;
+const OPERATION_FLAGS_AT = 9;
+
+/** The blocks of the log, counted through all AGs. @throws Refused when it lies on another device, or nowhere */
+export function logExtent(sb: Superblock): { readonly start: number; readonly end: number } {
+  if (sb.logStart === 0) {
+    throw new Refused(
+      "journal-missing",
+      "superblock: the log lies on a device of its own, so that nobody can tell here whether it is empty",
+      "all of this filesystem counts as used",
+    );
+  }
+  const start = blockAt(sb, sb.logStart, sb.logBlocks);
+  if (start < 0 || sb.logBlocks === 0) {
+    throw damaged(`superblock: a log of ${sb.logBlocks} blocks at ${sb.logStart} found`);
+  }
+  return { start, end: start + sb.logBlocks };
+}
+
+/** @throws Refused `journal-dirty` unless the last thing written to the log was that of an unmount */
+export async function checkLog(device: BlockDevice, sb: Superblock): Promise<void> {
+  const { start, end } = logExtent(sb);
+  const log = new Log(device, start * sb.blockBytes, ((end - start) * sb.blockBytes) / SECTOR_BYTES);
+  const head = await log.head();
+  const last = await log.lastRecord(head, hasVersion(sb, "logv2"));
+  if (last === undefined) throw dirty(`log: no whole record ends at sector ${head}`);
+  if (last.operations !== 1 || (last.flags & UNMOUNT_FLAG) === 0) {
+    throw dirty(`log: the record that ends at sector ${head} is not that of an unmount`);
+  }
+}
+
+function dirty(message: string): Refused {
+  return new Refused(
+    "journal-dirty",
+    `${message}: the guest was not shut down cleanly`,
+    "boot the guest and shut it down cleanly, or mount and unmount the filesystem in it",
+  );
+}
+
+interface LastRecord {
+  readonly operations: number;
+  /** Of its first operation. */
+  readonly flags: number;
+}
+
+class Log {
+  readonly #device: BlockDevice;
+  readonly #start: number;
+  readonly #sectors: number;
+
+  constructor(device: BlockDevice, start: number, sectors: number) {
+    this.#device = device;
+    this.#start = start;
+    this.#sectors = sectors;
+  }
+
+  /** The sector behind the one that was written last. @throws Refused when writes before it did not arrive */
+  async head(): Promise<number> {
+    const first = await this.#cycleAt(0);
+    const last = await this.#cycleAt(this.#sectors - 1);
+    if (first === 0) throw dirty("log: it was never written");
+    const head = first === last ? 0 : await this.#firstOf(last);
+    const window = Math.min(IN_FLIGHT_SECTORS, this.#sectors);
+    const before = await this.#sectorsBefore(head, window);
+    for (let index = 0; index < window; index++) {
+      const isWrapped = index < window - head;
+      const found = cycleOf(before, index);
+      const expected = isWrapped ? last : first;
+      if (found !== expected) {
+        const sector = (head - window + index + this.#sectors) % this.#sectors;
+        throw dirty(`log: cycle ${found} at sector ${sector} found, ${expected} expected`);
+      }
+    }
+    return head;
+  }
+
+  /** The first sector of a cycle which the last sector has and sector 0 has not. */
+  async #firstOf(cycle: number): Promise<number> {
+    let low = 0;
+    let high = this.#sectors - 1;
+    while (high - low > 1) {
+      const middle = Math.floor((low + high) / 2);
+      if ((await this.#cycleAt(middle)) === cycle) high = middle;
+      else low = middle;
+    }
+    return high;
+  }
+
+  /** The record that ends at `head`; undefined where none does. */
+  async lastRecord(head: number, isVersion2: boolean): Promise<LastRecord | undefined> {
+    const window = Math.min(RECORD_BYTES_MAX / SECTOR_BYTES + 16, this.#sectors);
+    const bytes = await this.#sectorsBefore(head, window);
+    const view = viewOf(bytes);
+    let index = window - 1;
+    while (index >= 0 && view.getUint32(index * SECTOR_BYTES) !== RECORD_MAGIC) index--;
+    if (index < 0) return undefined;
+    const at = index * SECTOR_BYTES;
+    const version = view.getUint32(at + 8);
+    const dataBytes = view.getUint32(at + 12);
+    const operations = view.getUint32(at + 40);
+    const coversBytes = isVersion2 && version === 2 ? view.getUint32(at + 320) : 0;
+    const headers = Math.max(1, Math.ceil(coversBytes / HEADER_COVERS_BYTES));
+    const sectors = headers + Math.ceil(dataBytes / SECTOR_BYTES);
+    if (version !== (isVersion2 ? 2 : 1) || dataBytes === 0 || index + sectors !== window) return undefined;
+    return { operations, flags: view.getUint8(at + headers * SECTOR_BYTES + OPERATION_FLAGS_AT) };
+  }
+
+  /** `count` sectors that end at `head`, round the ring. */
+  async #sectorsBefore(head: number, count: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(count * SECTOR_BYTES);
+    const wrapped = Math.max(0, count - head);
+    const [end, rest] = [bytes.subarray(0, wrapped * SECTOR_BYTES), bytes.subarray(wrapped * SECTOR_BYTES)];
+    await this.#device.read(this.#start + (this.#sectors - wrapped) * SECTOR_BYTES, end);
+    await this.#device.read(this.#start + (head - count + wrapped) * SECTOR_BYTES, rest);
+    return bytes;
+  }
+
+  async #cycleAt(sector: number): Promise<number> {
+    return cycleOf(await readBytes(this.#device, this.#start + sector * SECTOR_BYTES, SECTOR_BYTES), 0);
+  }
+}
+
+/** The cycle in which a sector was written: its first word, or behind the magic of a header. */
+function cycleOf(sectors: Uint8Array, index: number): number {
+  const view = viewOf(sectors);
+  const word = view.getUint32(index * SECTOR_BYTES);
+  return word === RECORD_MAGIC ? view.getUint32(index * SECTOR_BYTES + 4) : word;
+}
