@@ -5,6 +5,8 @@
  *   xfs/superblock.ts      geometry                     xfs/features.ts  xfs/log.ts: whether it was left clean
  *   xfs/headers.ts         AGF, AGI, AGFL               xfs/trees.ts: the B+trees of an allocation group
  *   xfs/free-space.ts      free()
+ *   xfs/walk.ts            walk()                       xfs/chunks.ts  xfs/inode.ts  xfs/fork.ts  xfs/shared.ts  xfs/reverse-map.ts
+ *   xfs/owners.ts          describe(), find(), list()   xfs/paths.ts  xfs/directory.ts  xfs/structures.ts
  *
  * "XFS Algorithms & Data Structures" (xfs-documentation) is the specification; xfsprogs is the judge in the tests.
  */
@@ -25,7 +27,9 @@ import { checkFeatures } from "./xfs/features.ts";
 import { freeExtents } from "./xfs/free-space.ts";
 import { readHeaders, type Volume } from "./xfs/headers.ts";
 import { checkLog } from "./xfs/log.ts";
+import { Owners } from "./xfs/owners.ts";
 import { MAGIC, readSuperblock, SuperblockLayout, type Superblock } from "./xfs/superblock.ts";
+import { walk } from "./xfs/walk.ts";
 
 export const xfs: FileSystemReader = {
   name: "xfs",
@@ -48,6 +52,7 @@ class XfsFileSystem extends Guarded implements FileSystem {
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
+  #owners: Owners | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -85,6 +90,7 @@ class XfsFileSystem extends Guarded implements FileSystem {
     await this.guarded(async () => {
       const ags = await readHeaders(this.#device, sb);
       this.#volume = { device: this.#device, sb, ags };
+      this.#owners = new Owners(this.#volume);
       if (ags.some(({ hasUnlinked }) => hasUnlinked)) {
         this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
       }
@@ -100,18 +106,21 @@ class XfsFileSystem extends Guarded implements FileSystem {
     return [free ?? ExtentSet.EMPTY];
   }
 
-  async walk(_visit: Visit): Promise<void> {}
+  async walk(visit: Visit): Promise<void> {
+    const volume = this.#volume;
+    if (volume !== undefined) await this.guarded(() => walk(volume, visit));
+  }
 
   async describe(owner: number): Promise<OwnerDescription> {
-    return { kind: "unknown", name: `owner ${owner}` };
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
   }
 
-  async find(_path: string): Promise<FoundFile | undefined> {
-    return undefined;
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
   }
 
-  async list(_path: string): Promise<readonly ListedFile[] | undefined> {
-    return undefined;
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
   }
 }
 

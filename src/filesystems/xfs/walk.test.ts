@@ -1,0 +1,146 @@
+/**
+ * Volumes that the kernel filled: free and reached must add up to the whole, files must read as the kernel reads them.
+ */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { liveIn, withMount } from "../../testing/kernel-guest.ts";
+import { fileDevice } from "../../testing/file-device.ts";
+import { Random } from "../../testing/seeds.ts";
+import { attempt, requires, requiresRoot, run, scratch } from "../../testing/tools.ts";
+import { makeXfs, xfsDbFree } from "../../testing/xfs.ts";
+import { readBytes, type BlockDevice } from "../../device/device.ts";
+import type { FileSystem } from "../filesystem.ts";
+import { xfs } from "../xfs.ts";
+
+const SIZE = 96 * 2 ** 20;
+const WHOLE = { start: 0, end: SIZE };
+
+const MAKES = [
+  "",
+  "-m rmapbt=1 -d agcount=5",
+  "-b size=1024 -i size=512,nrext64=1 -m rmapbt=1",
+  "-n size=32768 -b size=2048 -i sparse=0",
+  "-m finobt=0,inobtcount=0,reflink=0,bigtime=0",
+  "-s size=4096 -l su=64k",
+];
+
+/** What the guests of other filesystems do not have: trees of extents, shared blocks, directories of every shape. */
+function fill(root: string): void {
+  const at = (...names: string[]) => join(root, ...names);
+  const random = new Random(3);
+  const pieces = openSync(at("pieces"), "w");
+  for (let i = 0; i < 1500; i++) writeSync(pieces, random.bytes(512), 0, 512, i * 16384);
+  closeSync(pieces);
+  for (const count of [2, 20, 150, 3000]) {
+    mkdirSync(at(`dir${count}`));
+    for (let i = 0; i < count; i++) writeFileSync(at(`dir${count}`, `entry number ${i}`), "");
+    for (let i = 0; i < count; i += 7) rmSync(at(`dir${count}`, `entry number ${i}`));
+  }
+  writeFileSync(at("original"), random.bytes(300_000));
+  attempt("cp", ["--reflink=always", at("original"), at("clone")]);
+  attempt("xfs_io", ["-c", "pwrite -q 65536 4096", at("clone")]);
+  symlinkSync("x".repeat(1000), at("long link"));
+  for (let i = 0; i < 40; i++) {
+    attempt("setfattr", ["-n", `user.note${i}`, "-v", "v".repeat(60 * (i + 1)), at("original")]);
+  }
+  attempt("xfs_io", ["-c", "falloc 0 1m", at("original")]);
+  run("mknod", [at("null"), "c", "1", "3"]);
+  run("mkfifo", [at("fifo")]);
+  writeFileSync(Buffer.concat([Buffer.from(at("odd ")), Buffer.from([1, 0xff])]), "odd");
+}
+
+async function opened(
+  t: TestContext,
+  path: string,
+): Promise<{ device: BlockDevice; filesystem: FileSystem }> {
+  const device = await fileDevice(path);
+  t.after(() => device[Symbol.asyncDispose]());
+  return { device, filesystem: await xfs.open([device], { replay: false }) };
+}
+
+/** Double entry without a contradiction and without a leak. */
+async function balances(filesystem: FileSystem, image: string): Promise<Map<number, number>> {
+  const [free] = await filesystem.free();
+  assert.equal(filesystem.refusal, undefined);
+  assert.deepEqual([...free!], [...xfsDbFree(image)]);
+  const used = new Set<number>();
+  const owners = new Map<number, number>();
+  await filesystem.walk((_, start, end, owner) => {
+    assert.ok(!free!.touches({ start, end }), `${owner} at ${start} is free`);
+    for (let at = start; at < end; at += filesystem.blockBytes) used.add(at);
+    if (!owners.has(owner)) owners.set(owner, start);
+  });
+  assert.equal(filesystem.refusal, undefined);
+  assert.equal(used.size * filesystem.blockBytes + free!.bytes, filesystem.bytes);
+  return owners;
+}
+
+async function contentOf(device: BlockDevice, filesystem: FileSystem, path: string): Promise<string> {
+  const found = await filesystem.find(path);
+  assert.ok(found, path);
+  const content = new Uint8Array(found.bytes);
+  for (const { fileOffset, at, bytes, unwritten } of found.extents) {
+    const length = Math.min(bytes, found.bytes - fileOffset);
+    if (length > 0 && !unwritten) content.set(await readBytes(device, at, length), fileOffset);
+  }
+  return sha256(content);
+}
+
+const sha256 = (content: Uint8Array) => createHash("sha256").update(content).digest("hex");
+
+for (const make of MAKES) {
+  test(`a disk filled by the kernel balances: mkfs.xfs ${make}`, async (t) => {
+    if (!requires(t, "mkfs.xfs", "xfs_db", "xfs_io", "setfattr") || !requiresRoot(t)) return;
+    const image = join(scratch(t), "image");
+    makeXfs(image, make, `${SIZE}`);
+    liveIn(image, WHOLE, 1);
+    const expected = withMount(image, WHOLE, "rw", (root) => {
+      fill(root);
+      return kernelsView(root);
+    });
+    const { device, filesystem } = await opened(t, image);
+    const owners = await balances(filesystem, image);
+    for (const { path, inode, hash } of expected.files) {
+      assert.equal(await contentOf(device, filesystem, path), hash, path);
+      if (owners.has(inode)) assert.equal((await filesystem.describe(inode)).path, path);
+    }
+    for (const [folder, names] of expected.folders) {
+      assert.deepEqual((await filesystem.list(folder))!.map(({ name }) => name).sort(), names);
+    }
+  });
+}
+
+interface KernelsView {
+  readonly files: readonly { readonly path: string; readonly inode: number; readonly hash: string }[];
+  readonly folders: ReadonlyMap<string, readonly string[]>;
+}
+
+/** Files of moderate length with one name that can be shown, and all that three folders hold. */
+function kernelsView(root: string): KernelsView {
+  const list = `cd "$1" && find . -type f -links 1 -size -64M -name '*[!A-z]' -printf '%i %P\n'`;
+  const files = run("sh", ["-c", list, "sh", root])
+    .split("\n")
+    .filter((line) => /^[ -~]+$/.test(line))
+    .map((line) => {
+      const [, inode, name] = /^(\d+) (.*)$/.exec(line)!;
+      const content = readFileSync(join(root, name!));
+      return { path: `/${name}`, inode: Number(inode), hash: sha256(content) };
+    });
+  const folders = ["/dir2", "/dir150", "/dir3000", "/life1"].map(
+    (folder) => [folder, readdirSync(join(root, folder)).sort()] as const,
+  );
+  return { files: files.filter((_, index) => index % 8 === 0), folders: new Map(folders) };
+}
