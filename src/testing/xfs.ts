@@ -1,7 +1,10 @@
 /**
  * xfsprogs as the judge of the XFS reader.
  */
+import assert from "node:assert/strict";
+import { closeSync, openSync, writeSync } from "node:fs";
 import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
+import type { FileSystem } from "../filesystems/filesystem.ts";
 import { run } from "./tools.ts";
 
 /** mkfs.xfs makes nothing below 300 MB, unless it believes to be tested itself. */
@@ -45,3 +48,30 @@ export function xfsDbFree(path: string): ExtentSet {
 }
 
 const numbersOf = (text: string) => [...text.matchAll(/= (\d+)/g)].map(([, value]) => Number(value));
+
+/** Double entry of `image` without a contradiction and without a leak. @returns a place of each owner */
+export async function balances(filesystem: FileSystem, image: string): Promise<Map<number, number>> {
+  const [free] = await filesystem.free();
+  assert.equal(filesystem.refusal, undefined);
+  assert.deepEqual([...free!], [...xfsDbFree(image)]);
+  const used = new Set<number>();
+  const owners = new Map<number, number>();
+  await filesystem.walk((_, start, end, owner) => {
+    assert.ok(!free!.touches({ start, end }), `${owner} at ${start} is free`);
+    for (let at = start; at < end; at += filesystem.blockBytes) used.add(at);
+    if (!owners.has(owner)) owners.set(owner, start);
+  });
+  assert.equal(filesystem.refusal, undefined);
+  assert.equal(used.size * filesystem.blockBytes + free!.bytes, filesystem.bytes);
+  return owners;
+}
+
+/** Writes rubbish over all of `free`, which begins at byte `start` of the file. */
+export function spoil(path: string, start: number, free: ExtentSet): void {
+  const file = openSync(path, "r+");
+  for (const extent of free) {
+    const rubbish = Buffer.alloc(extent.end - extent.start, 0xa5);
+    writeSync(file, rubbish, 0, rubbish.length, start + extent.start);
+  }
+  closeSync(file);
+}
