@@ -230,6 +230,36 @@ const WOUNDS: readonly Wound[] = [
     commands: ["path /plain", "write -d core.mode 0"],
   },
   {
+    name: "a directory names a free inode",
+    code: "contradiction",
+    message: /inode 9999 is free, but directory inode \d+ names it/,
+    commands: ["path /", "write -d u3.sfdir3.list[2].inumber.i4 9999"],
+  },
+  {
+    name: "a block of a directory of another inode",
+    code: "damaged",
+    message: /of directory inode \d+: it says it belongs to inode 5/,
+    commands: ["path /dir", "dblock 0", "write -d dhdr.hdr.owner 5"],
+  },
+  {
+    name: "a name without an end",
+    code: "damaged",
+    message: /of directory inode \d+: an entry at \d+ that does not fit/,
+    commands: ["path /dir", "dblock 0", "write -d du[3].namelen 0"],
+  },
+  {
+    name: "the root is a file",
+    code: "damaged",
+    message: /0x8000 found, the root expected/,
+    commands: ["path /", "write -d core.mode 0100644", "write -d core.format 2"],
+  },
+  {
+    name: "the root is free",
+    code: "contradiction",
+    message: /inode 7, the root, is free/,
+    commands: ["sb 0", "write -d rootino 7"],
+  },
+  {
     name: "an inode of another number",
     code: "damaged",
     message: /inode \d+: it says it is inode 5/,

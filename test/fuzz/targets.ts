@@ -13,6 +13,7 @@ import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
+import { xfs } from "./xfs.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
@@ -27,4 +28,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   ext,
   journal,
   volumes,
+  xfs,
 ];

@@ -27,7 +27,7 @@ export interface Chunks {
 export async function readChunks(
   volume: Volume,
   ag: number,
-  block: (tree: "inodes" | "freeInodes", block: number) => void,
+  block: (tree: "inodes" | "freeInodes", block: number) => void = () => {},
 ): Promise<Chunks> {
   const { sb } = volume;
   const header = volume.ags[ag]!;

@@ -31,6 +31,8 @@ export const INODE_AT = {
   mode: 2,
   version: 4,
   format: 5,
+  oldLinks: 6,
+  links: 16,
   largeExtents: 24,
   size: 56,
   blocks: 64,
@@ -57,6 +59,7 @@ export interface Fork {
 export interface Inode {
   readonly number: number;
   readonly type: number;
+  readonly links: number;
   readonly size: number;
   /** Blocks of both forks and of their trees. */
   readonly blocks: number;
@@ -83,6 +86,7 @@ export function decodeInode(sb: Superblock, number: number, table: DataView, at:
   const inode: Inode = {
     number,
     type: mode & TYPE_MASK,
+    links: version === 1 ? bytes.getUint16(INODE_AT.oldLinks) : bytes.getUint32(INODE_AT.links),
     size: wide(number, bytes, INODE_AT.size),
     blocks: wide(number, bytes, INODE_AT.blocks),
     isShareable: (flags2 & FLAG2.reflink) !== 0,

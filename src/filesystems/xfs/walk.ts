@@ -8,17 +8,18 @@
  *        tree of owners (rmapbt): what it calls used is reached, too: a third witness
  *
  * Of the trees of free space only the nodes are read, to learn where their blocks lie: their records are the map's
- * word. Directories are not read: xfs_repair takes an entry away that leads to an inode which is not in use.
+ * word. Names are read to see that each leads to an inode in use: else xfs_repair looks for it in what is free.
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import type { ExtentSet } from "../../bytes/extents.ts";
-import { viewOf } from "../../bytes/struct.ts";
+import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import type { Visit } from "../filesystem.ts";
-import { readScattered } from "../reading.ts";
+import { pipelined, readScattered } from "../reading.ts";
 import { CHUNK_INODES, readChunks, type Chunks } from "./chunks.ts";
+import { readDirectory } from "./directory.ts";
 import { readForkNode, readForks, type ForkNode, type ForkSink } from "./fork.ts";
 import type { Volume } from "./headers.ts";
-import { decodeInode, INODE_AT } from "./inode.ts";
+import { decodeInode, INODE_AT, TYPE, type Inode } from "./inode.ts";
 import { logExtent } from "./log.ts";
 import { visitOwners } from "./reverse-map.ts";
 import { contradiction, damaged } from "./refused.ts";
@@ -49,6 +50,10 @@ class Walker implements ForkSink {
   readonly #claimed = new SparseBitmap();
   #shared: ExtentSet | undefined;
   readonly #waiting: ForkNode[] = [];
+  /** Inodes in use. */
+  readonly #used = new SparseBitmap();
+  /** Directories whose names are still to be read. */
+  readonly #directories: Inode[] = [];
 
   constructor(volume: Volume, visit: Visit) {
     this.#volume = volume;
@@ -58,6 +63,7 @@ class Walker implements ForkSink {
   async visitStructures(): Promise<void> {
     const { sb, ags } = this.#volume;
     for (const [ag, { list, byBlock, bySize, rmap }] of ags.entries()) {
+      this.#use(ag, await readChunks(this.#volume, ag, (tree, block) => this.#own(tree, ag, block)));
       this.#own("headers", ag, 0, sb.headerBlocks);
       for (const block of list) this.#own("list", ag, block);
       const trees = { byBlock, bySize, rmap };
@@ -65,6 +71,7 @@ class Walker implements ForkSink {
         await readTree(this.#volume, ag, tree, trees[tree], { block: (block) => this.#own(tree, ag, block) });
       }
     }
+    if (!this.#used.has(sb.rootInode)) throw contradiction(`inode ${sb.rootInode}, the root, is free`);
     const log = logExtent(sb);
     const logAg = Math.floor(log.start / sb.agBlocks);
     this.#own("log", logAg, log.start - logAg * sb.agBlocks, log.end - log.start);
@@ -79,7 +86,7 @@ class Walker implements ForkSink {
 
   async visitInodes(ag: number): Promise<void> {
     const { device, sb } = this.#volume;
-    const chunks = await readChunks(this.#volume, ag, (tree, block) => this.#own(tree, ag, block));
+    const chunks = await readChunks(this.#volume, ag);
     const { blocks, chunkOf } = this.#blocksOf(ag, chunks);
     for (let from = 0; from < blocks.length; from += BATCH_BLOCKS) {
       const batch = blocks.subarray(from, from + BATCH_BLOCKS);
@@ -87,7 +94,31 @@ class Walker implements ForkSink {
         this.#scan(ag, chunks, chunkOf[from + index]!, batch[index]!, viewOf(bytes)),
       );
       await this.#readWaiting();
+      await pipelined(this.#readDirectories(), () => {});
     }
+  }
+
+  /** Remembers which inodes of the chunks are in use. */
+  #use(ag: number, { count, first, free, holes }: Chunks): void {
+    for (let word = 0; word < count * 2; word++) {
+      const used = ~(free[word]! | holes[word]!);
+      const base = inodeAt(this.#volume.sb, ag, first[word >>> 1]! + (word & 1) * 32);
+      for (let bit = 0; used >>> bit !== 0 && bit < 32; bit++) {
+        if ((used >>> bit) & 1) this.#used.setRange(base + bit, base + bit + 1);
+      }
+    }
+  }
+
+  *#readDirectories(): Generator<Promise<void>> {
+    for (let next = this.#directories.pop(); next !== undefined; next = this.#directories.pop()) {
+      const directory = next;
+      yield readDirectory(this.#volume, directory, (inode) => this.#checkName(directory, inode));
+    }
+  }
+
+  #checkName(directory: Inode, inode: number): void {
+    if (this.#used.has(inode)) return;
+    throw contradiction(`inode ${inode} is free, but directory inode ${directory.number} names it`);
   }
 
   /** The blocks that hold inodes, and the chunk of each; a block of several chunks is there several times. */
@@ -127,11 +158,22 @@ class Walker implements ForkSink {
       const at = (index - blockFirst) * sb.inodeBytes;
       const isFree = ((free[chunk * 2 + (bit >>> 5)]! >>> (bit & 31)) & 1) === 1;
       if (!isFree) {
-        readForks(sb, decodeInode(sb, inodeAt(sb, ag, index), view, at), this);
+        this.#visitInode(decodeInode(sb, inodeAt(sb, ag, index), view, at));
       } else if (view.getUint16(at + INODE_AT.mode) !== 0) {
         throw contradiction(`inode ${inodeAt(sb, ag, index)}: it has a mode, but its chunk calls it free`);
       }
     }
+  }
+
+  #visitInode(inode: Inode): void {
+    const { sb } = this.#volume;
+    readForks(sb, inode, this);
+    if (inode.number === sb.rootInode && inode.type !== TYPE.directory) {
+      throw damaged(`inode ${inode.number}: file type 0x${inode.type.toString(16)} found, the root expected`);
+    }
+    // A directory that was deleted while open still says where it was.
+    if (inode.type !== TYPE.directory || inode.links === 0) return;
+    this.#directories.push({ ...inode, bytes: viewOf(bytesOf(inode.bytes).slice()) });
   }
 
   run({ tally, fork }: ForkNode, _logical: number, start: number, blocks: number): void {
