@@ -161,8 +161,7 @@ function fixChecksums(bytes: Uint8Array, { blockBytes, inodeBytes, sectorBytes }
     if (at + length > bytes.length) return;
     view.setUint32(at + field, checksumOf(bytes, at + field, at, at + length), true);
   };
-  const isVersion5 = (SuperblockLayout.decode(bytes).versionnum & 0xf) === 5;
-  if (!isVersion5) return;
+  if ((view.getUint16(SuperblockLayout.at.versionnum) & 0xf) !== 5) return;
   for (const [sector, field] of [224, 216, 312, 32].entries()) fix(sector * sectorBytes, sectorBytes, field);
   for (let at = 4 * sectorBytes; at + blockBytes <= bytes.length; at += blockBytes) {
     const field = CHECKSUM_AT[Buffer.from(bytes.subarray(at, at + 4)).toString("latin1")];
@@ -185,9 +184,12 @@ function judge(bytes: Uint8Array, free: ExtentSet, folder: string): void {
   assert(second === said, `junk in free blocks is seen by xfs_repair:\n${said}\n${second}`);
 }
 
-/** What xfs_repair says, but for its clock. */
+/** What xfs_repair says, but for its clock and places in its memory. */
 function repair(image: string): string {
   const { status, stdout, stderr } = attempt("xfs_repair", ["-n", "-P", "-o", "force_geometry", image]);
-  const lines = `${stdout}${stderr}`.split("\n").filter((line) => !/\d:\d\d|agno = /.test(line));
+  const lines = `${stdout}${stderr}`
+    .replaceAll(/at 0x[0-9a-f]+/g, "")
+    .split("\n")
+    .filter((line) => !/\d:\d\d|agno = /.test(line));
   return [`${status}`, ...lines].join("\n");
 }
