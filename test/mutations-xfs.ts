@@ -164,15 +164,6 @@ export const OF_XFS: readonly Mutation[] = [
     only: "every feature bit",
   },
   {
-    hazard: "H24",
-    guard: "a tree of an AG does not come back to itself",
-    file: inside("trees"),
-    from: "if (seen.has(block)) throw",
-    to: "if (block < 0) throw",
-    tests: DAMAGE,
-    only: "comes back to itself",
-  },
-  {
     hazard: "H36",
     guard: "an XFS with its log elsewhere is not believed",
     file: inside("log"),

@@ -56,7 +56,7 @@ async function bearsRubbish(image: string, name: string): Promise<void> {
 test("bare filesystems", async (t) => {
   if (corpus(t) === undefined || !requires(t, "xfs_repair", "bzip2", "xz")) return;
   const names = corpusFiles(BARE);
-  assert.ok(names.length >= 8, `${names}`);
+  assert.ok(names.length >= 8, names.join(" "));
   for (const name of names) await bearsRubbish(unpack(t, name), name);
 });
 
