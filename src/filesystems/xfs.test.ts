@@ -2,10 +2,11 @@
  * Volumes by mkfs.xfs with all its options, judged by xfs_db.
  */
 import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { fileDevice } from "../testing/file-device.ts";
-import { requires, scratch } from "../testing/tools.ts";
+import { requires, run, scratch } from "../testing/tools.ts";
 import { makeXfs, xfsDbFree } from "../testing/xfs.ts";
 import type { FileSystem } from "./filesystem.ts";
 import { xfs } from "./xfs.ts";
@@ -51,3 +52,34 @@ for (const make of MAKES) {
     assert.deepEqual([...free!], [...xfsDbFree(image)]);
   });
 }
+
+test("a UUID that was changed is not that of the metadata", async (t) => {
+  if (!requires(t, "mkfs.xfs", "xfs_admin")) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "", "300M");
+  const before = (await opened(t, image)).uuid;
+  run("xfs_admin", ["-U", "generate", image]);
+  const filesystem = await opened(t, image);
+  await filesystem.free();
+  assert.equal(filesystem.refusal, undefined);
+  assert.notEqual(filesystem.uuid, before);
+  assert.match(run("blkid", ["-p", image]), new RegExp(filesystem.uuid));
+});
+
+test("what is no XFS is not taken for one", async (t) => {
+  const image = join(scratch(t), "image");
+  for (const [content, isOne] of [
+    ["", false],
+    ["XFS", false],
+    ["XFSC".padEnd(4096), false],
+    ["XFSB".padEnd(4096), true],
+  ] as const) {
+    writeFileSync(image, content);
+    const device = await fileDevice(image);
+    t.after(() => device[Symbol.asyncDispose]());
+    assert.equal(await xfs.probe(device), isOne);
+    const filesystem = await xfs.open([device], { replay: false });
+    assert.ok(filesystem.refusal, content);
+    assert.deepEqual([...(await filesystem.free())[0]!], []);
+  }
+});

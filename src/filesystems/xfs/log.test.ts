@@ -67,6 +67,19 @@ for (const [options, writes] of [
   });
 }
 
+test("a log that xfs_repair cleared is empty, before and after the next mount", async (t) => {
+  if (!available(t) || !requires(t, "xfs_repair")) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "", `${BYTES}`);
+  for (const name of ["first", "second"]) {
+    run("xfs_repair", ["-L", image]);
+    assert.equal(judged(image).isClean, true);
+    await agrees(image);
+    withMount(image, WHOLE, "rw", (root) => run("touch", [join(root, name)]));
+    await agrees(image);
+  }
+});
+
 test("a log whose unmount did not arrive whole is dirty", async (t) => {
   if (!available(t)) return;
   const image = join(scratch(t), "image");
@@ -88,7 +101,8 @@ test("a log whose unmount did not arrive whole is dirty", async (t) => {
   await wound(head - 1, 9, [0], /not that of an unmount/);
   await wound(head - 2, 40, [0, 0, 0, 2], /not that of an unmount/);
   await wound(head - 2, 12, [0, 0, 4, 0], /no whole record ends/);
-  await wound(head - 2, 0, [0, 0, 0, 1], /no whole record ends/);
+  await wound(head - 2, 12, [0, 0, 0, 0], /no whole record ends/);
+  await wound(head - 2, 0, [0, 0, 0, 1], /not that of an unmount/);
   await wound(head - 1, 0, [0, 0, 0, 0], /./);
   await wound(head - 3, 0, [0, 0, 0, 9], /cycle 9 at sector/);
   await wound(0, 4, [0, 0, 0, 0], /never written/);

@@ -23,6 +23,8 @@ const RECORD_MAGIC = 0xfeedbabe;
 /** Data of so many bytes is described by one header sector. */
 const HEADER_COVERS_BYTES = 32768;
 const RECORD_BYTES_MAX = 256 * 1024;
+/** With its headers. */
+const RECORD_SECTORS_MAX = RECORD_BYTES_MAX / SECTOR_BYTES + 16;
 /** All records that may be on their way to the disk at once: torn ones lie no farther before the head. */
 const IN_FLIGHT_SECTORS = (8 * RECORD_BYTES_MAX) / SECTOR_BYTES;
 const UNMOUNT_FLAG = 0x20;
@@ -48,12 +50,7 @@ export function logExtent(sb: Superblock): { readonly start: number; readonly en
 export async function checkLog(device: BlockDevice, sb: Superblock): Promise<void> {
   const { start, end } = logExtent(sb);
   const log = new Log(device, start * sb.blockBytes, ((end - start) * sb.blockBytes) / SECTOR_BYTES);
-  const head = await log.head();
-  const last = await log.lastRecord(head, hasVersion(sb, "logv2"));
-  if (last === undefined) throw dirty(`log: no whole record ends at sector ${head}`);
-  if (last.operations !== 1 || (last.flags & UNMOUNT_FLAG) === 0) {
-    throw dirty(`log: the record that ends at sector ${head} is not that of an unmount`);
-  }
+  await log.checkEmpty(hasVersion(sb, "logv2"));
 }
 
 function dirty(message: string): Refused {
@@ -64,7 +61,10 @@ function dirty(message: string): Refused {
   );
 }
 
-interface LastRecord {
+interface LogRecord {
+  /** Sectors from its start to the place before which it was looked for. */
+  readonly distance: number;
+  readonly sectors: number;
   readonly operations: number;
   /** Of its first operation. */
   readonly flags: number;
@@ -81,24 +81,42 @@ class Log {
     this.#sectors = sectors;
   }
 
-  /** The sector behind the one that was written last. @throws Refused when writes before it did not arrive */
-  async head(): Promise<number> {
-    const first = await this.#cycleAt(0);
-    const last = await this.#cycleAt(this.#sectors - 1);
+  /** @throws Refused when anything was written after an unmount, or did not arrive */
+  async checkEmpty(isVersion2: boolean): Promise<void> {
+    const [first, last] = [await this.#cycleAt(0), await this.#cycleAt(this.#sectors - 1)];
     if (first === 0) throw dirty("log: it was never written");
-    const head = first === last ? 0 : await this.#firstOf(last);
-    const window = Math.min(IN_FLIGHT_SECTORS, this.#sectors);
-    const before = await this.#sectorsBefore(head, window);
-    for (let index = 0; index < window; index++) {
-      const isWrapped = index < window - head;
-      const found = cycleOf(before, index);
-      const expected = isWrapped ? last : first;
-      if (found !== expected) {
-        const sector = (head - window + index + this.#sectors) % this.#sectors;
-        throw dirty(`log: cycle ${found} at sector ${sector} found, ${expected} expected`);
-      }
+    const change = first === last ? 0 : await this.#firstOf(last);
+    let head = change;
+    let record = await this.#recordBefore(head, isVersion2);
+    if (record !== undefined && record.distance > record.sectors) {
+      // A record that is not whole does not count. xfs_repair and xfs_admin leave one when they clear the log.
+      await this.#checkCycles(change, record.distance, (cycle) => cycle !== last);
+      head = (change - record.distance + this.#sectors) % this.#sectors;
+      record = await this.#recordBefore(head, isVersion2);
     }
-    return head;
+    if (record === undefined || record.sectors !== record.distance) {
+      throw dirty(`log: no whole record ends at sector ${head}`);
+    }
+    const window = Math.min(IN_FLIGHT_SECTORS, this.#sectors);
+    await this.#checkCycles(head, window, (cycle, sector) => cycle === (sector < change ? first : last));
+    if (record.operations !== 1 || (record.flags & UNMOUNT_FLAG) === 0) {
+      throw dirty(`log: the record that ends at sector ${head} is not that of an unmount`);
+    }
+  }
+
+  /** @throws Refused for the first of the `count` sectors before `head` whose cycle does not fit */
+  async #checkCycles(
+    head: number,
+    count: number,
+    fits: (cycle: number, sector: number) => boolean,
+  ): Promise<void> {
+    const before = await this.#sectorsBefore(head, count);
+    for (let index = 0; index < count; index++) {
+      const sector = (head - count + index + this.#sectors) % this.#sectors;
+      const cycle = cycleOf(before, index);
+      if (fits(cycle, sector)) continue;
+      throw dirty(`log: cycle ${cycle} at sector ${sector} found, another expected`);
+    }
   }
 
   /** The first sector of a cycle which the last sector has and sector 0 has not. */
@@ -113,9 +131,9 @@ class Log {
     return high;
   }
 
-  /** The record that ends at `head`; undefined where none does. */
-  async lastRecord(head: number, isVersion2: boolean): Promise<LastRecord | undefined> {
-    const window = Math.min(RECORD_BYTES_MAX / SECTOR_BYTES + 16, this.#sectors);
+  /** The last record that begins before `head`; undefined where there is none. */
+  async #recordBefore(head: number, isVersion2: boolean): Promise<LogRecord | undefined> {
+    const window = Math.min(RECORD_SECTORS_MAX, this.#sectors);
     const bytes = await this.#sectorsBefore(head, window);
     const view = viewOf(bytes);
     let index = window - 1;
@@ -125,11 +143,13 @@ class Log {
     const version = view.getUint32(at + 8);
     const dataBytes = view.getUint32(at + 12);
     const operations = view.getUint32(at + 40);
-    const coversBytes = isVersion2 && version === 2 ? view.getUint32(at + 320) : 0;
+    const coversBytes = isVersion2 ? view.getUint32(at + 320) : 0;
     const headers = Math.max(1, Math.ceil(coversBytes / HEADER_COVERS_BYTES));
     const sectors = headers + Math.ceil(dataBytes / SECTOR_BYTES);
-    if (version !== (isVersion2 ? 2 : 1) || dataBytes === 0 || index + sectors !== window) return undefined;
-    return { operations, flags: view.getUint8(at + headers * SECTOR_BYTES + OPERATION_FLAGS_AT) };
+    const distance = window - index;
+    if (version !== (isVersion2 ? 2 : 1) || dataBytes === 0 || sectors > distance) return undefined;
+    const flags = view.getUint8(at + headers * SECTOR_BYTES + OPERATION_FLAGS_AT);
+    return { distance, sectors, operations, flags };
   }
 
   /** `count` sectors that end at `head`, round the ring. */

@@ -24,6 +24,8 @@ import { balances, makeXfs, xfsDb } from "../../testing/xfs.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import type { FileSystem } from "../filesystem.ts";
 import { xfs } from "../xfs.ts";
+import { checksumOf } from "./refused.ts";
+import { SuperblockLayout } from "./superblock.ts";
 
 const SIZE = 96 * 2 ** 20;
 const WHOLE = { start: 0, end: SIZE };
@@ -33,7 +35,7 @@ const MAKES = [
   "-b size=1024 -i size=512,nrext64=1 -m rmapbt=1 -d agcount=5",
   "-n size=32768 -b size=2048 -i sparse=0",
   "-m finobt=0,inobtcount=0,reflink=0,bigtime=0",
-  "-s size=4096 -l su=64k",
+  "-s size=4096 -b size=16384 -i size=2048",
 ];
 
 /** What the guests of other filesystems do not have: trees of extents, shared blocks, directories of every shape. */
@@ -145,6 +147,25 @@ test("sparse chunks of inodes balance", async (t) => {
     for (let i = 0; i < 600; i++) writeFileSync(join(root, `${i}`), "");
   });
   assert.match(xfsDb(image, "agi 0", "addr root", "print recs"), /:\[\d+,0xff00,32,/);
+  await balances((await opened(t, image)).filesystem, image);
+});
+
+test("parent pointers and exchanged ranges, which are newer than mkfs.xfs here", async (t) => {
+  if (!requires(t, "mkfs.xfs", "xfs_db") || !requiresRoot(t)) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "-m rmapbt=1 -i nrext64=1", "300M");
+  const file = openSync(image, "r+");
+  const sector = readFileSync(image).subarray(0, 512);
+  const { incompat } = SuperblockLayout.decode(sector);
+  SuperblockLayout.encode({ incompat: incompat | 0x40 | 0x80 }, sector);
+  SuperblockLayout.encode({ checksum: checksumOf(sector, SuperblockLayout.at.checksum) }, sector);
+  writeSync(file, sector, 0, 512, 0);
+  closeSync(file);
+  withMount(image, { start: 0, end: 300 * 2 ** 20 }, "rw", (root) => {
+    const fill = `cd "$1"; echo > file; for i in $(seq 60); do ln file "a long and longer name for a link, number $i"; done`;
+    run("sh", ["-c", fill, "sh", root]);
+  });
+  assert.match(xfsDb(image, "path /file", "print core.aformat"), /extents|btree/);
   await balances((await opened(t, image)).filesystem, image);
 });
 
