@@ -238,7 +238,7 @@ const WOUNDS: readonly Wound[] = [
   {
     name: "a block of a directory of another inode",
     code: "damaged",
-    message: /of directory inode \d+: it says it belongs to inode 5/,
+    message: /of directory inode \d+: .* belongs to inode 5/,
     commands: ["path /dir", "dblock 0", "write -d dhdr.hdr.owner 5"],
   },
   {
@@ -314,7 +314,27 @@ const WOUNDS: readonly Wound[] = [
     name: "a fork in a format that it cannot have",
     code: "damaged",
     message: /format 1 of file type 0x8000/,
-    commands: ["path /plain", "write -d core.format 1"],
+    commands: ["path /plain", "write -d core.format 1", "write -d core.size 10"],
+  },
+  {
+    name: "more inside an inode than there is room for",
+    code: "damaged",
+    message: /inode \d+: 4000 bytes inside it found, room for \d+/,
+    commands: ["path /", "write -d core.size 4000"],
+  },
+  {
+    name: "an owner that only the third witness knows",
+    code: "contradiction",
+    message: /in use, but marked free: block 15000 of /,
+    inflict: (image) => {
+      // The last record of the last leaf, so that no key changes.
+      const pointers = xfsDb(image, "agf 0", "addr rmaproot", "addr ptrs[1]", "print ptrs");
+      const last = [...pointers.matchAll(/(\d+):\d+/g)].at(-1)![1];
+      const leaf = ["agf 0", "addr rmaproot", "addr ptrs[1]", `addr ptrs[${last}]`];
+      const count = numberIn(xfsDb(image, ...leaf, "print numrecs"));
+      const commands = [...leaf, `write -d recs[${count}].startblock 15000`];
+      run("xfs_db", ["-x", ...commands.flatMap((command) => ["-c", command]), image]);
+    },
   },
   {
     name: "a file on a realtime device that is not there",

@@ -82,14 +82,12 @@ function decodeAll(sb: Superblock, ag: number, records: Uint32Array): Chunks {
   const end = agLength(sb, ag) * sb.inodesPerBlock;
   let next = sb.headerBlocks * sb.inodesPerBlock;
   for (let i = 0; i < count; i++) {
-    const [first, counts, high, low] = records.subarray(
-      i * RECORD_WORDS,
-      (i + 1) * RECORD_WORDS,
-    ) as unknown as [number, number, number, number];
+    const at = i * RECORD_WORDS;
+    const [first, counts] = [records[at]!, records[at + 1]!];
     const holes = isSparse ? counts >>> 16 : 0;
     const present = CHUNK_INODES - 4 * ones(holes);
     chunks.first[i] = first;
-    chunks.free.set([low, high], i * 2);
+    chunks.free.set([records[at + 3]!, records[at + 2]!], i * 2);
     chunks.holes.set([spread(holes & 0xff), spread(holes >>> 8)], i * 2);
     const free = freeIn(chunks, i);
     const isCounted = isSparse

@@ -43,6 +43,10 @@ export async function readDirectory(volume: Volume, directory: Inode, visit: Vis
   const blockBytes = sb.directoryBlocks * sb.blockBytes;
   const block = new Uint8Array(blockBytes);
   let [current, filled, first] = [-1, 0, 0];
+  const checkWhole = () => {
+    if (filled === 0 || filled === sb.directoryBlocks) return;
+    throw damaged(`directory inode ${directory.number}: block ${current} has ${filled} parts`);
+  };
   for (const run of await dataRuns(volume, directory)) {
     if (run.logical * sb.blockBytes >= INDEX_AT) break;
     const perRead = Math.max(1, Math.floor(READ_BYTES / sb.blockBytes));
@@ -52,13 +56,17 @@ export async function readDirectory(volume: Volume, directory: Inode, visit: Vis
       for (let index = 0; index < count; index++) {
         const logical = run.logical + from + index;
         const number = Math.floor(logical / sb.directoryBlocks);
-        if (number !== current) [current, filled, first] = [number, 0, run.start + from + index];
+        if (number !== current) {
+          checkWhole();
+          [current, filled, first] = [number, 0, run.start + from + index];
+        }
         const at = (logical % sb.directoryBlocks) * sb.blockBytes;
         block.set(bytes.subarray(index * sb.blockBytes, (index + 1) * sb.blockBytes), at);
         if (++filled === sb.directoryBlocks) readBlock(sb, directory.number, first, block, visit);
       }
     }
   }
+  checkWhole();
 }
 
 function readShort(sb: Superblock, directory: Inode, visit: VisitEntry): void {
@@ -105,8 +113,14 @@ function readBlock(
   }
   if (sb.version === 5) {
     verifyChecksum(where, bytes, CHECKSUM_AT);
+    const place = view.getUint32(8) * 2 ** 32 + view.getUint32(12);
     const owner = view.getUint32(40) * 2 ** 32 + view.getUint32(44);
-    if (owner !== directory) throw damaged(`${where()}: it says it belongs to inode ${owner}`);
+    const isPlace = place === (position * sb.blockBytes) / 512;
+    if (!isPlace || owner !== directory || Buffer.compare(bytes.subarray(24, 40), sb.metaUuid) !== 0) {
+      throw damaged(
+        `${where()}: it says it lies at sector ${place} and belongs to inode ${owner}, or to another filesystem`,
+      );
+    }
   }
   let end = bytes.length;
   if (magic === WHOLE[sb.version]) {

@@ -6,7 +6,7 @@
  *   sector 2  AGI   roots of the trees of inodes; lists of inodes that were deleted while open
  *   sector 3  AGFL  a ring of blocks that the trees above grow from: in no tree, and not free for anybody else
  *
- * Kept as columns, not as objects.
+ * Allocation_groups.asciidoc of "XFS Algorithms & Data Structures".
  */
 import { raw, skip, struct, u32be, u32le } from "../../bytes/struct.ts";
 import { viewOf } from "../../bytes/struct.ts";

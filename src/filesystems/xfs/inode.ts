@@ -93,6 +93,10 @@ export function decodeInode(sb: Superblock, number: number, table: DataView, at:
     ...forksOf(sb, number, bytes, isNew ? NEW_BYTES : OLD_BYTES, isLarge),
     bytes,
   };
+  const { format, start, end } = inode.data;
+  if (format === FORMAT.local && inode.size > end - start) {
+    throw damaged(`inode ${number}: ${inode.size} bytes inside it found, room for ${end - start}`);
+  }
   const isRealtime = (bytes.getUint16(INODE_AT.flags) & FLAG_REALTIME) !== 0;
   if (isRealtime && inode.type === TYPE.file && inode.data.extents > 0) {
     throw damaged(`inode ${number}: it lies on a realtime device, and there is none`);
