@@ -52,7 +52,7 @@ export interface ForkSink {
 }
 
 /** Reads what lies in the inode itself. @throws Refused */
-export function readForks(sb: Superblock, inode: Inode, sink: ForkSink): Tally {
+export function readForks(sb: Superblock, inode: Inode, sink: ForkSink): void {
   const tally: Tally = {
     inode: inode.number,
     isShareable: inode.isShareable,
@@ -70,7 +70,6 @@ export function readForks(sb: Superblock, inode: Inode, sink: ForkSink): Tally {
     readFork(sb, tally, "attributes", inode.attributes, inode.bytes, sink);
   }
   checkTally(tally);
-  return tally;
 }
 
 function checkType({ number, type, data }: Inode): void {
