@@ -8,6 +8,7 @@ import { viewOf } from "../../src/bytes/struct.ts";
 import type { ExtentSet } from "../../src/bytes/extents.ts";
 import { assert } from "../../src/error.ts";
 import { xfs as reader } from "../../src/filesystems/xfs.ts";
+import { AgfLayout, AgflLayout, AgiLayout } from "../../src/filesystems/xfs/headers.ts";
 import { checksumOf } from "../../src/filesystems/xfs/refused.ts";
 import { SuperblockLayout } from "../../src/filesystems/xfs/superblock.ts";
 import { prove } from "../../src/reclaim/prove.ts";
@@ -119,8 +120,12 @@ function sampleOf(name: string, image: string): Sample {
   const chunks = chunksOf(bytes, (chunk) => PAYLOAD.equals(chunk)).filter(
     ({ at }) => at < log.start || at >= log.end,
   );
-  const headers = chunks.filter(({ at }) => at >= sectorBytes && at < 4 * sectorBytes);
-  const often: readonly Spot[] = [spotOf(SuperblockLayout, 0), ...headers];
+  const often: readonly Spot[] = [
+    spotOf(SuperblockLayout, 0),
+    spotOf(AgfLayout, sectorBytes),
+    spotOf(AgiLayout, 2 * sectorBytes),
+    spotOf(AgflLayout, 3 * sectorBytes),
+  ];
   const favourites = Array.from({ length: Math.ceil(chunks.length / 3) }, (_, i) => often[i % often.length]!);
   return {
     name,

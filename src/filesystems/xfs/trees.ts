@@ -23,7 +23,7 @@ export interface TreeKind {
   readonly keyBytes: number;
 }
 
-export const TREES = {
+const TREES = {
   byBlock: { name: "free space by block", magic: ["ABTB", "AB3B"], recordBytes: 8, keyBytes: 8 },
   bySize: { name: "free space by size", magic: ["ABTC", "AB3C"], recordBytes: 8, keyBytes: 8 },
   inodes: { name: "inodes", magic: ["IABT", "IAB3"], recordBytes: 16, keyBytes: 4 },
