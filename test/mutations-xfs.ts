@@ -29,6 +29,15 @@ export const OF_XFS: readonly Mutation[] = [
     only: "did not arrive whole",
   },
   {
+    hazard: "H2",
+    guard: "the checksum of the last record of an XFS log is right",
+    file: inside("log"),
+    from: "if (!isWhole(",
+    to: "if (index < 0 && !isWhole(",
+    tests: LOG,
+    only: "did not arrive whole",
+  },
+  {
     hazard: "H1",
     guard: "a block of the AGFL is not free",
     file: inside("free-space"),

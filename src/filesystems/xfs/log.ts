@@ -11,6 +11,7 @@
  * that what is empty here is not replayed there. Journaling_log.asciidoc of "XFS Algorithms & Data Structures";
  * fs/xfs/xfs_log_recover.c of Linux.
  */
+import { crc32c } from "../../bytes/checksum.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { Refused } from "../refused.ts";
@@ -27,6 +28,10 @@ const RECORD_BYTES_MAX = 256 * 1024;
 const RECORD_SECTORS_MAX = RECORD_BYTES_MAX / SECTOR_BYTES + 16;
 /** All records that may be on their way to the disk at once: torn ones lie no farther before the head. */
 const IN_FLIGHT_SECTORS = (8 * RECORD_BYTES_MAX) / SECTOR_BYTES;
+const CHECKSUM_AT = 32;
+/** Of a record's first header, as 64-bit and as 32-bit kernels count them, and of its further ones. */
+const HEADER_BYTES = [328, 324];
+const FURTHER_HEADER_BYTES = 260;
 const UNMOUNT_FLAG = 0x20;
 const OPERATION_FLAGS_AT = 9;
 
@@ -148,6 +153,7 @@ class Log {
     const sectors = headers + Math.ceil(dataBytes / SECTOR_BYTES);
     const distance = window - index;
     if (version !== (isVersion2 ? 2 : 1) || dataBytes === 0 || sectors > distance) return undefined;
+    if (!isWhole(bytes.subarray(at, at + sectors * SECTOR_BYTES), headers, dataBytes)) return undefined;
     const flags = view.getUint8(at + headers * SECTOR_BYTES + OPERATION_FLAGS_AT);
     return { distance, sectors, operations, flags };
   }
@@ -165,6 +171,22 @@ class Log {
   async #cycleAt(sector: number): Promise<number> {
     return cycleOf(await readBytes(this.#device, this.#start + sector * SECTOR_BYTES, SECTOR_BYTES), 0);
   }
+}
+
+/** Whether the checksum of a record is right. Tools leave it at zero; 32-bit kernels make their headers shorter. */
+function isWhole(record: Uint8Array, headers: number, dataBytes: number): boolean {
+  const found = viewOf(record).getUint32(CHECKSUM_AT, true);
+  return found === 0 || HEADER_BYTES.some((bytes) => checksumOf(record, headers, dataBytes, bytes) === found);
+}
+
+function checksumOf(record: Uint8Array, headers: number, dataBytes: number, headerBytes: number): number {
+  let crc = crc32c(0xffffffff, record, 0, CHECKSUM_AT);
+  crc = crc32c(crc32c(crc, new Uint8Array(4)), record, CHECKSUM_AT + 4, headerBytes);
+  for (let index = 1; index < Math.min(headers, Math.ceil(dataBytes / HEADER_COVERS_BYTES)); index++) {
+    crc = crc32c(crc, record, index * SECTOR_BYTES, index * SECTOR_BYTES + FURTHER_HEADER_BYTES);
+  }
+  const data = headers * SECTOR_BYTES;
+  return ~crc32c(crc, record, data, data + dataBytes) >>> 0;
 }
 
 /** The cycle in which a sector was written: its first word, or behind the magic of a header. */
