@@ -41,7 +41,6 @@ const available = (t: TestContext) => requires(t, "mkfs.xfs", "xfs_logprint") &&
 for (const [options, writes] of [
   ["-l su=128k", 16],
   ["-l su=32k -s size=4096", 32],
-  ["", 9],
 ] as const) {
   test(`a log round and round: mkfs.xfs ${options}`, async (t) => {
     if (!available(t)) return;
@@ -59,11 +58,10 @@ for (const [options, writes] of [
       assert.equal(judged(copy).isClean, false);
       heads.push(await agrees(copy), await agrees(image));
     }
-    if (options !== "")
-      assert.ok(
-        heads.some((head, i) => i > 0 && head < heads[i - 1]!),
-        `${heads.join(" ")}`,
-      );
+    assert.ok(
+      heads.some((head, i) => i > 0 && head < heads[i - 1]!),
+      `${heads.join(" ")}`,
+    );
   });
 }
 
