@@ -7,6 +7,7 @@ import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
+import { OF_XFS } from "./mutations-xfs.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -355,4 +356,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_FILES,
   ...OF_LUKS,
   ...OF_HFSPLUS,
+  ...OF_XFS,
 ];

@@ -5,5 +5,6 @@ import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { ntfs } from "./ntfs.ts";
+import { xfs } from "./xfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus, xfs];

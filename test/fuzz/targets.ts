@@ -15,6 +15,7 @@ import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
+import { xfs } from "./xfs.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
@@ -31,4 +32,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   journal,
   volumes,
   luks,
+  xfs,
 ];
