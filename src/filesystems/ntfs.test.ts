@@ -30,6 +30,8 @@ const MAKES = [
   "-s 4096 -c 4096",
   "-s 4096 -c 65536",
 ];
+/** It sleeps for a second now and then. */
+const JUDGED_BY_PARTCLONE = new Set(["-c 512", "-c 2097152", "-s 4096 -c 65536"]);
 
 async function opened(t: TestContext, path: string, options: Partial<ReadOptions> = {}): Promise<FileSystem> {
   const device = await fileDevice(path);
@@ -67,7 +69,7 @@ for (const make of MAKES) {
       assert.equal(free.bytes / filesystem.blockBytes, ntfsinfoFree(image));
       assert.equal(filesystem.bytes, bytes);
     }
-    assert.deepEqual([...free], [...partcloneFree(image)]);
+    if (JUDGED_BY_PARTCLONE.has(make)) assert.deepEqual([...free], [...partcloneFree(image)]);
   });
 }
 

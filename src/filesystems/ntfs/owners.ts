@@ -30,8 +30,8 @@ const SYSTEM_NAMES: readonly string[] = [
   "$UpCase",
   "$Extend",
 ];
-const BACKUP_OWNER = -1 - SYSTEM_RECORDS;
-export const OWNER = { backup: BACKUP_OWNER } as const;
+/** Owners that are no files. Numbers of file records have 48 bits. */
+export const OWNER = { backup: -1 - SYSTEM_RECORDS, shadows: 2 ** 48 } as const;
 
 const DEPTH_MAX = 1024;
 const TAG = { mountPoint: 0xa0000003, symlink: 0xa000000c, compressed: 0x80000017 } as const;
@@ -50,7 +50,8 @@ export class Owners {
   }
 
   async describe(owner: number): Promise<OwnerDescription> {
-    if (owner === BACKUP_OWNER) return { kind: "metadata", name: "backup boot sector" };
+    if (owner === OWNER.shadows) return { kind: "unknown", name: "free, but shadow copies may read it" };
+    if (owner === OWNER.backup) return { kind: "metadata", name: "backup boot sector" };
     if (owner < 0) {
       const name = SYSTEM_NAMES[-1 - owner] ?? `reserved file record ${-1 - owner}`;
       return { kind: -1 - owner === FILE.log ? "journal" : "metadata", name };
