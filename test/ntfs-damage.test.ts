@@ -1,0 +1,458 @@
+/**
+ * Each guard of the NTFS reader with the damage that it must notice, on a volume that mkntfs and ntfs-3g made. Where
+ * ntfs-3g has an opinion of its own, `ntfs-3g.probe` is asked, too.
+ *
+ * Log pages are written by hand, after logfile.h of ntfs-3g: its drivers only ever empty the log.
+ */
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test, type TestContext } from "node:test";
+import { BootLayout } from "../src/filesystems/ntfs/boot.ts";
+import { ntfs } from "../src/filesystems/ntfs.ts";
+import { prove } from "../src/reclaim/prove.ts";
+import { fuzzDevice } from "../src/testing/fuzz.ts";
+import { inNtfs, makeNtfs, NTFS_TOOLS } from "../src/testing/ntfs.ts";
+import { Random } from "../src/testing/seeds.ts";
+import { attempt, requires, requiresRoot } from "../src/testing/tools.ts";
+
+const MiB = 2 ** 20;
+const CLUSTER = 4096;
+const RECORD = 1024;
+const TYPE = { list: 0x20, name: 0x30, information: 0x70, data: 0x80, index: 0xa0, bitmap: 0xb0 };
+
+const folder = mkdtempSync(join(tmpdir(), "ullage-"));
+after(() => rmSync(folder, { recursive: true }));
+
+let made: Buffer | undefined;
+
+/** A fresh copy of the volume; undefined when the test was skipped. */
+function volume(t: TestContext): Volume | undefined {
+  if (!requires(t, ...NTFS_TOOLS, "ntfs-3g.probe") || !requiresRoot(t)) return undefined;
+  if (made === undefined) {
+    const image = makeNtfs(join(folder, "image"), 16 * MiB);
+    const holes = Buffer.alloc(1200 * CLUSTER);
+    const random = new Random(1);
+    for (let at = 0; at < holes.length; at += 2 * CLUSTER) random.fill(holes.subarray(at, at + CLUSTER));
+    writeFileSync(join(folder, "holes"), holes);
+    inNtfs(
+      image,
+      `mkdir many
+       for i in $(seq 80); do echo $i > many/a-name-that-is-rather-long-$i; done
+       head -c 50000 /dev/urandom > plain
+       head -c 50000 /dev/urandom > other
+       head -c 8192 /dev/zero > hiberfil.sys
+       cp --sparse=always "${join(folder, "holes")}" holes`,
+    );
+    made = readFileSync(image);
+  }
+  return new Volume(Buffer.from(made));
+}
+
+class Volume {
+  readonly bytes: Buffer;
+  readonly #mft: number;
+  readonly #mirror: number;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+    const { mftCluster, mirrorCluster } = BootLayout.decode(bytes);
+    this.#mft = mftCluster * CLUSTER;
+    this.#mirror = mirrorCluster * CLUSTER;
+  }
+
+  /** Where a file record lies; the table of a volume so small is in one piece up to here. */
+  record(number: number): number {
+    return this.#mft + number * RECORD;
+  }
+
+  /** Changes a record, and its copy if it has one. */
+  change(number: number, change: (record: Buffer) => void): void {
+    for (const at of number < 4
+      ? [this.record(number), this.#mirror + number * RECORD]
+      : [this.record(number)]) {
+      change(this.bytes.subarray(at, at + RECORD));
+    }
+  }
+
+  /** The number of the file that one of the records in use gives this name. */
+  named(name: string): number {
+    const wanted = Buffer.from(name, "utf16le");
+    for (let number = 16; number < 300; number++) {
+      const record = this.bytes.subarray(this.record(number), this.record(number) + RECORD);
+      if ((record[0x16]! & 1) !== 0 && record.includes(wanted)) return record.readUIntLE(0x20, 6) || number;
+    }
+    throw new Error(`no record is named ${name}`);
+  }
+
+  /** Where an attribute begins in a record. */
+  attribute(number: number, type: number): number {
+    const record = this.bytes.subarray(this.record(number), this.record(number) + RECORD);
+    for (let at = record.readUInt16LE(0x14); at < RECORD; at += record.readUInt32LE(at + 4)) {
+      if (record.readUInt32LE(at) === type) return at;
+      if (record.readUInt32LE(at + 4) === 0) break;
+    }
+    throw new Error(`record ${number} has no attribute ${type}`);
+  }
+
+  /** The first cluster of an attribute whose first run has a length of one byte. */
+  firstCluster(number: number, type: number): number {
+    const runs = this.runs(number, type);
+    return this.bytes.readIntLE(runs + 1 + (this.bytes[runs]! & 15), this.bytes[runs]! >> 4);
+  }
+
+  /** Where the run list of an attribute lies. */
+  runs(number: number, type: number): number {
+    const at = this.record(number) + this.attribute(number, type);
+    return at + this.bytes.readUInt16LE(at + 32);
+  }
+
+  /** Where an attribute of a file lies. */
+  at(name: string, type: number): number {
+    return this.record(this.named(name)) + this.attribute(this.named(name), type);
+  }
+
+  /** Where the copy of a record lies. */
+  mirrored(number: number): number {
+    return this.#mirror + number * RECORD;
+  }
+
+  /** Clears a bit of a bitmap that is one file's. */
+  clearBit(number: number, type: number, bit: number): void {
+    this.bytes[this.firstCluster(number, type) * CLUSTER + (bit >> 3)]! &= ~(1 << (bit & 7));
+  }
+
+  /** The first index block of a directory. */
+  indexBlock(): number {
+    return this.firstCluster(this.named("many"), TYPE.index) * CLUSTER;
+  }
+
+  /** An entry of the attribute list of the file with holes that is about an extension record: 1 the first, -1 the last. */
+  listEntry(which: 1 | -1): number {
+    const number = this.named("holes");
+    const at = this.at("holes", TYPE.list);
+    const list =
+      this.bytes[at + 8] === 0
+        ? at + this.bytes.readUInt16LE(at + 20)
+        : this.firstCluster(number, TYPE.list) * CLUSTER;
+    const end =
+      list + (this.bytes[at + 8] === 0 ? this.bytes.readUInt32LE(at + 16) : this.bytes.readUInt32LE(at + 48));
+    const entries: number[] = [];
+    for (let entry = list; entry < end; entry += this.bytes.readUInt16LE(entry + 4)) {
+      if (this.bytes.readUIntLE(entry + 16, 6) !== number) entries.push(entry);
+    }
+    return entries.at(which === 1 ? 0 : -1)!;
+  }
+
+  /** The extension record with the last piece of the file with holes. */
+  extension(): number {
+    return this.record(this.bytes.readUIntLE(this.listEntry(-1) + 16, 6));
+  }
+
+  async refusal(): Promise<string | undefined> {
+    const filesystem = await ntfs.open([fuzzDevice(this.bytes)], { replay: false });
+    const { refusal, free } = await prove(filesystem, "full");
+    if (refusal === undefined) assert.ok(free[0]!.bytes > MiB);
+    else assert.equal(free[0]!.bytes, 0);
+    return refusal?.code;
+  }
+
+  /** What ntfs-3g.probe makes of it: 0 is fine, 14 hibernated, 15 unclean. */
+  probe(): number {
+    const image = join(folder, "probed");
+    writeFileSync(image, this.bytes);
+    return attempt("ntfs-3g.probe", ["--readwrite", image]).status;
+  }
+}
+
+const HIBERNATED = 14;
+const UNCLEAN = 15;
+
+test("the volume as it was made is fine", async (t) => {
+  const fine = volume(t);
+  if (fine === undefined) return;
+  assert.equal(await fine.refusal(), undefined);
+  assert.equal(fine.probe(), 0);
+  assert.ok(fine.attribute(fine.named("holes"), TYPE.list) > 0, "a file has an attribute list");
+  assert.ok(fine.attribute(fine.named("many"), TYPE.index) > 0, "a directory has index blocks");
+});
+
+test("every flag of $Volume, and its version", async (t) => {
+  const harmless = new Set([7, 15]);
+  const named = new Map([1, 2, 3, 4, 5, 14].map((bit) => [bit, "unfinished-work"]));
+  for (let bit = 0; bit < 16; bit++) {
+    const flagged = volume(t);
+    if (flagged === undefined) return;
+    const at = flagged.attribute(3, TYPE.information) + 24;
+    flagged.change(3, (record) => record.writeUInt16LE(1 << bit, at + 10));
+    const expected =
+      bit === 0 ? "not-clean" : harmless.has(bit) ? undefined : (named.get(bit) ?? "feature-unknown");
+    assert.equal(await flagged.refusal(), expected, `bit ${bit}`);
+  }
+  for (const [major, minor, code] of [
+    [1, 2, "version-unsupported"],
+    [3, 0, undefined],
+    [3, 2, "version-unsupported"],
+  ] as const) {
+    const old = volume(t)!;
+    const at = old.attribute(3, TYPE.information) + 24;
+    old.change(3, (record) => record.set([major, minor], at + 8));
+    assert.equal(await old.refusal(), code, `${major}.${minor}`);
+  }
+});
+
+interface Restart {
+  readonly version?: readonly [number, number];
+  readonly lsn?: number;
+  readonly client?: number;
+  readonly flags?: number;
+  readonly magic?: string;
+}
+
+/** A restart page of 4096 bytes. */
+function restartPage({
+  version = [1, 1],
+  lsn = 100,
+  client = 0xffff,
+  flags = 0,
+  magic = "RSTR",
+}: Restart): Buffer {
+  const page = Buffer.alloc(4096);
+  page.write(magic, "latin1");
+  page.writeUInt16LE(0x1e, 4);
+  page.writeUInt16LE(9, 6);
+  if (magic === "CHKD") page.writeBigUInt64LE(BigInt(lsn), 8);
+  page.writeUInt32LE(4096, 16);
+  page.writeUInt32LE(4096, 20);
+  const area = 0x30;
+  page.writeUInt16LE(area, 24);
+  page.writeUInt16LE(version[1], 26);
+  page.writeUInt16LE(version[0], 28);
+  page.writeBigUInt64LE(BigInt(lsn), area);
+  page.writeUInt16LE(1, area + 8);
+  page.writeUInt16LE(client === 0xffff ? 0 : 0xffff, area + 10);
+  page.writeUInt16LE(client, area + 12);
+  page.writeUInt16LE(flags, area + 14);
+  page.writeUInt32LE(67 - Math.ceil(Math.log2(2 * MiB + 1)), area + 16);
+  page.writeUInt16LE(0x40 + 160, area + 20);
+  page.writeUInt16LE(0x40, area + 22);
+  page.writeBigUInt64LE(BigInt(2 * MiB), area + 24);
+  page.writeUInt16LE(0x30, area + 36);
+  page.writeUInt16LE(0x40, area + 38);
+  page.fill(0xff, area + 0x40 + 16, area + 0x40 + 20);
+  page.writeUInt16LE(7, 0x1e);
+  for (let end = 510; end < 4096; end += 512) page.writeUInt16LE(7, end);
+  return page;
+}
+
+const LOGS: readonly (readonly [string, readonly Restart[], string | undefined, number])[] = [
+  ["closed", [{}, {}], undefined, 0],
+  [
+    "open, and marked clean",
+    [
+      { client: 0, flags: 2 },
+      { client: 0, flags: 2 },
+    ],
+    undefined,
+    0,
+  ],
+  ["closed by chkdsk", [{ magic: "CHKD" }, { magic: "CHKD" }], undefined, 0],
+  ["open", [{ client: 0 }, { client: 0 }], "log-dirty", UNCLEAN],
+  ["open in the later page", [{}, { client: 0, lsn: 101 }], "log-dirty", UNCLEAN],
+  ["open in the earlier page", [{ client: 0 }, { lsn: 101 }], undefined, 0],
+  ["version 2.0", [{ version: [2, 0] }, { version: [2, 0] }], "hibernated", HIBERNATED],
+  [
+    "version 2.0, open",
+    [
+      { version: [2, 0], client: 0 },
+      { version: [2, 0], client: 0 },
+    ],
+    "hibernated",
+    HIBERNATED,
+  ],
+  ["version 3.0", [{ version: [3, 0] }, { version: [3, 0] }], "feature-unknown", UNCLEAN],
+];
+
+for (const [name, pages, code, probed] of LOGS) {
+  test(`$LogFile: ${name}`, async (t) => {
+    const logged = volume(t);
+    if (logged === undefined) return;
+    const at = logged.firstCluster(2, TYPE.data) * CLUSTER;
+    pages.forEach((page, index) => logged.bytes.set(restartPage(page), at + index * 4096));
+    assert.equal(await logged.refusal(), code);
+    assert.equal(logged.probe(), probed, "ntfs-3g");
+  });
+}
+
+test("$LogFile: torn, zeroed, half emptied", async (t) => {
+  for (const spoil of [
+    (log: Buffer) => log.set(Buffer.concat([restartPage({}), restartPage({}).fill(9, 1022, 1024)])),
+    (log: Buffer) => log.fill(0),
+    (log: Buffer) => log.write("RCRD", 8192),
+    (log: Buffer) => log.fill(0, 100, 104),
+    (log: Buffer) => log.set(restartPage({})),
+  ]) {
+    const spoilt = volume(t);
+    if (spoilt === undefined) return;
+    const at = spoilt.firstCluster(2, TYPE.data) * CLUSTER;
+    spoil(spoilt.bytes.subarray(at, at + 65_536));
+    assert.equal(await spoilt.refusal(), "damaged", spoil.toString());
+  }
+});
+
+test("H3: hiberfil.sys with a guest's memory, without, and what cannot be told", async (t) => {
+  for (const [signature, code, probed] of [
+    ["hibr", "hibernated", HIBERNATED],
+    ["HIBR", "hibernated", HIBERNATED],
+    ["RSTR", "hibernated", 0],
+    ["wake", undefined, 0],
+    ["WAKE", undefined, 0],
+    ["\0\0\0\0", undefined, 0],
+  ] as const) {
+    const asleep = volume(t);
+    if (asleep === undefined) return;
+    const at = asleep.firstCluster(asleep.named("hiberfil.sys"), TYPE.data) * CLUSTER;
+    asleep.bytes.write(signature, at, "latin1");
+    assert.equal(await asleep.refusal(), code, signature);
+    assert.equal(asleep.probe(), probed, `ntfs-3g, ${signature}`);
+  }
+  const short = volume(t)!;
+  const number = short.named("hiberfil.sys");
+  const at = short.attribute(number, TYPE.data);
+  short.change(number, (record) => {
+    for (const size of [48, 56]) record.writeBigUInt64LE(4000n, at + size);
+  });
+  assert.equal(await short.refusal(), "hibernated");
+  assert.equal(short.probe(), HIBERNATED);
+});
+
+const DAMAGES: readonly (readonly [string, (volume: Volume) => void, string])[] = [
+  ["boot sector without its signature", ({ bytes }) => bytes.fill(0, 510, 512), "damaged"],
+  ["sectors of 100 bytes", ({ bytes }) => bytes.writeUInt16LE(100, 11), "damaged"],
+  ["3 sectors per cluster", ({ bytes }) => bytes.writeUInt8(3, 13), "damaged"],
+  ["clusters of 4 MiB", ({ bytes }) => bytes.writeUInt8(0xf3, 13), "damaged"],
+  ["file records of 256 bytes", ({ bytes }) => bytes.writeInt8(-8, 64), "damaged"],
+  ["more sectors than the device", ({ bytes }) => bytes.writeUInt32LE(32_769, 40), "truncated"],
+  ["$MFT behind the end", ({ bytes }) => bytes.writeUInt32LE(5000, 48), "damaged"],
+  ["$MFT elsewhere", ({ bytes }) => bytes.writeUInt32LE(9, 48), "damaged"],
+  ["$MFTMirr elsewhere", ({ bytes }) => bytes.writeUInt32LE(9, 56), "damaged"],
+  [
+    "a copy in $MFTMirr that differs",
+    (v) => v.bytes.write("x", v.mirrored(3) + v.attribute(3, TYPE.information) + 24),
+    "damaged",
+  ],
+  ["a torn file record", (v) => v.bytes.writeUInt16LE(9, v.record(v.named("plain")) + 510), "damaged"],
+  ["a record without its magic", (v) => v.bytes.write("BAAD", v.record(v.named("plain"))), "damaged"],
+  [
+    "a record with a flag that is not known",
+    (v) => v.bytes.writeUInt16LE(0x41, v.record(v.named("plain")) + 0x16),
+    "damaged",
+  ],
+  [
+    "a record with another's number",
+    (v) => v.bytes.writeUInt32LE(7, v.record(v.named("plain")) + 0x2c),
+    "damaged",
+  ],
+  [
+    "attributes without an end",
+    (v) => v.bytes.writeUInt32LE(0x38, v.record(v.named("plain")) + 0x18),
+    "damaged",
+  ],
+  ["an attribute without a length", (v) => v.bytes.writeUInt32LE(0, v.at("plain", TYPE.data) + 4), "damaged"],
+  [
+    "an attribute of a type that is not known",
+    (v) => v.bytes.writeUInt32LE(0x84, v.at("plain", TYPE.data)),
+    "feature-unknown",
+  ],
+  [
+    "an attribute with a flag that is not known",
+    (v) => v.bytes.writeUInt16LE(0x100, v.at("plain", TYPE.data) + 12),
+    "feature-unknown",
+  ],
+  [
+    "an attribute of a form that is none",
+    (v) => v.bytes.writeUInt8(2, v.at("plain", TYPE.data) + 8),
+    "damaged",
+  ],
+  [
+    "runs that leave the volume",
+    (v) => v.bytes.writeUInt8(0x7f, v.runs(v.named("plain"), TYPE.data) + 3),
+    "damaged",
+  ],
+  [
+    "runs that are too short",
+    (v) => v.bytes.writeUInt8(12, v.runs(v.named("plain"), TYPE.data) + 1),
+    "damaged",
+  ],
+  [
+    "runs for more than is allocated",
+    (v) => v.bytes.writeUInt32LE(CLUSTER * 12, v.at("plain", TYPE.data) + 40),
+    "damaged",
+  ],
+  [
+    "more initialised than there is",
+    (v) => v.bytes.writeUInt32LE(50_001, v.at("plain", TYPE.data) + 56),
+    "damaged",
+  ],
+  [
+    "a cluster of two files",
+    (v) => {
+      const [one, other] = [v.runs(v.named("plain"), TYPE.data), v.runs(v.named("other"), TYPE.data)];
+      v.bytes.copy(v.bytes, one, other, other + 4);
+    },
+    "contradiction",
+  ],
+  [
+    "a used cluster that is marked free",
+    (v) => v.clearBit(6, TYPE.data, v.firstCluster(v.named("plain"), TYPE.data)),
+    "contradiction",
+  ],
+  ["a used record that is marked free", (v) => v.clearBit(0, TYPE.bitmap, v.named("plain")), "contradiction"],
+  [
+    "$Bitmap that is too short",
+    (v) => v.bytes.writeUInt32LE(511, v.record(6) + v.attribute(6, TYPE.data) + 56),
+    "damaged",
+  ],
+  ["an index block that is torn", (v) => v.bytes.writeUInt16LE(9, v.indexBlock() + 510), "damaged"],
+  ["an index block in another's place", (v) => v.bytes.writeUInt8(7, v.indexBlock() + 16), "damaged"],
+  [
+    "a name of a record that is not in use",
+    (v) => v.bytes.writeUInt16LE(20, v.indexBlock() + 0x40),
+    "contradiction",
+  ],
+  [
+    "a name of a record behind the table",
+    (v) => v.bytes.writeUInt16LE(65_000, v.indexBlock() + 0x40),
+    "damaged",
+  ],
+  [
+    "an attribute list with an entry that is too long",
+    (v) => v.bytes.writeUInt16LE(0x1000, v.listEntry(1) + 4),
+    "damaged",
+  ],
+  [
+    "an attribute list that names another's record",
+    (v) => v.bytes.writeUInt8(v.named("plain"), v.listEntry(-1) + 16),
+    "damaged",
+  ],
+  [
+    "an extension record of somebody else",
+    (v) => v.bytes.writeUInt8(v.named("plain"), v.extension() + 0x20),
+    "damaged",
+  ],
+  [
+    "a piece of an attribute that is missing",
+    (v) => v.bytes.writeUInt8(0xff, v.extension() + v.bytes.readUInt16LE(v.extension() + 0x14) + 16),
+    "damaged",
+  ],
+];
+
+for (const [name, damage, code] of DAMAGES) {
+  test(`damage: ${name}`, async (t) => {
+    const damaged = volume(t);
+    if (damaged === undefined) return;
+    damage(damaged);
+    assert.equal(await damaged.refusal(), code);
+  });
+}
