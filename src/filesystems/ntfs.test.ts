@@ -9,6 +9,7 @@ import { fileDevice } from "../testing/file-device.ts";
 import {
   inNtfs,
   makeNtfs,
+  NTFS_LIFE,
   NTFS_TOOLS,
   ntfsinfoFree,
   ntfsresizeComplaint,
@@ -73,24 +74,6 @@ for (const make of MAKES) {
   });
 }
 
-/** A life with all that makes a map interesting. */
-const LIFE = `
-  mkdir many deep deep/er small
-  for i in $(seq 300); do head -c $((i * 60)) /dev/urandom > many/file-with-a-rather-long-name-$i; done
-  for i in $(seq 1 2 300); do rm many/file-with-a-rather-long-name-$i; done
-  for i in $(seq 150); do ln many/file-with-a-rather-long-name-2 small/another-name-of-the-same-file-$i; done
-  head -c 3000000 /dev/urandom > deep/er/large
-  head -c 70000 /dev/urandom > deep/er/large:stream
-  head -c 100 /dev/urandom > deep/er/large:little
-  truncate -s 20M sparse
-  for i in 0 3 9 2000; do dd if=/dev/urandom of=sparse bs=4k count=2 seek=$i conv=notrunc status=none; done
-  mkdir packed
-  setfattr -h -v 0x00000800 -n system.ntfs_attrib_be packed
-  yes ullage | head -c 900000 > packed/text
-  head -c 200000 /dev/urandom > packed/noise
-  ln -s deep/er/large link
-`;
-
 /** Fills the volume with small files, deletes every second one, and puts a large file into the gaps. */
 const FRAGMENT = `
   mkdir gaps
@@ -104,7 +87,7 @@ for (const make of ["-c 4096", "-c 1024", "-c 65536", "-s 4096 -c 4096"]) {
   test(`a volume that was lived in is free or reached, cluster by cluster: mkntfs ${make}`, async (t) => {
     if (!requires(t, ...NTFS_TOOLS, "setfattr") || !requiresRoot(t)) return;
     const image = makeNtfs(join(scratch(t), "image"), 32 * MiB, ...make.split(" "));
-    inNtfs(image, LIFE);
+    inNtfs(image, NTFS_LIFE);
     await provenFree(t, image);
     inNtfs(image, FRAGMENT);
     assert.deepEqual([...(await provenFree(t, image))], [...partcloneFree(image)]);

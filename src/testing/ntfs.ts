@@ -61,3 +61,21 @@ export function ntfsresizeComplaint(path: string): string | undefined {
     ? undefined
     : stdout + stderr;
 }
+
+/** A life with all that makes a map interesting. */
+export const NTFS_LIFE = `
+  mkdir many deep deep/er small
+  for i in $(seq 300); do head -c $((i * 60)) /dev/urandom > many/file-with-a-rather-long-name-$i; done
+  for i in $(seq 1 2 300); do rm many/file-with-a-rather-long-name-$i; done
+  for i in $(seq 150); do ln many/file-with-a-rather-long-name-2 small/another-name-of-the-same-file-$i; done
+  head -c 3000000 /dev/urandom > deep/er/large
+  head -c 70000 /dev/urandom > deep/er/large:stream
+  head -c 100 /dev/urandom > deep/er/large:little
+  truncate -s 20M sparse
+  for i in 0 3 9 2000; do dd if=/dev/urandom of=sparse bs=4k count=2 seek=$i conv=notrunc status=none; done
+  mkdir packed
+  setfattr -h -v 0x00000800 -n system.ntfs_attrib_be packed
+  yes ullage | head -c 900000 > packed/text
+  head -c 200000 /dev/urandom > packed/noise
+  ln -s deep/er/large link
+`;

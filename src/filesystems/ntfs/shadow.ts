@@ -24,7 +24,6 @@ const HEADER_AT = 0x1e00;
 const BLOCK_BYTES = 16_384;
 const BLOCK_HEADER_BYTES = 128;
 const ENTRY_BYTES = 128;
-const DESCRIPTOR_BYTES = 32;
 const DESCRIPTOR_FORWARDER = 1;
 const STORES_MAX = 4096;
 
@@ -64,7 +63,13 @@ export const PlacesLayout = struct({
   previousBitmap: u64le,
 });
 
-const DescriptorLayout = struct({ original: u64le, relative: bits64le, copy: u64le, flags: u32le });
+export const DescriptorLayout = struct({
+  original: u64le,
+  relative: bits64le,
+  copy: u64le,
+  flags: u32le,
+  filled: skip(4),
+});
 
 export interface Shadows {
   readonly stores: number;
@@ -142,10 +147,11 @@ async function takeBlockList(device: BlockDevice, at: number, spare: Int32Array)
     if (block < spare.length * 32) spare[Math.floor(block / 32)]! &= ~(1 << (block % 32));
   };
   await eachBlock(device, at, TYPE.blockList, (bytes) => {
-    for (let entry = BLOCK_HEADER_BYTES; entry < BLOCK_BYTES; entry += DESCRIPTOR_BYTES) {
+    for (let entry = BLOCK_HEADER_BYTES; entry < BLOCK_BYTES; entry += DescriptorLayout.bytes) {
       const { original, relative, copy, flags } = DescriptorLayout.decode(bytes, entry);
+      if (copy === 0 && relative === 0n) continue;
       keep(original);
-      keep(copy);
+      if (copy !== 0) keep(copy);
       if ((flags & DESCRIPTOR_FORWARDER) !== 0) keep(Number(relative));
     }
   });
