@@ -5,6 +5,7 @@ import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
+import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
@@ -25,6 +26,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  ntfs,
   journal,
   volumes,
 ];
