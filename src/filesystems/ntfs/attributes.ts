@@ -9,6 +9,7 @@
  *
  * libyal/libfsntfs documentation, "The MFT attributes"; ntfs-3g layout.h, ATTR_RECORD.
  */
+import { printable } from "../../bytes/text.ts";
 import type { FileRecord } from "./record.ts";
 import { damaged } from "./refused.ts";
 import { Refused } from "../refused.ts";
@@ -88,7 +89,7 @@ export function eachAttribute(record: FileRecord, visit: (attribute: Attribute) 
 
 export function attributeName(attribute: Attribute): string {
   const { type, name, record } = attribute;
-  return `${nameOf(record)}, attribute 0x${type.toString(16)}${name === "" ? "" : ` "${name}"`}`;
+  return `${nameOf(record)}, attribute 0x${type.toString(16)}${name === "" ? "" : ` "${printable(name)}"`}`;
 }
 
 function nameOf(record: FileRecord): string {

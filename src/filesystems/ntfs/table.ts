@@ -37,6 +37,8 @@ export interface File {
 }
 
 const MIRRORED = 4;
+/** Windows makes no more. */
+const RECORDS_MAX = 2 ** 32;
 
 export class FileTable {
   readonly device: BlockDevice;
@@ -138,7 +140,9 @@ export class FileTable {
     }
     checkAllocated(first, allocated, this.runs.clusters * clusterBytes);
     this.records = Math.floor(initialised / recordBytes);
-    if (this.records <= FILE.extend) throw damaged(`$MFT: ${this.records} file records found`);
+    if (this.records <= FILE.extend || this.records > RECORDS_MAX) {
+      throw damaged(`$MFT: ${this.records} file records found`);
+    }
     if (this.runs.position(0) !== at)
       throw damaged(`$MFT: ${at} found in the boot sector, elsewhere in its runs`);
     for (let index = 0; index < this.runs.count; index++) {
