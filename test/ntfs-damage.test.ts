@@ -23,7 +23,7 @@ let made: Buffer | undefined;
 
 /** A fresh copy of the volume; undefined when the test was skipped. */
 function volume(t: TestContext): NtfsBytes | undefined {
-  if (!requires(t, ...NTFS_TOOLS, "ntfs-3g.probe") || !requiresRoot(t)) return undefined;
+  if (!requires(t, ...NTFS_TOOLS, "ntfs-3g.probe", "setfattr") || !requiresRoot(t)) return undefined;
   if (made === undefined) {
     const image = makeNtfs(join(folder, "image"), 16 * MiB);
     const holes = Buffer.alloc(1200 * CLUSTER);
@@ -37,6 +37,10 @@ function volume(t: TestContext): NtfsBytes | undefined {
        head -c 50000 /dev/urandom > plain
        head -c 50000 /dev/urandom > other
        head -c 8192 /dev/zero > hiberfil.sys
+       head -c 50000 /dev/urandom > packed-by-windows
+       setfattr -h -n system.ntfs_reparse_data -v 0x170000801000000001000000020000000100000001000000 packed-by-windows
+       head -c 50000 /dev/urandom > elsewhere
+       setfattr -h -n system.ntfs_reparse_data -v 0x13000080080000000100000002000000 elsewhere
        cp --sparse=always "${join(folder, "holes")}" holes`,
     );
     made = readFileSync(image);
@@ -386,3 +390,40 @@ for (const [name, damage, verdict] of DAMAGES) {
     assert.match((await damaged.verdict()) ?? "proven", verdict);
   });
 }
+
+test("bad clusters are nobody's to give", async (t) => {
+  const bad = volume(t);
+  if (bad === undefined) return;
+  const before = await bad.free();
+  const lcn = Math.floor((before.start(0) + before.end(0)) / 2 / CLUSTER);
+  const at = bad.attribute(8, TYPE.data, "$Bad");
+  bad.change(8, (record) => {
+    const clusters = 4095;
+    const runs = at + record.readUInt16LE(at + 32);
+    const length = record.readUInt32LE(at + 4) + 16;
+    record.writeUInt32LE(length, at + 4);
+    record.writeUInt32LE(record.readUInt32LE(0x18) + 16, 0x18);
+    record.set([2, 0, 0, 0x21, 1, 0, 0, 2, 0, 0, 0], runs);
+    record.writeUInt16LE(lcn, runs + 1);
+    record.writeUInt16LE(lcn, runs + 5);
+    record.writeUInt16LE(clusters - lcn - 1, runs + 8);
+    record.writeUInt32LE(0xffffffff, at + length);
+  });
+  assert.match((await bad.verdict()) ?? "proven", /^contradiction: .* block \d+ of \$BadClus/);
+  bad.setBit(6, TYPE.data, lcn);
+  assert.equal(await bad.verdict(), undefined);
+  assert.equal(before.bytes - (await bad.free()).bytes, CLUSTER);
+});
+
+test("what is encrypted, or lies behind a reparse point, is not simply a file's content", async (t) => {
+  const special = volume(t);
+  if (special === undefined) return;
+  const at = special.attribute(special.named("plain"), TYPE.data);
+  special.change(special.named("plain"), (record) => record.writeUInt16LE(0x4000, at + 12));
+  const filesystem = await special.open();
+  assert.equal(filesystem.refusal, undefined);
+  assert.equal((await filesystem.find("/plain"))!.fixed, "encrypted");
+  assert.equal((await filesystem.find("/packed-by-windows"))!.fixed, "compressed");
+  assert.equal((await filesystem.find("/elsewhere"))!.fixed, "reparse point");
+  assert.equal((await filesystem.find("/other"))!.fixed, undefined);
+});

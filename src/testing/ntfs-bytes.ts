@@ -4,6 +4,8 @@
  */
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
+import type { ExtentSet } from "../bytes/extents.ts";
+import type { FileSystem } from "../filesystems/filesystem.ts";
 import { BootLayout } from "../filesystems/ntfs/boot.ts";
 import { ntfs } from "../filesystems/ntfs.ts";
 import { prove } from "../reclaim/prove.ts";
@@ -56,10 +58,12 @@ export class NtfsBytes {
   }
 
   /** Where an attribute begins in a record. */
-  attribute(number: number, type: number): number {
+  attribute(number: number, type: number, name = ""): number {
     const record = this.bytes.subarray(this.record(number), this.record(number) + RECORD);
     for (let at = record.readUInt16LE(0x14); at < RECORD; at += record.readUInt32LE(at + 4)) {
-      if (record.readUInt32LE(at) === type) return at;
+      const nameAt = at + record.readUInt16LE(at + 10);
+      const found = record.toString("utf16le", nameAt, nameAt + record[at + 9]! * 2);
+      if (record.readUInt32LE(at) === type && (found === name || type >= TYPE.index)) return at;
       if (record.readUInt32LE(at + 4) === 0) break;
     }
     throw new Error(`record ${number} has no attribute ${type}`);
@@ -92,6 +96,10 @@ export class NtfsBytes {
     this.bytes[this.firstCluster(number, type) * CLUSTER + (bit >> 3)]! &= ~(1 << (bit & 7));
   }
 
+  setBit(number: number, type: number, bit: number): void {
+    this.bytes[this.firstCluster(number, type) * CLUSTER + (bit >> 3)]! |= 1 << (bit & 7);
+  }
+
   /** The first index block of a directory. */
   indexBlock(): number {
     return this.firstCluster(this.named("many"), TYPE.index) * CLUSTER;
@@ -119,6 +127,14 @@ export class NtfsBytes {
     return this.record(this.bytes.readUIntLE(this.listEntry(-1) + 16, 6));
   }
 
+  open(): Promise<FileSystem> {
+    return ntfs.open([fuzzDevice(this.bytes)], { replay: false });
+  }
+
+  async free(): Promise<ExtentSet> {
+    return (await (await this.open()).free())[0]!;
+  }
+
   /** The code of the refusal. */
   async refusal(): Promise<string | undefined> {
     return (await this.verdict())?.replace(/:.*/, "");
@@ -126,8 +142,7 @@ export class NtfsBytes {
 
   /** The code of the refusal and its message. */
   async verdict(): Promise<string | undefined> {
-    const filesystem = await ntfs.open([fuzzDevice(this.bytes)], { replay: false });
-    const { refusal, free } = await prove(filesystem, "full");
+    const { refusal, free } = await prove(await this.open(), "full");
     if (refusal === undefined) assert.ok(free[0]!.bytes > MiB);
     else assert.equal(free[0]!.bytes, 0);
     return refusal && `${refusal.code}: ${refusal.message}`;
