@@ -348,6 +348,12 @@ const DAMAGES: readonly (readonly [string, (volume: NtfsBytes) => void, RegExp])
     /^damaged: .*VCN 7 found, 0 expected/,
   ],
   [
+    "an index with a hole",
+    (v) =>
+      v.bytes.set([1, v.bytes[v.at("many", TYPE.index) + 24]! + 1, 0], v.runs(v.named("many"), TYPE.index)),
+    /^damaged: directory .* hole among them/,
+  ],
+  [
     "a name of a record that is not in use",
     (v) => v.bytes.writeUInt16LE(20, v.indexBlock() + 0x40),
     /^contradiction: file record 20 is not in use, but a directory names it/,

@@ -11,7 +11,7 @@
  *   ntfs/owners.ts          describe(), find(), list()      ntfs/directory.ts  ntfs/names.ts
  *
  * libyal/libfsntfs documentation/ and layout.h of ntfs-3g are the specification; ntfsprogs, ntfs-3g, partclone and
- * the Sleuth Kit are the judges in the tests.
+ * libvshadow are the judges in the tests.
  */
 import { ExtentSet } from "../bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";

@@ -47,8 +47,6 @@ export interface Attribute {
   readonly type: number;
   readonly name: string;
   readonly flags: number;
-  /** Where its header lies in the record's view. */
-  readonly at: number;
   readonly content: Resident | Runs;
 }
 
@@ -112,7 +110,7 @@ function decodeAttribute(record: FileRecord, type: number, at: number, length: n
   const form = view.getUint8(at + 8);
   if (form > 1) throw damaged(`${nameOf(record)}: attribute form ${form} found, 0 or 1 expected`);
   const content = form === 0 ? decodeResident(record, at, length) : decodeRuns(record, at, length);
-  return { record, type, name, flags, at, content };
+  return { record, type, name, flags, content };
 }
 
 function decodeResident(record: FileRecord, at: number, length: number): Resident {

@@ -108,8 +108,9 @@ async function visitBlocks(
   const { number } = file.record;
   const map = table.stream(file, TYPE.bitmap, INDEX_NAME);
   const count = Math.floor(blocks.initialised / blockBytes);
-  if (map === undefined || map.bytes * 8 < count)
-    throw damaged(`directory ${number}: no map of its ${count} blocks`);
+  if (map === undefined || map.bytes * 8 < count || blocks.runs?.hasHole()) {
+    throw damaged(`directory ${number}: no map of its ${count} blocks, or a hole among them`);
+  }
   const perRead = Math.max(8, Math.floor(READ_BYTES / blockBytes / 8) * 8);
   const used = new Uint8Array(perRead / 8);
   const { clusterBytes } = table.geometry;

@@ -59,7 +59,7 @@ export class Owners {
     const file = await unlessDamaged(this.#table.file(owner));
     if (file === undefined) return { kind: "unknown", name: `file record ${owner}` };
     const names = await unlessDamaged(this.#pathOf(file));
-    const bytes = (await unlessDamaged(this.#data(file)))?.bytes;
+    const bytes = (await unlessDamaged(this.#stream(file, TYPE.data)))?.bytes;
     const path = names && `/${names.join("/")}`;
     const isOwn = names?.[0] === "$Extend";
     const kind = isOwn ? "metadata" : kindOf(file);
@@ -95,7 +95,7 @@ export class Owners {
     const file = await this.#lookUp(path);
     if (file === undefined) return undefined;
     const owner = ownerOf(file.record.number);
-    const stream = await this.#data(file);
+    const stream = await this.#stream(file, TYPE.data);
     if (stream === undefined) return { owner, bytes: 0, extents: [] };
     const fixed = fixedBecause(file, stream);
     return { owner, bytes: stream.bytes, ...(fixed && { fixed }), extents: this.#extents(stream) };
@@ -128,19 +128,17 @@ export class Owners {
     return undefined;
   }
 
-  async #data(file: File): Promise<Stream | undefined> {
-    return this.#table.stream(file, TYPE.data);
+  async #stream(file: File, type: number, name = ""): Promise<Stream | undefined> {
+    return this.#table.stream(file, type, name);
   }
 
   async #allocatedBytes({ reference }: Entry): Promise<number> {
     const file = await unlessDamaged(this.#table.file(reference.number));
     if (file === undefined) return 0;
     let bytes = 0;
-    const keys = new Set(file.attributes.map(({ type, name }) => `${type} ${name}`));
-    for (const key of keys) {
-      const [type, name] = [Number.parseInt(key), key.slice(key.indexOf(" ") + 1)];
-      if (!file.attributes.some((one) => one.type === type && one.content.kind === "runs")) continue;
-      const stream = await unlessDamaged(Promise.resolve().then(() => this.#table.stream(file, type, name)));
+    for (const { type, name, content } of file.attributes) {
+      if (content.kind === "resident" || content.firstVcn > 0) continue;
+      const stream = await unlessDamaged(this.#stream(file, type, name));
       for (const extent of stream === undefined ? [] : this.#extents(stream)) bytes += extent.bytes;
     }
     return bytes;
