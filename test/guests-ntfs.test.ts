@@ -260,6 +260,30 @@ function spoil(path: string, free: ExtentSet): void {
   closeSync(file);
 }
 
+/** A file of many names, of which either may tell another one. */
+const LINKED = /^\/(many|small)\/(file-with-a-rather-long-name-2|another-name.*)$/;
+
+test("clusters belong to whom ntfscluster finds, and a refused volume is explained all the same", async (t) => {
+  if (!available(t, "ntfscluster")) return;
+  const image = makeNtfs(join(scratch(t), "image"), 40 * MiB);
+  inNtfs(image, NTFS_LIFE);
+  inNtfs(image, "head -c 2000 /dev/urandom > hiberfil.sys");
+  const filesystem = await opened(t, image);
+  assert.equal(filesystem.refusal?.code, "hibernated");
+  const runs: { first: number; owner: number }[] = [];
+  await filesystem.walk((_, start, end, owner) => {
+    if (end <= filesystem.bytes - 4096) runs.push({ first: start / 4096, owner });
+  });
+  for (let index = 0; index < runs.length; index += Math.ceil(runs.length / 20)) {
+    const { first, owner } = runs[index]!;
+    const found = run("ntfscluster", ["-f", "-c", `${first}-${first}`, image]);
+    const [, number, path] = /^Inode (\d+) (.*)\/\$?\w+/m.exec(found)!;
+    assert.equal(Number(number), owner < 0 ? -1 - owner : owner, `cluster ${first}`);
+    const { path: described, name } = await filesystem.describe(owner);
+    if (!LINKED.test(path!)) assert.equal(described ?? `/${name}`, path);
+  }
+});
+
 test("H3: a hibernated Windows refuses every volume of its disk", async (t) => {
   if (!available(t)) return;
   const disk = makeNtfs(join(scratch(t), "disk.raw"), 8 * MiB);
@@ -354,6 +378,7 @@ test("H4: shadow copies that cannot be understood refuse the volume", async (t) 
   const damages: readonly (readonly [string, (bytes: Buffer) => void, string | undefined])[] = [
     ["header of version 9", (bytes) => bytes.writeUInt8(9, 0x1e00 + 16), "shadow-copies"],
     ["kept on another volume", (bytes) => bytes.writeUInt8(9, 0x1e00 + 80), "shadow-copies"],
+    ["no catalog, and no volume for one", (bytes) => bytes.fill(0, 0x1e00 + 48, 0x1e00 + 96), undefined],
     ["no catalog", (bytes) => bytes.fill(0, 0x1e00 + 48, 0x1e00 + 56), undefined],
     ["catalog outside", (bytes) => bytes.writeUInt32LE(0x7fffffff, 0x1e00 + 48), "shadow-copies"],
     [

@@ -163,7 +163,7 @@ export const OF_NTFS: readonly Mutation[] = [
     hazard: "H4",
     guard: "shadow copies on another volume refuse this one",
     file: `${ROOM}/shadow.ts`,
-    from: 'if (!Buffer.from(header.volume).equals(header.storage)) throw unreadable("they lie on another volume");',
+    from: 'if (isElsewhere) throw unreadable("they lie on another volume");',
     to: "",
     tests: GUESTS,
     only: "cannot be understood",

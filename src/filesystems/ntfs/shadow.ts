@@ -85,7 +85,8 @@ export async function readShadows(device: BlockDevice): Promise<Shadows | undefi
   if (!VERSIONS.has(header.version) || header.type !== TYPE.header || header.own !== HEADER_AT) {
     throw unreadable(`header at ${HEADER_AT}: version ${header.version}, type ${header.type} found`);
   }
-  if (!Buffer.from(header.volume).equals(header.storage)) throw unreadable("they lie on another volume");
+  const isElsewhere = header.storage.some((byte) => byte !== 0) && !sameBytes(header.volume, header.storage);
+  if (isElsewhere) throw unreadable("they lie on another volume");
   if (header.catalog === 0) return undefined;
   const stores = await readCatalog(device, header.catalog);
   if (stores.length === 0) return undefined;
@@ -100,6 +101,10 @@ export async function readShadows(device: BlockDevice): Promise<Shadows | undefi
     kept.add(start * BLOCK_BYTES, Math.min(end * BLOCK_BYTES, device.bytes));
   });
   return { stores: stores.length, kept: kept.build() };
+}
+
+function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a, b) === 0;
 }
 
 interface Places {
