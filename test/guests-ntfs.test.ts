@@ -26,6 +26,7 @@ import { corpus, unpack } from "../src/testing/corpus.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
 import {
   inNtfs,
+  killedInNtfs,
   makeNtfs,
   NTFS_LIFE,
   NTFS_TOOLS,
@@ -259,6 +260,26 @@ function spoil(path: string, free: ExtentSet): void {
   }
   closeSync(file);
 }
+
+test("H2: a driver that was killed: refused, or everything that can be read stays readable", async (t) => {
+  if (!available(t)) return;
+  const folder = scratch(t);
+  const verdicts: string[] = [];
+  for (const seconds of [0.05, 0.1, 0.2, 0.4, 0.8]) {
+    const image = makeNtfs(join(folder, "image"), 40 * MiB);
+    killedInNtfs(image, NTFS_LIFE, seconds);
+    const { free, refusal } = await prove(await opened(t, image), "full");
+    verdicts.push(refusal?.code ?? "proven");
+    const spoilt = join(folder, "spoilt");
+    run("cp", ["--sparse=always", image, spoilt]);
+    spoil(spoilt, free[0]!);
+    assert.equal(ntfsresizeComplaint(spoilt), ntfsresizeComplaint(image));
+    const readable = "find . -type f -print0 | sort -z | xargs -0 -r sha256sum 2>&1 || true";
+    const [before, after] = [image, spoilt].map((path) => inNtfs(path, readable, "ro"));
+    assert.equal(after, before);
+  }
+  t.diagnostic(verdicts.join(", "));
+});
 
 /** A file of many names, of which either may tell another one. */
 const LINKED = /^\/(many|small)\/(file-with-a-rather-long-name-2|another-name.*)$/;
