@@ -315,6 +315,7 @@ test("H3: a hibernated Windows refuses every volume of its disk", async (t) => {
 });
 
 const BLOCK = 16_384;
+const STORE_FILE = "System Volume Information/{3808876b-c176-4e48-b7ae-04046e6cc752}";
 
 /** Where the blocks of a hand-built store lie, and which free blocks they speak of. */
 interface Handmade {
@@ -331,9 +332,8 @@ interface Handmade {
 /** A volume with one shadow copy, built after the documentation of libvshadow: no tool but Windows makes any. */
 async function withShadowCopy(t: TestContext): Promise<Handmade> {
   const image = makeNtfs(join(scratch(t), "image"), 40 * MiB);
-  const file = "System Volume Information/{3808876b-c176-4e48-b7ae-04046e6cc752}";
-  inNtfs(image, `mkdir "System Volume Information"; head -c ${4 * BLOCK} /dev/zero > "${file}"`);
-  const [extent] = (await (await opened(t, image)).find(`/${file}`))!.extents;
+  inNtfs(image, `mkdir "System Volume Information"; head -c ${4 * BLOCK} /dev/zero > "${STORE_FILE}"`);
+  const [extent] = (await (await opened(t, image)).find(`/${STORE_FILE}`))!.extents;
   const [catalog, bitmap, previous, list] = [0, 1, 2, 3].map((index) => extent!.at + index * BLOCK) as [
     number,
     number,
@@ -388,7 +388,10 @@ test("H4: what a bitmap needs and what a block list names is kept, unless it is 
   const { free, refusal } = await prove(filesystem, "full");
   assert.equal(refusal, undefined);
   assert.deepEqual([...free[0]!], [...claimed.subtract(kept)]);
-  const lost = await prove(await opened(t, image, { shadowLoss: true }), "full");
+  assert.equal((await filesystem.find(`/${STORE_FILE}`))!.fixed, "shared");
+  const careless = await opened(t, image, { shadowLoss: true });
+  assert.equal((await careless.find(`/${STORE_FILE}`))!.fixed, undefined);
+  const lost = await prove(careless, "full");
   assert.deepEqual([...lost.free[0]!], [...claimed]);
 });
 

@@ -168,4 +168,13 @@ export const OF_NTFS: readonly Mutation[] = [
     tests: GUESTS,
     only: "cannot be understood",
   },
+  {
+    hazard: "H4",
+    guard: "a file whose clusters shadow copies read is not its clusters' only reader",
+    file: "src/filesystems/ntfs.ts",
+    from: 'return isShared ? { ...found, fixed: "shared" } : found;',
+    to: "return found;",
+    tests: GUESTS,
+    only: "what a bitmap needs",
+  },
 ];

@@ -57,7 +57,7 @@ class Ntfs extends Guarded implements FileSystem {
   #geometry: Geometry | undefined;
   #table: FileTable | undefined;
   #owners: Owners | undefined;
-  /** Free clusters among these are still read by shadow copies. */
+  /** What shadow copies may read in place: free clusters, and clusters that belong to other files by now. */
   #shadowed = ExtentSet.EMPTY;
 
   constructor(device: BlockDevice) {
@@ -126,7 +126,12 @@ class Ntfs extends Guarded implements FileSystem {
   }
 
   async find(path: string): Promise<FoundFile | undefined> {
-    return this.#owners?.find(path);
+    const found = await this.#owners?.find(path);
+    if (found === undefined || found.fixed !== undefined) return found;
+    const isShared = found.extents.some(({ at, bytes }) =>
+      this.#shadowed.touches({ start: at, end: at + bytes }),
+    );
+    return isShared ? { ...found, fixed: "shared" } : found;
   }
 
   async list(path: string): Promise<readonly ListedFile[] | undefined> {

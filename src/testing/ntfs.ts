@@ -76,8 +76,7 @@ export function ntfsinfoFree(path: string): number {
 /** What ntfsresize says when it compares the map with all run lists; undefined when it finds nothing. */
 export function ntfsresizeComplaint(path: string): string | undefined {
   const { status, stdout, stderr } = attempt("ntfsresize", ["--info", "--no-action", "-f", path]);
-  const isFull = /nothing to do|can't be shrunk|cannot be resized/i.test(stdout + stderr);
-  return status === 0 || isFull ? undefined : (stdout + stderr).replaceAll(path, "image");
+  return status === 0 ? undefined : (stdout + stderr).replaceAll(path, "image");
 }
 
 /** A life with all that makes a map interesting. */

@@ -85,7 +85,8 @@ export async function readShadows(device: BlockDevice): Promise<Shadows | undefi
   if (!VERSIONS.has(header.version) || header.type !== TYPE.header || header.own !== HEADER_AT) {
     throw unreadable(`header at ${HEADER_AT}: version ${header.version}, type ${header.type} found`);
   }
-  const isElsewhere = header.storage.some((byte) => byte !== 0) && !sameBytes(header.volume, header.storage);
+  const isStored = header.storage.some((byte) => byte !== 0);
+  const isElsewhere = isStored && Buffer.compare(header.volume, header.storage) !== 0;
   if (isElsewhere) throw unreadable("they lie on another volume");
   if (header.catalog === 0) return undefined;
   const stores = await readCatalog(device, header.catalog);
@@ -101,10 +102,6 @@ export async function readShadows(device: BlockDevice): Promise<Shadows | undefi
     kept.add(start * BLOCK_BYTES, Math.min(end * BLOCK_BYTES, device.bytes));
   });
   return { stores: stores.length, kept: kept.build() };
-}
-
-function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
-  return Buffer.compare(a, b) === 0;
 }
 
 interface Places {
