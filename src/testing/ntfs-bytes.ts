@@ -57,7 +57,7 @@ export class NtfsBytes {
     throw new Error(`no record is named ${name}`);
   }
 
-  /** Where an attribute begins in a record. */
+  /** Where an attribute begins in a record; an index, and what is its own, under any name. */
   attribute(number: number, type: number, name = ""): number {
     const record = this.bytes.subarray(this.record(number), this.record(number) + RECORD);
     for (let at = record.readUInt16LE(0x14); at < RECORD; at += record.readUInt32LE(at + 4)) {

@@ -50,7 +50,7 @@ export interface Attribute {
   readonly content: Resident | Runs;
 }
 
-export interface Resident {
+interface Resident {
   readonly kind: "resident";
   /** Where the value lies in the record's view. */
   readonly at: number;

@@ -14,7 +14,7 @@ import { HOLE } from "./runs.ts";
 import type { Stream } from "./stream.ts";
 import { type File, FILE, type FileTable } from "./table.ts";
 
-/** Files that mkntfs makes and that the guest does not show. */
+/** Records of the filesystem's own files, which the guest does not show. */
 const SYSTEM_RECORDS = 16;
 const SYSTEM_NAMES: readonly string[] = [
   "$MFT",

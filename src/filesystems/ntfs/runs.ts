@@ -15,7 +15,7 @@ import { damaged } from "./refused.ts";
 export const HOLE = -1;
 
 /** Takes one run: clusters of the attribute from `vcn`, clusters of the volume from `lcn`, or a hole. */
-export type RunSink = (vcn: number, lcn: number, clusters: number) => void;
+type RunSink = (vcn: number, lcn: number, clusters: number) => void;
 
 /**
  * Calls `run` for every run of one piece of an attribute.
