@@ -8,6 +8,7 @@ import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
+import { OF_NTFS } from "./mutations-ntfs.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -357,4 +358,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
+  ...OF_NTFS,
 ];

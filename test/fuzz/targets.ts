@@ -7,6 +7,7 @@ import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
+import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
@@ -29,6 +30,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vmdk,
   ext,
   hfsplus,
+  ntfs,
   journal,
   volumes,
   luks,
