@@ -173,6 +173,7 @@ export class SetScan implements DirectoryScan {
         throw damaged(`${this.#where}: an entry 0x${set[at]!.toString(16)} found, a name expected`);
       }
     }
+    checkUnits(view, nameUnits, this.#where);
     if (this.#upCase === undefined) return;
     const expected = nameHash(view, nameUnits, this.#upCase);
     const stored = view.getUint16(ENTRY_BYTES + 4, true);
@@ -208,7 +209,7 @@ function nameEnd({ nameUnits }: Stream): number {
 }
 
 /** Calls `unit` for every UTF-16 unit of the name of a set. */
-function nameUnits(view: DataView, count: number, unit: (unit: number) => void): void {
+function forEachUnit(view: DataView, count: number, unit: (unit: number) => void): void {
   for (let i = 0; i < count; i++) {
     const entry = 2 + Math.floor(i / NAME_UNITS);
     unit(view.getUint16(entry * ENTRY_BYTES + 2 + (i % NAME_UNITS) * 2, true));
@@ -217,13 +218,30 @@ function nameUnits(view: DataView, count: number, unit: (unit: number) => void):
 
 export function nameOf(set: Uint8Array, { nameUnits: count }: Stream): string {
   let name = "";
-  nameUnits(viewOf(set), count, (unit) => (name += String.fromCharCode(unit)));
+  forEachUnit(viewOf(set), count, (unit) => (name += String.fromCharCode(unit)));
   return name;
+}
+
+/** Units that no name may have: controls, and what paths and patterns are made of. */
+const FORBIDDEN = new Set([...Array.from({ length: 32 }, (_, unit) => unit), ...Buffer.from('"*/:<>?\\|')]);
+const DOT = 0x2e;
+
+/** @throws Refused when the guest would not have written such a name */
+function checkUnits(view: DataView, count: number, where: string): void {
+  let dots = 0;
+  forEachUnit(view, count, (unit) => {
+    if (unit === DOT) dots++;
+    if (unit < 0x80 && FORBIDDEN.has(unit)) {
+      throw damaged(`${where}: a name with the character 0x${unit.toString(16)} found`);
+    }
+  });
+  if (dots === count && count <= 2)
+    throw damaged(`${where}: a file with the name of a directory's link found`);
 }
 
 function nameHash(view: DataView, count: number, upCase: UpCase): number {
   let hash = 0;
-  nameUnits(view, count, (unit) => {
+  forEachUnit(view, count, (unit) => {
     const upper = upCase[unit]!;
     hash = (((hash << 15) | (hash >> 1)) + (upper & 0xff)) & 0xffff;
     hash = (((hash << 15) | (hash >> 1)) + (upper >> 8)) & 0xffff;
