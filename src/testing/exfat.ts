@@ -37,6 +37,8 @@ export class ExfatDraft {
   readonly sectorBytes: number;
   /** Where the bitmap lies. */
   readonly bitmapAt: number;
+  /** Behind the last cluster of a directory. */
+  directoriesEnd: number;
   #next: number;
 
   constructor(bytes: Buffer) {
@@ -55,6 +57,7 @@ export class ExfatDraft {
     this.bitmapAt = bitmapAt;
     this.root = { clusters: [boot.rootCluster], used };
     this.#next = boot.rootCluster + 1;
+    this.directoriesEnd = this.clusterAt(this.#next);
   }
 
   clusterAt(cluster: number): number {
@@ -95,6 +98,7 @@ export class ExfatDraft {
       validBytes: bytes,
       extra: [],
     });
+    this.directoriesEnd = this.clusterAt(this.#next);
     return { clusters, used: 0 };
   }
 

@@ -29,6 +29,7 @@ export function growFatTree(folder: string): void {
 /** mkfs.fat with `options`, then the tree, then deletions and new files that fill the holes. */
 export function makeFat(folder: string, options: readonly string[], kibibytes: number): string {
   const [image, tree] = [join(folder, "fat.img"), join(folder, "tree")];
+  mkdirSync(folder, { recursive: true });
   growFatTree(tree);
   run("mkfs.fat", ["-C", ...options, image, String(kibibytes)]);
   const names = readdirSync(tree).map((name) => join(tree, name));

@@ -4,6 +4,7 @@
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
+import { exfat, fat } from "./fat.ts";
 import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -25,6 +26,8 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  fat,
+  exfat,
   journal,
   volumes,
 ];
