@@ -126,6 +126,7 @@ const DAMAGES: readonly Damage[] = [
   { what: "the hash of a name", damage: inSet(36, 1, 2), refusal: /^checksum: .*hash/ },
   { what: "a name that is not allowed", damage: inSet(68, 0x2f, 2), refusal: /^damaged: .*name/ },
   { what: "a name without an entry", damage: inSet(35, 40), refusal: /^damaged: .*name/ },
+  { what: "a name that goes on", damage: inSet(66 + 18, 0x61, 2), refusal: /^damaged: .*goes on/ },
   { what: "no name", damage: inSet(35, 0), refusal: /^damaged: .*name/ },
   { what: "a file without a stream", damage: inSet(32, 0xc1), refusal: /^damaged: .*stream/ },
   { what: "an unknown flag of a stream", damage: inSet(33, 5), refusal: /^damaged: .*flags/ },

@@ -80,6 +80,13 @@ class Draft {
     this.entry = bytes.indexOf("LARGE   BIN");
   }
 
+  /** How many there are, or a few less. */
+  get clusters(): number {
+    const sectors = this.bytes.readUInt16LE(19) || this.bytes.readUInt32LE(32);
+    const before = (this.#fatAt + this.#fats * this.#fatBytes) / this.bytes.readUInt16LE(11);
+    return Math.floor((sectors - before) / this.bytes[13]!) - 40;
+  }
+
   get first(): number {
     return this.bytes.readUInt16LE(this.entry + 20) * 65536 + this.bytes.readUInt16LE(this.entry + 26);
   }
@@ -145,6 +152,8 @@ const damages = (stateAt: number): readonly Damage[] => [
     (d) => d.set(d.bytes.indexOf(".          ") + 26, 7, 2),
     /^damaged: .*leads to cluster 7/,
   ],
+  ["a name that nobody writes", (d) => d.set(d.entry + 3, 0x3a), /^damaged: .*character 0x3a/],
+  ["a lost cluster that leads nowhere", (d) => d.link(d.clusters, d.clusters + 99), /^damaged: .*followed/],
   ["a deleted file whose clusters stay", (d) => d.set(d.entry, 0xe5), /^$/],
 ];
 
@@ -160,6 +169,7 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
     const image = readFileSync(makeFat(scratch(t), ["-F", `${bits}`], kibibytes));
     const more: Damage[] = [];
     const inTable = (value: number) => (draft: Draft) => draft.link(1, value);
+    if (bits !== 32) more.push(["a cut root directory", (d) => d.set(17, 1, 2), /^damaged: .*root entries/]);
     if (bits === 16) {
       more.push(["H2: the dirty bit of the table", inTable(0x7fff), /^not-clean: /]);
       more.push(["the error bit of the table", inTable(0xbfff), /^error-state: /]);

@@ -107,7 +107,9 @@ class FatFileSystem extends Guarded implements FileSystem {
     const free = await this.guarded(async () => {
       if (heap === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
       const builder = new ExtentBuilder();
-      await heap.table.freeRuns((start, end) => builder.add(clusterAt(heap, start), clusterAt(heap, end)));
+      await heap.table.freeRuns(HINT, (start, end) =>
+        builder.add(clusterAt(heap, start), clusterAt(heap, end)),
+      );
       return builder.build();
     });
     return [free ?? ExtentSet.EMPTY];

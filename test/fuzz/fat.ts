@@ -1,6 +1,6 @@
 /**
- * Fuzzing of the FAT and exFAT readers. The judges are fsck.fat and fsck.exfat: rubbish in what a mutant is proven to
- * have free must not change a word of what they say (H1).
+ * Fuzzing of the FAT and exFAT readers. The judges are fsck.fat and fsck.exfat: what they find damaged is never proven,
+ * and rubbish in what a mutant is proven to have free does not change a word of what they say (H1).
  */
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -25,7 +25,7 @@ import {
 import type { Random } from "../../src/testing/seeds.ts";
 import { attempt } from "../../src/testing/tools.ts";
 
-const JUDGED_ONE_IN = 8;
+const JUDGED_ONE_IN = 4;
 
 /** @param checker says with `-n` what it thinks of an image */
 async function runCase(
@@ -57,18 +57,23 @@ async function runCase(
   assert(free[0]!.within({ start: 0, end: device.bytes }).equals(free[0]!), "free space lies on the device");
   if (bytes.length < sample.bytes.length || !random.oneIn(JUDGED_ONE_IN)) return "proven";
   const image = join(folder, "judged.img");
-  const judge = () => {
-    writeFileSync(image, rubbed);
-    truncateSync(image, device.bytes);
-    return attempt(checker, ["-n", image]).stdout;
-  };
-  let rubbed = bytes;
-  const before = judge();
-  rubbed = bytes.slice();
+  const before = judge(checker, image, bytes, device.bytes);
+  assert(before.isSound, `proven, but ${checker} finds damage:\n${before.told}`);
+  const rubbed = bytes.slice();
   for (const { start, end } of free[0]!) rubbed.fill(0xdb, start, end);
-  const after = judge();
-  assert(after === before, `rubbish in what is free is seen by ${checker}:\n${before}\n${after}`);
+  const after = judge(checker, image, rubbed, device.bytes);
+  assert(after.told === before.told, `rubbish in what is free is seen:\n${before.told}\n${after.told}`);
   return "proven, judged";
+}
+
+/** What fsck.fat tells and we need not refuse: lost clusters, which stay, and what no cluster depends on. */
+const HARMLESS = /Reclaimed \d+ unused|Label|Bad short file name|between boot sector and its backup/i;
+
+function judge(checker: string, image: string, bytes: Uint8Array, deviceBytes: number) {
+  writeFileSync(image, bytes);
+  truncateSync(image, deviceBytes);
+  const { status, stdout } = attempt(checker, ["-n", image]);
+  return { told: stdout, isSound: status === 0 || HARMLESS.test(stdout) };
 }
 
 /** These count as often as all the rest. */

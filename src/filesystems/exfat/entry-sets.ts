@@ -208,9 +208,9 @@ function nameEnd({ nameUnits }: Stream): number {
   return (2 + Math.ceil(nameUnits / NAME_UNITS)) * ENTRY_BYTES;
 }
 
-/** Calls `unit` for every UTF-16 unit of the name of a set. */
-function forEachUnit(view: DataView, count: number, unit: (unit: number) => void): void {
-  for (let i = 0; i < count; i++) {
+/** Calls `unit` for UTF-16 units of the name of a set. */
+function forEachUnit(view: DataView, from: number, end: number, unit: (unit: number) => void): void {
+  for (let i = from; i < end; i++) {
     const entry = 2 + Math.floor(i / NAME_UNITS);
     unit(view.getUint16(entry * ENTRY_BYTES + 2 + (i % NAME_UNITS) * 2, true));
   }
@@ -218,7 +218,7 @@ function forEachUnit(view: DataView, count: number, unit: (unit: number) => void
 
 export function nameOf(set: Uint8Array, { nameUnits: count }: Stream): string {
   let name = "";
-  forEachUnit(viewOf(set), count, (unit) => (name += String.fromCharCode(unit)));
+  forEachUnit(viewOf(set), 0, count, (unit) => (name += String.fromCharCode(unit)));
   return name;
 }
 
@@ -229,7 +229,7 @@ const DOT = 0x2e;
 /** @throws Refused when the guest would not have written such a name */
 function checkUnits(view: DataView, count: number, where: string): void {
   let dots = 0;
-  forEachUnit(view, count, (unit) => {
+  forEachUnit(view, 0, count, (unit) => {
     if (unit === DOT) dots++;
     if (unit < 0x80 && FORBIDDEN.has(unit)) {
       throw damaged(`${where}: a name with the character 0x${unit.toString(16)} found`);
@@ -237,11 +237,14 @@ function checkUnits(view: DataView, count: number, where: string): void {
   });
   if (dots === count && count <= 2)
     throw damaged(`${where}: a file with the name of a directory's link found`);
+  forEachUnit(view, count, Math.ceil(count / NAME_UNITS) * NAME_UNITS, (unit) => {
+    if (unit !== 0) throw damaged(`${where}: a name that goes on behind its ${count} characters found`);
+  });
 }
 
 function nameHash(view: DataView, count: number, upCase: UpCase): number {
   let hash = 0;
-  forEachUnit(view, count, (unit) => {
+  forEachUnit(view, 0, count, (unit) => {
     const upper = upCase[unit]!;
     hash = (((hash << 15) | (hash >> 1)) + (upper & 0xff)) & 0xffff;
     hash = (((hash << 15) | (hash >> 1)) + (upper >> 8)) & 0xffff;

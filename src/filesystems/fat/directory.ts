@@ -84,6 +84,7 @@ export class ClusterScan implements DirectoryScan {
       if (first === 0 && (attributes & ATTRIBUTE.directory) === 0) return;
       throw damaged(`${where}: a label with cluster ${first} found, none expected`);
     }
+    checkName(bytes, at, where);
     const isDirectory = (attributes & ATTRIBUTE.directory) !== 0;
     if (isDirectory && this.#isDots(bytes, at, first, where)) return;
     if (isDirectory) this.#found("directory", { first, bytes: undefined, isContiguous: false });
@@ -108,6 +109,20 @@ export class ClusterScan implements DirectoryScan {
       throw damaged(`${where}: "${name}" leads to cluster ${first}, ${expected} expected`);
     }
     return true;
+  }
+}
+
+/** Bytes that no name has: controls, and what paths and patterns are made of. 0x05 stands for 0xe5 at the start. */
+const FORBIDDEN = new Set([...Array.from({ length: 32 }, (_, byte) => byte), ...Buffer.from('"*/:<>?\\|')]);
+const KANJI = 0x05;
+
+/** @throws Refused when no system writes such a short name */
+function checkName(bytes: Uint8Array, at: number, where: string): void {
+  for (let i = bytes[at] === KANJI ? 1 : 0; i < 11; i++) {
+    const byte = bytes[at + i]!;
+    if (byte < 0x80 && FORBIDDEN.has(byte)) {
+      throw damaged(`${where}: a name with the character 0x${byte.toString(16)} found`);
+    }
   }
 }
 
@@ -181,7 +196,7 @@ const SMALL = { base: 0x08, extension: 0x10 };
 /** `README  TXT` as `README.TXT`. */
 export function shortText({ shortName, smallLetters }: ShortEntry): string {
   const bytes = shortName.slice();
-  if (bytes[0] === 0x05) bytes[0] = DELETED;
+  if (bytes[0] === KANJI) bytes[0] = DELETED;
   const base = shown(bytes.subarray(0, 8), (smallLetters & SMALL.base) !== 0);
   const extension = shown(bytes.subarray(8), (smallLetters & SMALL.extension) !== 0);
   return extension === "" ? base : `${base}.${extension}`;
