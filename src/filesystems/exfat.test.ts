@@ -167,6 +167,16 @@ const DAMAGES: readonly Damage[] = [
     damage: (draft, set) => draft.setUsed(clustersOf(draft, set)[0]! - 1, false),
     refusal: /^contradiction: in use, but marked free/,
   },
+  {
+    what: "two files with the same clusters",
+    damage(draft, set) {
+      const other = draft.bytes.indexOf(Buffer.from("Höhe.txt", "utf16le")) - 2 * ENTRY_BYTES - 2;
+      draft.bytes.copy(draft.bytes, set + 33, other + 33, other + 34);
+      draft.bytes.copy(draft.bytes, set + 40, other + 40, other + 64);
+      draft.fixSet(set);
+    },
+    refusal: /^contradiction: cluster \d+ of/,
+  },
   { what: "a lost cluster stays", damage: (draft) => draft.setUsed(1000, true), refusal: /^$/ },
 ];
 

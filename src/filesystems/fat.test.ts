@@ -15,7 +15,7 @@ const MAKES = [
   { name: "fat16", options: "-F 16 -S 4096 -s 1", kibibytes: 20000 },
   { name: "fat16", options: "-F 16 -s 128", kibibytes: 280000 },
   { name: "fat32", options: "-F 32 -s 1", kibibytes: 34000 },
-  { name: "fat32", options: "-F 32 -s 2 -f 1 -R 37 -a", kibibytes: 70000 },
+  { name: "fat32", options: "-F 32 -s 2 -f 1 -R 38 -a", kibibytes: 70000 },
   { name: "fat32", options: "-F 32 -S 4096 -s 1", kibibytes: 270000 },
 ];
 
@@ -113,6 +113,13 @@ class Draft {
     this.bytes.writeUIntLE(value, at, bytes);
   }
 
+  /** Gives another file the clusters and the length of `large.bin`. */
+  share(shortName: string): void {
+    const other = this.bytes.indexOf(shortName);
+    this.bytes.copy(this.bytes, other + 20, this.entry + 20, this.entry + 22);
+    this.bytes.copy(this.bytes, other + 26, this.entry + 26, this.entry + 32);
+  }
+
   differ(): void {
     this.bytes[this.#fatAt + this.#fatBytes + 100]! ^= 1;
   }
@@ -137,6 +144,7 @@ const damages = (stateAt: number): readonly Damage[] => [
   ["a chain into nothing", (d) => d.link(d.first + 9, 0), /^damaged: .*free/],
   ["a chain to the outside", (d) => d.link(d.first + 9, 0xfffffe0), /^damaged: .*followed/],
   ["a chain into another file", (d) => d.link(d.first + 9, d.first - 1), /^(damaged|contradiction): /],
+  ["two files with the same clusters", (d) => d.share("EXACT      "), /^contradiction: cluster \d+ of/],
   ["a shorter file", (d) => d.set(d.entry + 28, 9000, 4), /^damaged: .*longer/],
   ["a longer file", (d) => d.set(d.entry + 28, 900_000, 4), /^damaged: .*expected/],
   ["a file of nothing with clusters", (d) => d.set(d.entry + 28, 0, 4), /^damaged: /],

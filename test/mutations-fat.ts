@@ -1,0 +1,132 @@
+/** The guards of the FAT and exFAT readers. */
+import type { Mutation } from "./mutations.ts";
+
+const FAT = { tests: ["src/filesystems/fat.test.ts"], only: "FAT12: every guard" };
+const FAT16 = { ...FAT, only: "FAT16: every guard" };
+const FAT32 = { ...FAT, only: "FAT32: every guard" };
+const EXFAT = { tests: ["src/filesystems/exfat.test.ts"], only: "every guard" };
+
+export const OF_FAT: readonly Mutation[] = [
+  {
+    hazard: "H2",
+    guard: "a FAT volume whose boot sector is marked dirty is refused",
+    file: "src/filesystems/fat/state.ts",
+    from: "(state & STATE_DIRTY) !== 0 || (flags & 2) === 0",
+    to: "(flags & 2) === 0",
+    ...FAT,
+  },
+  {
+    hazard: "H2",
+    guard: "a FAT volume whose table is marked dirty is refused",
+    file: "src/filesystems/fat/state.ts",
+    from: "(state & STATE_DIRTY) !== 0 || (flags & 2) === 0",
+    to: "(state & STATE_DIRTY) !== 0",
+    ...FAT16,
+  },
+  {
+    hazard: "H1",
+    guard: "all copies of the allocation table are alike",
+    file: "src/filesystems/fat/state.ts",
+    from: "if (Buffer.compare(first, second) === 0) return;",
+    to: "if (at >= 0) return;",
+    ...FAT,
+  },
+  {
+    hazard: "H1",
+    guard: "a FAT32 with one table in use is refused",
+    file: "src/filesystems/fat/boot-sector.ts",
+    from: "(flags & 0xfff0) !== 0",
+    to: "(flags & 0xff00) !== 0",
+    ...FAT32,
+  },
+  {
+    hazard: "H1",
+    guard: "no two files share a cluster",
+    file: "src/filesystems/cluster-walk.ts",
+    from: "if (taken < end) {",
+    to: "if (taken < first) {",
+    ...FAT,
+  },
+  {
+    hazard: "H1",
+    guard: "a chain is as long as its file",
+    file: "src/filesystems/cluster-chains.ts",
+    from: "if (wanted !== undefined && found !== wanted) {",
+    to: "if (wanted !== undefined && found > wanted) {",
+    ...FAT,
+  },
+  {
+    hazard: "H1",
+    guard: "nothing is in use behind the end of a directory",
+    file: "src/filesystems/fat/directory.ts",
+    from: "if (this.#hasEnded) throw",
+    to: "if (this.#hasEnded && bits < 0) throw",
+    ...FAT,
+  },
+  {
+    hazard: "H1",
+    guard: "no entry of the table leads nowhere",
+    file: "src/filesystems/allocation-table.ts",
+    from: "if (entry !== FREE && entry < BAD && !this.holds(entry)) {",
+    to: "if (entry === 1) {",
+    ...FAT,
+  },
+  {
+    hazard: "H7",
+    guard: "blocks divide both ends of every cluster",
+    file: "src/filesystems/cluster-chains.ts",
+    from: "while (heapAt % grid !== 0) grid /= 2;",
+    to: "while (heapAt % grid < 0) grid /= 2;",
+    tests: FAT.tests,
+    only: "-R 38",
+  },
+  {
+    hazard: "H34",
+    guard: "BitLocker To Go is not read as FAT32",
+    file: "src/filesystems/fat/boot-sector.ts",
+    from: "!isBitLocker &&",
+    to: "",
+    tests: FAT.tests,
+    only: "H21",
+  },
+  {
+    hazard: "H2",
+    guard: "an exFAT volume that is marked dirty is refused",
+    file: "src/filesystems/exfat/boot-region.ts",
+    from: "if ((flags & FLAG.dirty) !== 0) {",
+    to: "if ((flags & FLAG.dirty) < 0) {",
+    ...EXFAT,
+  },
+  {
+    hazard: "H1",
+    guard: "both boot regions of exFAT match their checksums",
+    file: "src/filesystems/exfat/boot-region.ts",
+    from: "if (found !== expected) throw badChecksum(name",
+    to: "if (found < 0) throw badChecksum(name",
+    ...EXFAT,
+  },
+  {
+    hazard: "H1",
+    guard: "a set of entries matches its checksum",
+    file: "src/filesystems/exfat/entry-sets.ts",
+    from: "if (stored !== expected) throw badChecksum(`${this.#where}: set of entries`",
+    to: "if (stored < 0) throw badChecksum(`${this.#where}: set of entries`",
+    ...EXFAT,
+  },
+  {
+    hazard: "H1",
+    guard: "an unknown critical entry refuses",
+    file: "src/filesystems/exfat/entry-sets.ts",
+    from: "if ((type & BENIGN) === 0 || type === TYPE.padding) {",
+    to: "if (type === TYPE.padding) {",
+    ...EXFAT,
+  },
+  {
+    hazard: "H1",
+    guard: "a second allocation table refuses",
+    file: "src/filesystems/exfat/boot-region.ts",
+    from: "if (fats !== 1) {",
+    to: "if (fats > 2) {",
+    ...EXFAT,
+  },
+];
