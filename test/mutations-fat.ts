@@ -24,6 +24,15 @@ export const OF_FAT: readonly Mutation[] = [
     ...FAT16,
   },
   {
+    hazard: "H3",
+    guard: "a FAT volume on which Windows sleeps is refused",
+    file: "src/filesystems/fat/hibernation.ts",
+    from: "!SLEEPING.has(header)",
+    to: "header !== undefined",
+    tests: FAT.tests,
+    only: "H3",
+  },
+  {
     hazard: "H1",
     guard: "all copies of the allocation table are alike",
     file: "src/filesystems/fat/state.ts",

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { readBytes } from "../device/device.ts";
@@ -198,6 +198,24 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
     }
   });
 }
+
+test("H3: a Windows that hibernates on FAT keeps everything", async (t) => {
+  if (!requires(t, ...FAT_TOOLS)) return;
+  const folder = scratch(t);
+  const refusalWith = async (content: string, bytes: number) => {
+    const [image, file] = [join(folder, "image"), join(folder, "file")];
+    run("rm", ["-f", image]);
+    run("mkfs.fat", ["-C", "-F", "16", image, "9000"]);
+    writeFileSync(file, Buffer.concat([Buffer.from(content), Buffer.alloc(bytes)]));
+    run("mcopy", ["-i", image, file, "::/HIBERFIL.SYS"]);
+    return refusalOf(fat, readFileSync(image));
+  };
+  assert.match(await refusalWith("hibr", 9000), /^hibernated: /);
+  assert.match(await refusalWith("HIBR", 9000), /^hibernated: /);
+  assert.match(await refusalWith("", 100), /^hibernated: /);
+  assert.equal(await refusalWith("wake", 9000), "");
+  assert.equal(await refusalWith("", 9000), "");
+});
 
 test("H21: what only looks like FAT is not taken for it", async (t) => {
   if (!requires(t, "mkfs.fat")) return;

@@ -3,7 +3,7 @@
  *
  *   fat.ts                  the door: what FileSystem asks for
  *   fat/boot-sector.ts      whether it is FAT, and where everything lies
- *   fat/state.ts            clean, and all copies of the table alike
+ *   fat/state.ts            clean, and all copies of the table alike          fat/hibernation.ts
  *   fat/directory.ts        entries and long names
  *   allocation-table.ts, cluster-chains.ts, cluster-walk.ts, cluster-tree.ts: what exFAT has as well
  *
@@ -27,6 +27,7 @@ import {
   NameScan,
   shortText,
 } from "./fat/directory.ts";
+import { checkHibernation } from "./fat/hibernation.ts";
 import { checkState, compareCopies } from "./fat/state.ts";
 import { Guarded, unlessDamaged } from "./refused.ts";
 import type {
@@ -96,6 +97,7 @@ class FatFileSystem extends Guarded implements FileSystem {
         this.#names = new TreeNames(tree);
         this.label = (await unlessDamaged(labelOf(this.#heap, geometry))) ?? "";
       }
+      if (this.#names !== undefined) await checkHibernation(this.#device, this.#names);
       await checkState(this.#device, geometry);
       await checkBackup(this.#device, geometry);
       await compareCopies(this.#device, geometry);
