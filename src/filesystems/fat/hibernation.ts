@@ -1,7 +1,7 @@
 /**
  * Whether Windows sleeps on this volume: up to XP it could be installed on FAT, and then goes on where it was (H3).
  *
- *   \\hiberfil.sys   | hibr …       the memory of a sleeping system; zeros or "wake" once it is awake
+ *   \hiberfil.sys   | hibr …       the memory of a sleeping system; zeros or "wake" once it is awake
  *
  * A file too short for its header belongs to a system whose own volume is another one, as ntfs-3g reads it.
  */
