@@ -90,6 +90,22 @@ export const OF_FAT: readonly Mutation[] = [
     only: "-R 38",
   },
   {
+    hazard: "H24",
+    guard: "a chain that comes back ends",
+    file: "src/filesystems/cluster-chains.ts",
+    from: "if (cluster === remembered) throw",
+    to: "if (cluster < 0) throw",
+    tests: ["src/filesystems/cluster-chains.test.ts"],
+  },
+  {
+    hazard: "H24",
+    guard: "a file has no more clusters than the volume",
+    file: "src/filesystems/cluster-chains.ts",
+    from: "|| (wanted ?? 0) > table.clusters",
+    to: "",
+    tests: ["src/filesystems/cluster-chains.test.ts"],
+  },
+  {
     hazard: "H34",
     guard: "BitLocker To Go is not read as FAT32",
     file: "src/filesystems/fat/boot-sector.ts",

@@ -68,7 +68,7 @@ export async function visitClusters(
     if (wanted === 0) return;
     throw damaged(`an entry of ${bytes ?? "some"} bytes has no cluster`);
   }
-  if (!table.holds(first) || wanted === 0) {
+  if (!table.holds(first) || wanted === 0 || (wanted ?? 0) > table.clusters) {
     throw damaged(`cluster ${first} found for ${bytes ?? "some"} bytes, ${table.clusters} clusters expected`);
   }
   if (holding.isContiguous) {
@@ -90,7 +90,11 @@ async function followChain(heap: ClusterHeap, first: number, most: number, run: 
   const { damaged } = findings(heap.hint);
   let start = first;
   let count = 0;
+  // A loop comes by a cluster that is remembered for longer and longer.
+  let remembered = 0;
   for (let cluster = first; ;) {
+    if (cluster === remembered) throw damaged(`the chain from cluster ${first} comes back to ${cluster}`);
+    if ((count & (count + 1)) === 0) remembered = cluster;
     if (++count > most)
       throw damaged(`the chain from cluster ${first} is longer than the ${most} clusters expected`);
     let next = table.entry(cluster);

@@ -66,7 +66,7 @@ const STRUCTURES: ReadonlyMap<number, string> = new Map([
 
 class ExfatFileSystem extends Guarded implements FileSystem {
   readonly name = "exfat";
-  readonly witness = { map: "allocation bitmap", walk: "directory tree" };
+  readonly witness = { map: "bitmap", walk: "tree walk" };
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #heap: ClusterHeap | undefined;

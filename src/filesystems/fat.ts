@@ -57,7 +57,7 @@ export const fat: FileSystemReader = {
 const OWNER = { reserved: -1, table: -2, root: -3, rest: -4 };
 
 class FatFileSystem extends Guarded implements FileSystem {
-  readonly witness = { map: "allocation table", walk: "directory tree" };
+  readonly witness = { map: "FAT", walk: "tree walk" };
   label = "";
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
