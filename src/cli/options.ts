@@ -12,6 +12,10 @@ export interface ReadFlags {
   readonly offset?: number;
   readonly length?: number;
   readonly with?: readonly string[];
+  /** What the files hold. */
+  readonly keyFile?: readonly Uint8Array[];
+  readonly luksHeader?: readonly string[];
+  readonly askKey?: OpenOptions["askKey"];
 }
 
 export interface JudgeFlags extends ReadFlags {
@@ -146,7 +150,7 @@ export function addWriteOptions(command: Command): Command {
  * @param others images of the same call: they may be disks of the same guest (H36)
  */
 export function openOptions(flags: ReadFlags, others: readonly string[] = []): OpenOptions {
-  const { format, allow, offset, length } = flags;
+  const { format, allow, offset, length, keyFile: keys, luksHeader: luksHeaders, askKey } = flags;
   const companions = [...others, ...(flags.with ?? [])];
   const isPart = offset !== undefined || length !== undefined;
   return {
@@ -154,6 +158,9 @@ export function openOptions(flags: ReadFlags, others: readonly string[] = []): O
     ...(allow === undefined ? {} : { allow }),
     ...(companions.length === 0 ? {} : { companions }),
     ...(isPart ? { window: { offset: offset ?? 0, bytes: length } } : {}),
+    ...(keys && { keys }),
+    ...(askKey && { askKey }),
+    ...(luksHeaders && { luksHeaders }),
   };
 }
 

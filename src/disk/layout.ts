@@ -21,7 +21,11 @@ import type { VolumeOptions, VolumeScheme, VolumeTable } from "../volumes/volume
 import { contentOf } from "./layout/content.ts";
 import { joinSets } from "./layout/sets.ts";
 
-export type LayoutOptions = ReadOptions & VolumeOptions;
+export type LayoutOptions = ReadOptions &
+  Pick<VolumeOptions, "keys"> & {
+    /** Headers of what is encrypted without showing it: for regions in which nothing is recognised. */
+    readonly headers?: readonly BlockDevice[];
+  };
 
 /** Number of the disk that is judged; the others only complete its sets. */
 export const OWN_DISK = 0;

@@ -59,6 +59,8 @@ const ROOTS = ["", "/@", "/@rootfs", "/root"];
 const NAMES_MAX = 20_000;
 const DEPTH_MAX = 32;
 const TOLD_BYTES_MIN = 1 << 20;
+/** More folders than a machine has users: then it is no `/home`. */
+const USERS_MAX = 100;
 
 /** The largest first. @throws DiskError `io` */
 export async function leftoversOn(layout: Layout): Promise<WorthlessReport[]> {
@@ -99,8 +101,9 @@ async function expand(filesystem: FileSystem, pattern: string): Promise<string[]
   if (star < 0) return (await filesystem.find(pattern)) === undefined ? [] : [pattern];
   const outer = pattern.slice(0, star);
   const found: string[] = [];
-  for (const { name, kind } of (await filesystem.list(outer)) ?? []) {
-    if (kind !== "directory") continue;
+  const folders = ((await filesystem.list(outer)) ?? []).filter(({ kind }) => kind === "directory");
+  if (folders.length > USERS_MAX) return [];
+  for (const { name } of folders) {
     const path = outer + name + pattern.slice(star + 1);
     if ((await filesystem.find(path)) !== undefined) found.push(path);
   }

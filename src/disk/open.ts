@@ -9,10 +9,13 @@ import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "../formats/format.ts";
 import type { Source } from "../device/source.ts";
+import type { BlockDevice } from "../device/device.ts";
 import { windowed } from "../device/window.ts";
 import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
-import { type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
+import type { Keys } from "../volumes/volume.ts";
+import { keysOf } from "./keys.ts";
+import { allRegionsOf, type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
 import { foreignImage } from "./recognise.ts";
 import type { OpenOptions } from "./results.ts";
 
@@ -32,6 +35,8 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
   readonly options: OpenOptions;
   readonly #held: boolean;
   readonly #openCompanion: OpenCompanion | undefined;
+  readonly #keys: Keys | undefined;
+  readonly #headers: BlockDevice[] = [];
   #companions: readonly Disk[] = [];
   #layout: Promise<Layout> | undefined;
 
@@ -50,6 +55,7 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     this.options = options;
     this.#held = held;
     this.#openCompanion = openCompanion;
+    this.#keys = keysOf(options);
   }
 
   /** Another process holds it, or a disk that it belongs to, for writing: what is read may be torn, and figures are not exact. */
@@ -65,8 +71,24 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
   /** Partition tables, volumes and filesystems; read once. A running guest's journal is always dirty: it is replayed
    * in memory for the estimate, which is not exact anyway. */
   layout(): Promise<Layout> {
-    this.#layout ??= this.#layOut();
+    this.#layout ??= this.#withHeaders(() => this.#layOut());
     return this.#layout;
+  }
+
+  /** What shows on a disk to which such a header belongs may be stale: each must open something. */
+  async #withHeaders(layOut: () => Promise<Layout>): Promise<Layout> {
+    const files = this.options.luksHeaders ?? [];
+    for (const file of files) this.#headers.push(await hostSource(path.resolve(file)).open());
+    const layout = await layOut();
+    const used = new Set(
+      [...allRegionsOf(layout)].map(({ content }) => content.kind === "table" && content.table.header),
+    );
+    const unused = files.find((_, i) => !used.has(this.#headers[i]!));
+    if (unused === undefined) return layout;
+    throw new DiskError("refused", `the LUKS header ${JSON.stringify(unused)} opens nothing on the disk`, {
+      code: "luks-header-unused",
+      hint: "is it the header of this disk, and the passphrase the right one?",
+    });
   }
 
   /** Other disks are opened only when something on this one needs them (H36). */
@@ -86,11 +108,16 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
 
   #layoutOptions(): LayoutOptions {
     const { allow } = this.options;
-    return { replay: this.inUse || (allow?.replay ?? false), shadowLoss: allow?.shadowLoss ?? false };
+    return {
+      replay: this.inUse || (allow?.replay ?? false),
+      shadowLoss: allow?.shadowLoss ?? false,
+      headers: this.#headers,
+      ...(this.#keys && { keys: this.#keys }),
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const companion of this.#companions) await companion[Symbol.asyncDispose]();
+    for (const other of [...this.#companions, ...this.#headers]) await other[Symbol.asyncDispose]();
     await this.image[Symbol.asyncDispose]();
   }
 }

@@ -32,11 +32,6 @@ function swapSignatures(name: string, magics: readonly string[]): Signature[] {
 
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
-  { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
-  { name: "BitLocker", at: 3, magic: "-FVE-FS-" },
-  // BitLocker To Go, inside of what looks like FAT32.
-  { name: "BitLocker", at: 424, magic: "\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01" },
-  { name: "NTFS", at: 3, magic: "NTFS    " },
   { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
   { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },

@@ -40,6 +40,12 @@ export interface OpenOptions {
   readonly allow?: Allow;
   /** The raw disk is only this part of the file. */
   readonly window?: Window;
+  /** Passphrases, or what key files hold, for encrypted volumes. */
+  readonly keys?: readonly Uint8Array[];
+  /** Asked once for each encrypted volume that none of `keys` fits. Undefined: nobody knows. */
+  readonly askKey?: (volume: string) => Promise<Uint8Array | undefined>;
+  /** Files with LUKS headers of disks that do not show that they are encrypted. */
+  readonly luksHeaders?: readonly string[];
   /** Other disks of the same guest: they are only read, where volumes lie over several (H36). */
   readonly companions?: readonly string[];
 }

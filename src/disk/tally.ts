@@ -119,6 +119,8 @@ class Counter {
     }
     if (!region.encrypted || this.#judgement.discards) this.free = this.free.union(free);
     else if (free.count > 0) notes.push("free space under encryption stays (--allow discards returns it)");
+    if (region.encrypted && this.#judgement.discards)
+      notes.push("what is returned under encryption reads as noise");
     const heading = this.#headingOf(region, members);
     if (heading === undefined) return;
     const { map, walk } = filesystem.witness;

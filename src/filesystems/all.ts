@@ -3,5 +3,6 @@ import { exfat } from "./exfat.ts";
 import { ext } from "./ext.ts";
 import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
+import { ntfs } from "./ntfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs];

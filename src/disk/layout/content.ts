@@ -41,7 +41,7 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     }
     if (readers[0]) return await filesystemIn(region, readers[0], options);
     if (schemes[0]) return await volumesIn(region, schemes[0], options, depth);
-    return await strangerOf(device);
+    return (await detachedIn(region, options, depth)) ?? (await strangerOf(device));
   } catch (error) {
     if (!(error instanceof DiskError) || error.kind === "io") throw error;
     const hint = error.hint ?? "everything here counts as used";
@@ -77,6 +77,26 @@ async function volumesIn(
   const table = await scheme.open([region.device], options);
   const members = [region];
   return { kind: "table", table, members, children: await childrenOf(table, members, options, depth) };
+}
+
+/** What shows with the header in a file of its own: where it shows anything, the header belongs here. */
+async function detachedIn(
+  region: Region,
+  options: LayoutOptions,
+  depth: number,
+): Promise<Content | undefined> {
+  const schemes = SCHEMES.filter(({ detachable }) => detachable);
+  for (const header of options.headers ?? []) {
+    for (const scheme of schemes) {
+      const table = await scheme.open([region.device], { ...options, header });
+      const members = [region];
+      const children = await childrenOf(table, members, { ...options, headers: [] }, depth);
+      if (children.some(({ content }) => content.kind !== "stranger")) {
+        return { kind: "table", table, members, children };
+      }
+    }
+  }
+  return undefined;
 }
 
 /** Undefined when the device is all of what it belongs to. */
