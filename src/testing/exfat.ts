@@ -195,18 +195,18 @@ function nameHash(name: string): number {
   return hash;
 }
 
-/** An empty volume of mkfs.exfat. */
-export function emptyExfat(folder: string, bytes: number, ...options: readonly string[]): Buffer {
+/** A volume of mkfs.exfat with files of every kind, in directories of both kinds. */
+export function filledExfat(folder: string, bytes: number, ...options: readonly string[]): ExfatDraft {
   const image = join(folder, "exfat.img");
   writeFileSync(image, "");
   truncateSync(image, bytes);
   run("mkfs.exfat", [...options, image]);
-  return readFileSync(image);
+  return fillExfat(readFileSync(image));
 }
 
-/** Files of every kind, in directories of both kinds. */
-export function filledExfat(folder: string, bytes: number, ...options: readonly string[]): ExfatDraft {
-  const draft = new ExfatDraft(emptyExfat(folder, bytes, ...options));
+/** @param empty the bytes of an empty volume */
+export function fillExfat(empty: Buffer): ExfatDraft {
+  const draft = new ExfatDraft(empty);
   const random = new Random(3);
   const content = (length: number) => random.bytes(length);
   draft.growRoot(2);
