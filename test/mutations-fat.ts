@@ -69,7 +69,7 @@ export const OF_FAT: readonly Mutation[] = [
     guard: "nothing is in use behind the end of a directory",
     file: "src/filesystems/fat/directory.ts",
     from: "if (this.#hasEnded) throw",
-    to: "if (this.#hasEnded && bits < 0) throw",
+    to: "if (this.#hasEnded && at < 0) throw",
     ...FAT,
   },
   {

@@ -215,7 +215,7 @@ export function fillExfat(empty: Buffer): ExfatDraft {
   draft.addFile(draft.root, "empty", { content: content(0) });
   draft.addFile(draft.root, "Höhe.txt", { content: content(5000) });
   draft.addFile(draft.root, "scattered", { content: content(20_000), scattered: true });
-  draft.addFile(draft.root, "half written", { content: new Uint8Array(9000), validBytes: 700 });
+  draft.addFile(draft.root, "half written", { content: content(9000), validBytes: 700 });
   for (let i = 0; i < 12; i++) {
     draft.addFile(row, `A name that takes several entries, ${i}`, { content: content(i * 700) });
     draft.addFile(linked, `file ${i}`, { content: content(i * 900), scattered: i % 2 === 0 });
