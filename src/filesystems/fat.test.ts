@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { readBytes } from "../device/device.ts";
 import { balanceOf, contentOf, openedVolume, refusalOf } from "../testing/cluster-volume.ts";
-import { blklsFree, FAT_TOOLS, makeFat, mshowfatRuns } from "../testing/fat.ts";
+import { FAT_TOOLS, fatFree, makeFat, mshowfatRuns } from "../testing/fat.ts";
 import { attempt, requires, run, scratch } from "../testing/tools.ts";
 import { fat } from "./fat.ts";
 
@@ -30,7 +30,7 @@ for (const { name, options, kibibytes } of MAKES) {
     const { free, leakedBytes } = await balanceOf(filesystem);
     assert.equal(filesystem.name, name);
     assert.equal(leakedBytes, 0, "free and reached add up to the whole");
-    assert.deepEqual([...free], [...blklsFree(image)]);
+    assert.deepEqual([...free], [...fatFree(image)]);
 
     const boot = Buffer.from(await readBytes(device, 0, 512));
     const clusterBytes = boot[13]! * boot.readUInt16LE(11);

@@ -3,7 +3,7 @@
  */
 import { createHash } from "node:crypto";
 import type { TestContext } from "node:test";
-import type { ExtentSet } from "../bytes/extents.ts";
+import { type Extent, ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import { checked } from "../device/checked.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
 import { assert } from "../error.ts";
@@ -11,6 +11,7 @@ import type { FileSystem, FileSystemReader } from "../filesystems/filesystem.ts"
 import { prove } from "../reclaim/prove.ts";
 import { fileDevice } from "./file-device.ts";
 import { fuzzDevice } from "./fuzz.ts";
+import { run } from "./tools.ts";
 
 export interface OpenedVolume {
   readonly device: BlockDevice;
@@ -53,6 +54,15 @@ export async function contentOf({ device, filesystem }: OpenedVolume, path: stri
     if (!unwritten) content.set(await readBytes(device, at, length), fileOffset);
   }
   return content;
+}
+
+/** What blkls calls unallocated in `range`: it counts sectors in that belong to no cluster. */
+export function blklsFree(image: string, sectorBytes: number, range: Extent): ExtentSet {
+  const free = new ExtentBuilder();
+  for (const [, sector] of run("blkls", ["-l", "-A", image]).matchAll(/^(\d+)\|f$/gm)) {
+    free.add(Number(sector) * sectorBytes, (Number(sector) + 1) * sectorBytes);
+  }
+  return free.build().within(range);
 }
 
 export const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");

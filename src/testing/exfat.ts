@@ -4,8 +4,10 @@
  */
 import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { ExtentSet } from "../bytes/extents.ts";
 import { BootSector, regionChecksum } from "../filesystems/exfat/boot-region.ts";
 import { setChecksum } from "../filesystems/exfat/entry-sets.ts";
+import { blklsFree } from "./cluster-volume.ts";
 import { Random } from "./seeds.ts";
 import { run } from "./tools.ts";
 
@@ -222,4 +224,14 @@ export function fillExfat(empty: Buffer): ExfatDraft {
   }
   draft.addFile(linked, "leaf", { content: content(3333) });
   return draft;
+}
+
+/** What blkls calls unallocated among the clusters. */
+export function exfatFree(image: string): ExtentSet {
+  const told = run("dump.exfat", [image]);
+  const number = (name: string) => Number(new RegExp(`^${name}[^:]*:\\s+(\\d+)`, "m").exec(told)![1]);
+  const sectorBytes = 2 ** number("Sector Size Bits");
+  const start = number("Cluster Heap Offset") * sectorBytes;
+  const end = start + number("Total Clusters") * number("Cluster size");
+  return blklsFree(image, sectorBytes, { start, end });
 }

@@ -3,7 +3,8 @@
  */
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
+import type { ExtentSet } from "../bytes/extents.ts";
+import { blklsFree } from "./cluster-volume.ts";
 import { Random } from "./seeds.ts";
 import { attempt, run } from "./tools.ts";
 
@@ -45,18 +46,13 @@ export function makeFat(folder: string, options: readonly string[], kibibytes: n
   return image;
 }
 
-/** The sectors that blkls calls unallocated, in bytes; it counts those behind the last cluster in, which are not. */
-export function blklsFree(image: string): ExtentSet {
+/** What blkls calls unallocated among the clusters. */
+export function fatFree(image: string): ExtentSet {
   const told = attempt("fsck.fat", ["-n", "-v", image]).stdout;
   const number = (pattern: RegExp) => Number(pattern.exec(told)![1]);
-  const sectorBytes = number(/(\d+) bytes per logical sector/);
   const start = number(/Data area starts at byte (\d+)/);
   const end = start + number(/data clusters \((\d+) bytes\)/);
-  const free = new ExtentBuilder();
-  for (const [, sector] of run("blkls", ["-l", "-A", image]).matchAll(/^(\d+)\|f$/gm)) {
-    free.add(Number(sector) * sectorBytes, (Number(sector) + 1) * sectorBytes);
-  }
-  return free.build().within({ start, end });
+  return blklsFree(image, number(/(\d+) bytes per logical sector/), { start, end });
 }
 
 /** Runs of clusters of a file, from mshowfat: `::/name <5-7> <9>`. */
