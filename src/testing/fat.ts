@@ -11,7 +11,7 @@ import { attempt, run } from "./tools.ts";
 export const FAT_TOOLS = ["mkfs.fat", "fsck.fat", "mcopy", "mdel", "mmd", "mattrib"];
 
 /** Names short, long, in small letters, in other scripts, and files of every number of clusters down to none. */
-export function growFatTree(folder: string): void {
+function growFatTree(folder: string): void {
   const random = new Random(7);
   const file = (name: string, bytes: number) => writeFileSync(join(folder, name), random.bytes(bytes));
   for (const name of ["many", "deep", "deep/er", "deep/er/and deeper still", "empty directory"]) {

@@ -15,7 +15,7 @@ import { Refused } from "../refused.ts";
 import { badChecksum, damaged } from "./damage.ts";
 import type { UpCase } from "./up-case.ts";
 
-export const ENTRY_BYTES = 32;
+const ENTRY_BYTES = 32;
 export const DIRECTORY_BYTES_MAX = 256 * 2 ** 20;
 export const ATTRIBUTE = { directory: 0x10, encrypted: 0x4000 };
 

@@ -14,7 +14,7 @@ import type { Refused } from "../refused.ts";
 import { damaged } from "./damage.ts";
 import type { Geometry } from "./boot-sector.ts";
 
-export const ENTRY_BYTES = 32;
+const ENTRY_BYTES = 32;
 /** Entries are counted by 16 bits. */
 export const DIRECTORY_BYTES_MAX = 65536 * ENTRY_BYTES;
 
