@@ -5,6 +5,7 @@ import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
+import { exfat, fat } from "./fat.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { ntfs } from "./ntfs.ts";
@@ -31,6 +32,8 @@ export const TARGETS: readonly FuzzTarget[] = [
   ext,
   hfsplus,
   ntfs,
+  fat,
+  exfat,
   journal,
   volumes,
   luks,
