@@ -24,12 +24,6 @@ const IMAGES: readonly Signature[] = [
 /** Swap that holds the memory of a guest that will be resumed (H3). */
 export const HIBERNATED = "hibernated Linux swap";
 
-/** The last ten bytes of the first page, whose length is the guest's. */
-function swapSignatures(name: string, magics: readonly string[]): Signature[] {
-  const pages = [4096, 8192, 16384, 32768, 65536];
-  return pages.flatMap((page) => magics.map((magic) => ({ name, at: page - 10, magic })));
-}
-
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
   { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
@@ -42,8 +36,6 @@ const CONTENTS: readonly Signature[] = [
   { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
   { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
-  ...swapSignatures(HIBERNATED, ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"]),
-  ...swapSignatures("Linux swap", ["SWAPSPACE2", "SWAP-SPACE"]),
   { name: "HFS+", at: 0x400, magic: "H+" },
   { name: "HFSX", at: 0x400, magic: "HX" },
   { name: "APFS", at: 32, magic: "NXSB" },

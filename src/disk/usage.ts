@@ -58,7 +58,11 @@ export async function usageOf(disk: Disk, allocation: Allocation, options: Surve
     gaps: ExtentSet.EMPTY,
   };
   const regions = [...regionsOf(await disk.layout())];
-  const suspended = regions.find(({ content }) => content.kind === "stranger" && content.name === HIBERNATED);
+  const suspended = regions.find(
+    ({ content }) =>
+      (content.kind === "stranger" && content.name === HIBERNATED) ||
+      (content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated"),
+  );
   const judgement: Judgement = {
     proof: options.proof ?? "full",
     inUse: disk.inUse,
