@@ -42,8 +42,6 @@ const CONTENTS: readonly Signature[] = [
   { name: "ReFS", at: 3, magic: "ReFS\0" },
   { name: "squashfs", at: 0, magic: "hsqs" },
   { name: "ISO 9660", at: 0x8001, magic: "CD001" },
-  { name: "Linux RAID", at: 4096, magic: "\xfc\x4e\x2b\xa9" },
-  { name: "Linux RAID", at: 0, magic: "\xfc\x4e\x2b\xa9" },
   { name: "LVM2", at: 512, magic: "LABELONE" },
 ];
 

@@ -5,7 +5,8 @@
 import { gpt } from "./gpt.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
+import { mdraid } from "./mdraid.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, gpt, mbr, lvm];
+export const SCHEMES: readonly VolumeScheme[] = [mdraid, raid, gpt, mbr, lvm];

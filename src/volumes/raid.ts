@@ -12,7 +12,6 @@ import { tableOrRefusal } from "./table.ts";
 import type { VolumeScheme } from "./volume.ts";
 
 const KiB = 1024;
-const MD_MAGIC = "\xfc\x4e\x2b\xa9";
 const ZFS_UBERBLOCK = "\x0c\xb1\xba\0\0\0\0\0";
 
 interface Signature {
@@ -24,18 +23,8 @@ interface Signature {
 
 const fromStart = (at: number) => () => at;
 const fromEnd = (at: number) => (bytes: number) => bytes - at;
-const aligned = (bytes: number, grain: number) => Math.floor(bytes / grain) * grain;
 
 const SIGNATURES: readonly Signature[] = [
-  // Linux md: 0.90 in the last whole 64 KiB but one; 1.0 near the end, 1.1 at the start, 1.2 behind 4 KiB.
-  { set: "a Linux RAID set", magic: MD_MAGIC, at: (bytes) => aligned(bytes, 64 * KiB) - 64 * KiB },
-  {
-    set: "a Linux RAID set",
-    magic: MD_MAGIC,
-    at: (bytes) => aligned(aligned(bytes, 512) - 8 * KiB, 4 * KiB),
-  },
-  { set: "a Linux RAID set", magic: MD_MAGIC, at: fromStart(0) },
-  { set: "a Linux RAID set", magic: MD_MAGIC, at: fromStart(4 * KiB) },
   { set: "an Intel RAID set", magic: "Intel Raid ISM Cfg Sig. ", at: fromEnd(2 * 512) },
   { set: "an Intel RAID set", magic: "Intel Raid ISM Cfg Sig. ", at: fromEnd(2 * 4096) },
   { set: "a DDF RAID set", magic: "\xde\x11\xde\x11", at: fromEnd(512) },
