@@ -3,6 +3,7 @@
  * instead of as "unknown".
  */
 import type { BlockDevice } from "../device/device.ts";
+import { recognise, type Stranger } from "./strangers.ts";
 
 interface Signature {
   readonly name: string;
@@ -28,13 +29,9 @@ export const HIBERNATED = "hibernated Linux swap";
 const CONTENTS: readonly Signature[] = [
   { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
-  { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
   { name: "HFS+", at: 0x400, magic: "H+" },
   { name: "HFSX", at: 0x400, magic: "HX" },
   { name: "APFS", at: 32, magic: "NXSB" },
-  { name: "ReFS", at: 3, magic: "ReFS\0" },
-  { name: "squashfs", at: 0, magic: "hsqs" },
-  { name: "ISO 9660", at: 0x8001, magic: "CD001" },
   { name: "LVM2", at: 512, magic: "LABELONE" },
 ];
 
@@ -55,6 +52,10 @@ async function firstMatch(
 /** The name of an image format that is known but not supported. */
 export const foreignImage = (file: BlockDevice): Promise<string | undefined> => firstMatch(file, IMAGES);
 
-/** The name of a filesystem or other content that is known but not understood. */
-export const foreignContent = (device: BlockDevice): Promise<string | undefined> =>
-  firstMatch(device, CONTENTS);
+/** What the device holds, as far as it is known and not read. */
+export async function strangerIn(device: BlockDevice): Promise<Stranger | undefined> {
+  const name = await firstMatch(device, CONTENTS);
+  return name === undefined
+    ? recognise(device)
+    : { name, hint: "trim inside the guest, or use --also zeros" };
+}

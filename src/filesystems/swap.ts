@@ -24,6 +24,10 @@ const BAD_PAGES_AT = 1536;
 /** The header, and whatever a boot loader may have put before it, for every length of a page. */
 const KEPT_BYTES = 65_536;
 
+/** The second header of a LUKS2 volume, wherever its length puts it: the area was made over one, or is one. */
+const SECOND_LUKS2 = "SKUL\xba\xbe";
+const SECOND_LUKS2_AT = [14, 15, 16, 17, 18, 19, 20, 21, 22].map((bit) => 2 ** bit);
+
 type Meaning = "version 0" | "version 1" | "asleep";
 
 const SIGNATURES: readonly (readonly [string, Meaning])[] = [
@@ -110,10 +114,20 @@ class SwapArea extends Guarded implements FileSystem {
         );
         throw contradiction(`the swap area has the signatures ${one} and ${two}`);
       }
+      await this.#rejectLuks();
       if (first.meaning === "version 1") await this.#readHeader(first.pageBytes);
       else this.notes.push("swap area of version 0: no kernel of today uses it");
     });
     this.bytes = Math.floor(this.bytes / this.blockBytes) * this.blockBytes;
+  }
+
+  async #rejectLuks(): Promise<void> {
+    for (const at of SECOND_LUKS2_AT) {
+      if (at + SECOND_LUKS2.length > this.#device.bytes) return;
+      const found = await readBytes(this.#device, at, SECOND_LUKS2.length);
+      if (Buffer.from(found).toString("latin1") === SECOND_LUKS2)
+        throw contradiction(`the swap area has the second header of a LUKS2 volume at ${at}`);
+    }
   }
 
   async #readHeader(pageBytes: number): Promise<void> {
