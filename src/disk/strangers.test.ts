@@ -103,6 +103,7 @@ const UNKNOWN_TO_BLKID: Readonly<Record<string, string>> = {
   "bcachefs.img": "a bcachefs",
   "bcachefs-2.img": "a bcachefs",
   "bcachefs-3.img": "a bcachefs",
+  "bsd.img": "bsd",
   "cs_fvault2.img": "Core Storage",
   "dasd-cdl.img": "DASD",
   "dasd-ldl.img": "DASD",

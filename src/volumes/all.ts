@@ -3,6 +3,7 @@
  * a set must not be read as if it were alone.
  */
 import { bitlocker } from "./bitlocker.ts";
+import { bsd } from "./bsd.ts";
 import { gpt } from "./gpt.ts";
 import { luks } from "./luks.ts";
 import { lvm } from "./lvm.ts";
@@ -11,4 +12,4 @@ import { mdraid } from "./mdraid.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, mdraid, bitlocker, gpt, mbr, lvm, luks];
+export const SCHEMES: readonly VolumeScheme[] = [raid, mdraid, bitlocker, gpt, mbr, bsd, lvm, luks];
