@@ -5,6 +5,7 @@
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
+import { OF_VOLUMES } from "./mutations-volumes.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -351,4 +352,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_FILES,
+  ...OF_VOLUMES,
 ];

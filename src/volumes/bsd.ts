@@ -87,6 +87,7 @@ interface Found extends Region {
 }
 
 async function readTable(disk: BlockDevice): Promise<VolumeTable> {
+  if (!(await bsd.probe(disk))) throw damaged("is missing");
   const bytes = await readBytes(disk, LABEL_AT, LABEL_BYTES);
   const label = Disklabel.decode(bytes);
   rejectLabel(label, bytes);

@@ -5,6 +5,7 @@ import { viewOf } from "../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
 import { fileDevice } from "../testing/file-device.ts";
+import { fixChecksum } from "../testing/mdraid.ts";
 import { otherKernel } from "../testing/other-kernel.ts";
 import { blankDisk } from "../testing/partitions.ts";
 import { Random, seeds } from "../testing/seeds.ts";
@@ -153,20 +154,20 @@ async function damaged(
   assert.equal((await mdraid.open(disks)).refusal, undefined);
 }
 
-function sumOf(head: Uint8Array, words: number, skipped: number): number {
+/** The sum of all words but the checksum's, folded once. */
+function fixVersion0(head: Uint8Array): void {
   const view = viewOf(head);
   let sum = 0n;
-  for (let i = 0; i < words; i++) if (i * 4 !== skipped) sum += BigInt(view.getUint32(i * 4, true));
-  return Number(((sum & 0xffff_ffffn) + (sum >> 32n)) & 0xffff_ffffn);
+  for (let i = 0; i < 1024; i++) if (i !== WORD.checksum) sum += BigInt(view.getUint32(i * 4, true));
+  view.setUint32(WORD.checksum * 4, Number(((sum & 0xffff_ffffn) + (sum >> 32n)) & 0xffff_ffffn), true);
 }
 
 async function damagedVersion0(disks: readonly SimulatedFile[]): Promise<void> {
   const at = 3 * MiB - 64 * KiB;
   const set = (word: number, value: number) => (head: Uint8Array) =>
     viewOf(head).setUint32(word * 4, value, true);
-  const fix = (head: Uint8Array) => set(WORD.checksum, sumOf(head, 1024, WORD.checksum * 4))(head);
   const secondDisk = WORD.disks + 32;
-  await damaged(disks, at, 8192, fix, [
+  await damaged(disks, at, 8192, fixVersion0, [
     ["another version", set(WORD.major, 2), "md-damaged"],
     ["a reshape", set(WORD.minor, 91), "md-features"],
     ["another set", set(WORD.uuid, 1), "md-contradiction"],
@@ -195,15 +196,13 @@ async function damagedVersion1(disks: readonly SimulatedFile[]): Promise<void> {
   const at = 3 * MiB - 8192;
   const put = (values: Parameters<typeof SuperblockV1.encode>[0]) => (head: Uint8Array) =>
     SuperblockV1.encode(values, head);
-  const words = (256 + SuperblockV1.decode(await readBytes(disks[0]!, at, 256)).roles * 2) / 4;
-  const fix = (head: Uint8Array) => put({ checksum: sumOf(head, words, SuperblockV1.at.checksum) })(head);
   const role = (value: number) => (head: Uint8Array) => viewOf(head).setUint16(256 + 2 * 2, value, true);
   const features: Change[] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 31].map((bit) => [
     `feature bit ${bit}`,
     (head) => put({ features: (1 | (1 << bit)) >>> 0 })(head),
     "md-features",
   ]);
-  await damaged(disks, at, 4096, fix, [
+  await damaged(disks, at, 4096, fixChecksum, [
     ...features,
     ["another version", put({ major: 2 }), "md-damaged"],
     ["too many roles", put({ roles: 1921 }), "md-damaged"],
@@ -245,8 +244,7 @@ async function withValues(
     const copy = SimulatedFile.from(await readBytes(disk, 0, disk.bytes));
     const head = await readBytes(copy, at, 4096);
     SuperblockV1.encode(values, head);
-    const words = (256 + SuperblockV1.decode(head).roles * 2) / 4;
-    SuperblockV1.encode({ checksum: sumOf(head, words, SuperblockV1.at.checksum) }, head);
+    fixChecksum(head);
     await copy.write(at, head);
     changed.push(copy);
   }

@@ -8,6 +8,7 @@ import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
+import { sets } from "./sets.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
@@ -26,5 +27,6 @@ export const TARGETS: readonly FuzzTarget[] = [
   vmdk,
   ext,
   journal,
+  sets,
   volumes,
 ];
