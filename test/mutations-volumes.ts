@@ -88,7 +88,7 @@ export const OF_VOLUMES: readonly Mutation[] = [
     from: 'sb.resyncOffset === NOWHERE ? [] : ["is not in sync, or was not stopped cleanly"]',
     to: "[]",
     tests: ["src/volumes/mdraid.test.ts"],
-    only: "what the kernel wrote",
+    only: "version 1 that do not",
   },
   {
     hazard: "H2",
@@ -97,7 +97,7 @@ export const OF_VOLUMES: readonly Mutation[] = [
     from: "if (part.some((byte) => byte !== 0))",
     to: "if (part.some((byte) => byte > 255))",
     tests: ["src/volumes/mdraid.test.ts"],
-    only: "what the kernel wrote",
+    only: "bitmap that is not clear",
   },
   {
     hazard: "H3",
