@@ -65,6 +65,7 @@ test("H36: both members of a mirror give back what its filesystem does not use",
     const { volumes } = await survey(path, { format: "raw", companions });
     const volume = volumes.find(({ filesystem }) => filesystem === "ext4");
     assert.equal(volume?.state, "clean", volume?.reason?.message);
+    assert.equal(volume.name, "md/0");
     const done = await reclaim(path, { format: "raw", companions, verify: true });
     assert.ok(done.applied && done.reclaimedBytes > MiB, `${done.reclaimedBytes} bytes`);
   }

@@ -245,6 +245,7 @@ const TABLES: readonly Signature[] = [
     verify: (view) =>
       Array.from({ length: 256 }, (_, i) => view.getUint16(i * 2)).reduce((a, b) => a ^ b) === 0,
   },
+  { name: "Solaris disk label", hint: WHOLE, at: 524, magic: "\xee\xde\x0d\x60" },
   { name: "SGI disk label", hint: WHOLE, at: 0, magic: "\x0b\xe5\xa9\x41" },
   { name: "Amiga disk label", hint: WHOLE, at: 0, magic: "RDSK" },
   { name: "Apple partition map", hint: WHOLE, at: 512, magic: "PM\0\0" },

@@ -88,12 +88,12 @@ async function readSet(disks: readonly BlockDevice[]): Promise<VolumeTable> {
   const bySet = members.map((_, i) => disks[order[i]!]!);
   const regions = members.map((member, i) => regionsOf(member, bySet[i]!.bytes));
   for (const [i, member] of members.entries()) await rejectBitmap(bySet[i]!, member);
-  const [{ level, name }] = members as [Superblock];
+  const [{ level, name, uuid }] = members as [Superblock];
   const segments = segmentsOf(members).map((segment) => ({
     ...segment,
     columns: segment.columns.map((column) => ({ ...column, disk: order[column.disk]! })),
   }));
-  const identity = { name: "md", label: name, type: levelName(level) };
+  const identity = { name: `md/${shortName(name, uuid)}`, label: name, type: levelName(level) };
   return {
     scheme: "mdraid",
     volumes: [mappedVolume(identity, disks, segments)],
@@ -103,6 +103,11 @@ async function readSet(disks: readonly BlockDevice[]): Promise<VolumeTable> {
       regions[order.indexOf(disk)]?.find(({ start, end }) => start <= at && at < end)?.name ??
       "Linux RAID reserve",
   };
+}
+
+/** What mdadm calls it under /dev/md: without the host that made it. */
+function shortName(name: string, uuid: string): string {
+  return name.slice(name.indexOf(":") + 1) || uuid.slice(0, 8);
 }
 
 function rejectState({ obstacle, version, place }: Superblock): void {

@@ -25,6 +25,7 @@ test("members of sets in util-linux' suite are recognised, and nothing else is",
     if (wanted === undefined) continue;
     const { refusal, volumes } = await raid.open([disk]);
     assert.equal(refusal!.code, "multi-disk-member");
+    assert.match(refusal!.hint, wanted.source === "ZFS" ? /zpool trim/ : /trim in the guest/);
     assert.match(refusal!.message, wanted);
     assert.equal(volumes.length, 0);
   }

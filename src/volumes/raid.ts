@@ -19,8 +19,13 @@ const BCACHE = "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81
 const BCACHEFS = "\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
 const PROMISE = [63, 255, 256, 16, 399, 591, 675, 735, 911, 974, 991, 951, 3087];
 
+const FSTRIM = "everything on it counts as used; run `fstrim` in the guest";
+const ZPOOL_TRIM = "everything on it counts as used; run `zpool trim` in the guest";
+
 interface Signature {
   readonly set: string;
+  /** What the user can do instead, where it is not the same for all. */
+  readonly hint?: string;
   readonly magic: string;
   /** Where the magic lies on a device of so many bytes. */
   at(bytes: number): number;
@@ -67,12 +72,12 @@ const SIGNATURES: readonly Signature[] = [
   { set: "a DRBD mirror", magic: "\x83\x74\x02\x6d", at: fromEnd(4 * KiB - 60) },
   // The oldest bcachefs has bcache's magic; only bcache says in which sector its superblock lies.
   { set: "a bcache set", magic: BCACHE, at: fromStart(4 * KiB + 24), before: 24, verify: isBcache },
-  { set: "a bcachefs", magic: BCACHE, at: fromStart(4 * KiB + 24) },
-  { set: "a bcachefs", magic: BCACHEFS, at: fromStart(4 * KiB + 24) },
+  { set: "a bcachefs", hint: FSTRIM, magic: BCACHE, at: fromStart(4 * KiB + 24) },
+  { set: "a bcachefs", hint: FSTRIM, magic: BCACHEFS, at: fromStart(4 * KiB + 24) },
   // ZFS leaves the first 8 KiB alone, where an older superblock may have survived; its labels stand behind.
-  { set: "a ZFS pool", magic: ZFS_UBERBLOCK, at: fromStart(128 * KiB) },
-  { set: "a ZFS pool", magic: ZFS_UBERBLOCK, at: fromStart(132 * KiB) },
-  { set: "a ZFS pool", magic: ZFS_UBERBLOCK, at: fromStart(136 * KiB) },
+  { set: "a ZFS pool", hint: ZPOOL_TRIM, magic: ZFS_UBERBLOCK, at: fromStart(128 * KiB) },
+  { set: "a ZFS pool", hint: ZPOOL_TRIM, magic: ZFS_UBERBLOCK, at: fromStart(132 * KiB) },
+  { set: "a ZFS pool", hint: ZPOOL_TRIM, magic: ZFS_UBERBLOCK, at: fromStart(136 * KiB) },
 ];
 
 /** The first 64 words add up to nothing, or to one. */
@@ -112,6 +117,7 @@ export const raid: VolumeScheme = {
       const where = found === undefined ? "" : `: its superblock lies at ${found.at(disk!.bytes)}`;
       throw new DiskError("unsupported", `the device is a part of ${found?.set ?? "a set"}${where}`, {
         code: "multi-disk-member",
+        ...(found?.hint && { hint: found.hint }),
       });
     });
   },
