@@ -9,6 +9,7 @@ import { test, type TestContext } from "node:test";
 import { reclaim, survey } from "../src/disk.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
 import { memberSuperblock } from "../src/testing/mdraid.ts";
+import { otherKernel } from "../src/testing/other-kernel.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
@@ -140,4 +141,49 @@ test("a disk inside of a partition is a disk", async (t) => {
   assert.ok(done.applied && done.reclaimedBytes > MiB);
   const extent = { start: 2 * MiB + root.start, end: 2 * MiB + root.end };
   assert.equal(e2fsck(outer, extent).status, 0);
+});
+
+const LOSE_POWER = `
+  export MDADM_NO_UDEV=1
+  echo 1000000 > /proc/sys/dev/raid/speed_limit_min
+  mkdir -p /etc/lvm /run/lock/lvm /run/lvm
+  cat > /etc/lvm/lvm.conf <<E
+activation { udev_sync=0 udev_rules=0 monitoring=0 }
+global { use_lvmpolld=0 }
+backup { backup=0 archive=0 }
+devices { use_devicesfile=0 hints="none" }
+E
+  yes | mdadm --create /dev/md0 --run --raid-devices=2 --level=1 --metadata=1.2 \
+    --bitmap=internal --bitmap-chunk=64 /dev/vda /dev/vdb >/tmp/said 2>&1 || cat /tmp/said
+  mdadm --wait /dev/md0 >/tmp/said 2>&1 || true
+  lvm vgcreate -q -s 1M vg /dev/vdc /dev/vdd >/tmp/said 2>&1 || cat /tmp/said
+  lvm lvcreate -q -y -Wn -L 4M --type raid1 -m 1 -n twin vg >/tmp/said 2>&1 || cat /tmp/said
+  while lvm lvs --noheadings -o sync_percent vg/twin 2>/dev/null | grep -qv 100; do sleep 0.2; done
+  head -c 500000 /dev/urandom > /dev/md0
+  head -c 500000 /dev/urandom > /dev/mapper/vg-twin
+  sync
+  head -c 300000 /dev/urandom | dd of=/dev/md0 conv=fsync 2>/dev/null
+  head -c 300000 /dev/urandom | dd of=/dev/mapper/vg-twin conv=fsync 2>/dev/null
+  echo now; sleep 100`;
+
+test("H2: a mirror that lost its power is refused, of either kind", async (t) => {
+  const paths = [0, 1, 2, 3].map(() => blankDisk(t, 8 * MiB));
+  const printed = await otherKernel(t, {
+    modules: ["crc32c_generic", "md-mod", "raid1", "dm-mod", "dm-raid"],
+    disks: paths,
+    tools: ["/sbin/mdadm", "/sbin/lvm"],
+    powerFailsAt: "now",
+    script: LOSE_POWER,
+  });
+  if (printed === undefined) return;
+  assert.equal(printed.trim(), "now");
+  for (const [disk, companion, code] of [
+    [paths[0]!, paths[1]!, "md-dirty"],
+    [paths[2]!, paths[3]!, "lvm-mirror"],
+  ] as const) {
+    const { volumes, reclaimableBytes } = await survey(disk, { format: "raw", companions: [companion] });
+    assert.equal(reclaimableBytes, 0);
+    const codes = volumes.map(({ reason }) => reason?.code);
+    assert.ok(codes.includes(code), JSON.stringify(volumes));
+  }
 });

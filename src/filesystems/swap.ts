@@ -88,7 +88,7 @@ async function signatures(member: BlockDevice): Promise<Signature[]> {
 
 class SwapArea extends Guarded implements FileSystem {
   readonly name = "swap";
-  readonly witness = { map: "swap header", walk: "swap header" };
+  readonly witness = { map: "swap header", walk: "whole area" };
   label = "";
   uuid = "";
   blockBytes = PAGE_SIZES[0]!;
