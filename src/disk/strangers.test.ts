@@ -163,6 +163,20 @@ test("what mkfs makes is named with its version, and what it has instead", async
   }
 });
 
+test("ReFS is named with the version in its boot sector", async () => {
+  for (const [version, name] of [
+    ["0102", "ReFS 1.2"],
+    ["0304", "ReFS 3.4"],
+  ] as const) {
+    const sector = Buffer.alloc(4096);
+    sector.write("ReFS", 3);
+    sector.set(Buffer.from(version, "hex"), 40);
+    const stranger = await strangerIn(SimulatedFile.from(sector));
+    assert.equal(stranger?.name, name);
+    assert.match(stranger!.hint, /ReTrim/);
+  }
+});
+
 test("a short signature alone is not believed", async () => {
   const device = new SimulatedFile(4 * 1024 * 1024);
   for (const [at, magic] of [
