@@ -89,7 +89,7 @@ const NAMES: Readonly<Record<string, string>> = {
   vxfs: "VxFS $",
   xfs: "xfs",
   xfs_external_log: "XFS log",
-  zfs_member: "ZFS",
+  zfs_member: "ZFS pool of version $",
   zonefs: "zonefs",
   "table atari": "Atari",
   "table dos": "mbr",

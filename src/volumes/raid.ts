@@ -32,6 +32,14 @@ interface Signature {
   /** For short signatures: what else must hold of the sector that begins with the magic, or so far before it. */
   readonly verify?: (sector: DataView) => boolean;
   readonly before?: number;
+  /** From the same sector. */
+  readonly version?: (sector: DataView) => string;
+}
+
+interface Found {
+  readonly set: string;
+  readonly at: number;
+  readonly hint: string | undefined;
 }
 
 const fromStart = (at: number) => () => at;
@@ -74,6 +82,13 @@ const SIGNATURES: readonly Signature[] = [
   { set: "a bcache set", magic: BCACHE, at: fromStart(4 * KiB + 24), before: 24, verify: isBcache },
   { set: "a bcachefs", hint: FSTRIM, magic: BCACHE, at: fromStart(4 * KiB + 24) },
   { set: "a bcachefs", hint: FSTRIM, magic: BCACHEFS, at: fromStart(4 * KiB + 24) },
+  {
+    set: "a ZFS pool",
+    hint: ZPOOL_TRIM,
+    magic: "\0\0\0\x07version",
+    at: fromStart(16 * KiB + 20),
+    version: (sector) => `${sector.getBigUint64(20)}`,
+  },
   // ZFS leaves the first 8 KiB alone, where an older superblock may have survived; its labels stand behind.
   { set: "a ZFS pool", hint: ZPOOL_TRIM, magic: ZFS_UBERBLOCK, at: fromStart(128 * KiB) },
   { set: "a ZFS pool", hint: ZPOOL_TRIM, magic: ZFS_UBERBLOCK, at: fromStart(132 * KiB) },
@@ -114,8 +129,8 @@ export const raid: VolumeScheme = {
     const hint = "everything on it counts as used; trim in the guest";
     return tableOrRefusal("raid", disk!, hint, async () => {
       const found = await findSignature(disk!);
-      const where = found === undefined ? "" : `: its superblock lies at ${found.at(disk!.bytes)}`;
-      throw new DiskError("unsupported", `the device is a part of ${found?.set ?? "a set"}${where}`, {
+      const where = found === undefined ? "a set" : `${found.set}: its superblock lies at ${found.at}`;
+      throw new DiskError("unsupported", `the device is a part of ${where}`, {
         code: "multi-disk-member",
         ...(found?.hint && { hint: found.hint }),
       });
@@ -123,17 +138,17 @@ export const raid: VolumeScheme = {
   },
 };
 
-async function findSignature(disk: BlockDevice): Promise<Signature | undefined> {
-  for (const signature of SIGNATURES) {
+async function findSignature(disk: BlockDevice): Promise<Found | undefined> {
+  for (const { set, magic, before = 0, verify, version, hint, ...signature } of SIGNATURES) {
     const at = signature.at(disk.bytes);
-    const { magic, before = 0, verify } = signature;
     if (at - before < 0 || at + magic.length > disk.bytes) continue;
-    const found = Buffer.from(await readBytes(disk, at, magic.length)).toString("latin1");
-    if (found !== magic) continue;
-    if (verify === undefined) return signature;
+    if (Buffer.from(await readBytes(disk, at, magic.length)).toString("latin1") !== magic) continue;
+    const sector = new Uint8Array(SECTOR_BYTES);
     const start = at - before;
-    if (start + SECTOR_BYTES <= disk.bytes && verify(viewOf(await readBytes(disk, start, SECTOR_BYTES))))
-      return signature;
+    sector.set(await readBytes(disk, start, Math.min(SECTOR_BYTES, disk.bytes - start)));
+    const view = viewOf(sector);
+    if (verify === undefined || verify(view))
+      return { set: version === undefined ? set : `${set} of version ${version(view)}`, at, hint };
   }
   return undefined;
 }
