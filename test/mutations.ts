@@ -10,6 +10,7 @@ import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
+import { OF_VOLUMES } from "./mutations-volumes.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -361,4 +362,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_XFS,
   ...OF_NTFS,
   ...OF_FAT,
+  ...OF_VOLUMES,
 ];

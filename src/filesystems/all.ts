@@ -6,5 +6,6 @@ import type { FileSystemReader } from "./filesystem.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { ntfs } from "./ntfs.ts";
 import { xfs } from "./xfs.ts";
+import { swap } from "./swap.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus, xfs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus, xfs, swap];
