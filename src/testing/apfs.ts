@@ -14,7 +14,11 @@ import { requires, run } from "./tools.ts";
 /** mkapfs makes nothing smaller. */
 export const CONTAINER_BYTES = 600 * 2 ** 20;
 
-export function makeContainer(folder: string, options: readonly string[] = [], bytes = CONTAINER_BYTES): string {
+export function makeContainer(
+  folder: string,
+  options: readonly string[] = [],
+  bytes = CONTAINER_BYTES,
+): string {
   const image = join(folder, `apfs-${options.join("")}-${bytes}.img`);
   run("truncate", ["-s", `${bytes}`, image]);
   run("mkapfs", [...options, image]);

@@ -124,7 +124,8 @@ export function verifyObject(bytes: Uint8Array, block: number, expected: Expecte
   };
   if (typeOf(view) !== expected.type) complain("type", typeOf(view), expected.type);
   if (storageOf(view) !== expected.storage) complain("storage", storageOf(view), expected.storage);
-  if (subtypeOf(view) !== (expected.subtype ?? 0)) complain("subtype", subtypeOf(view), expected.subtype ?? 0);
+  if (subtypeOf(view) !== (expected.subtype ?? 0))
+    complain("subtype", subtypeOf(view), expected.subtype ?? 0);
   const id = looseU64(view, 8);
   if (id !== expected.id) complain("id", id, expected.id);
   const transaction = looseU64(view, 16);

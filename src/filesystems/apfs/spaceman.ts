@@ -78,13 +78,19 @@ export type SpaceManager = ReturnType<typeof SpaceLayout.decode> & {
 
 /** @throws Refused */
 export async function readSpaceManager(container: Container): Promise<SpaceManager> {
-  const object = await readEphemeral(container, "space manager", container.sb.spaceManager, TYPE.spaceManager);
+  const object = await readEphemeral(
+    container,
+    "space manager",
+    container.sb.spaceManager,
+    TYPE.spaceManager,
+  );
   const fields = SpaceLayout.decode(object);
   const { blockBytes } = container;
   const device = DeviceLayout.decode(object, DEVICES_AT);
   const tier2 = DeviceLayout.decode(object, DEVICES_AT + DeviceLayout.bytes);
   if ((fields.flags & ~FLAG_VERSIONED) !== 0) throw unknown(`space manager: flags ${fields.flags} found`);
-  if (tier2.blocks !== 0 || tier2.infoBlocks !== 0) throw unknown("space manager: a second tier (Fusion) found");
+  if (tier2.blocks !== 0 || tier2.infoBlocks !== 0)
+    throw unknown("space manager: a second tier (Fusion) found");
   const chunksPerInfo = Math.floor((blockBytes - CHUNKS_AT) / ChunkLayout.bytes);
   const infosPerAddress = Math.floor((blockBytes - CHUNKS_AT) / 8);
   const chunks = Math.ceil(container.blocks / (blockBytes * 8));
@@ -101,7 +107,8 @@ export async function readSpaceManager(container: Container): Promise<SpaceManag
     const found = { ...fields, ...device }[name as keyof typeof expected];
     if (found !== wanted) throw damaged(`space manager: ${name} ${found} found, ${wanted} expected`);
   }
-  if (chunks > CHUNKS_MAX) throw unknown(`space manager: ${chunks} chunks found, at most ${CHUNKS_MAX} expected`);
+  if (chunks > CHUNKS_MAX)
+    throw unknown(`space manager: ${chunks} chunks found, at most ${CHUNKS_MAX} expected`);
   const pool: Pool = {
     base: fields.poolBase,
     blocks: fields.poolBlocks,
@@ -160,18 +167,27 @@ async function infoBlocks(container: Container, manager: SpaceManager): Promise<
   const isDirect = device.addressBlocks === 0;
   const listed = isDirect ? device.infoBlocks : device.addressBlocks;
   if (device.addressesAt % 8 !== 0 || device.addressesAt + listed * 8 > object.length) {
-    throw damaged(`space manager: ${listed} addresses at ${device.addressesAt} found in ${object.length} bytes`);
+    throw damaged(
+      `space manager: ${listed} addresses at ${device.addressesAt} found in ${object.length} bytes`,
+    );
   }
   const addresses = addressesIn(object, device.addressesAt, listed);
   if (isDirect) return addresses;
   const wanted = Math.ceil(device.infoBlocks / manager.infosPerAddress);
   if (listed !== wanted) throw damaged(`space manager: ${listed} address blocks found, ${wanted} expected`);
   const infos: number[] = [];
-  await readPoolObjects(container, manager, "address block", TYPE.chunkInfoAddresses, addresses, (index, bytes) => {
-    const count = Math.min(manager.infosPerAddress, device.infoBlocks - index * manager.infosPerAddress);
-    checkIndex("address block", viewOf(bytes), index, count);
-    infos.push(...addressesIn(bytes, CHUNKS_AT, count));
-  });
+  await readPoolObjects(
+    container,
+    manager,
+    "address block",
+    TYPE.chunkInfoAddresses,
+    addresses,
+    (index, bytes) => {
+      const count = Math.min(manager.infosPerAddress, device.infoBlocks - index * manager.infosPerAddress);
+      checkIndex("address block", viewOf(bytes), index, count);
+      infos.push(...addressesIn(bytes, CHUNKS_AT, count));
+    },
+  );
   return infos;
 }
 
@@ -181,7 +197,10 @@ function addressesIn(bytes: Uint8Array, at: number, count: number): number[] {
 }
 
 function checkIndex(what: string, view: DataView, index: number, count: number): void {
-  const [foundIndex, foundCount] = [view.getUint32(OBJECT_BYTES, true), view.getUint32(OBJECT_BYTES + 4, true)];
+  const [foundIndex, foundCount] = [
+    view.getUint32(OBJECT_BYTES, true),
+    view.getUint32(OBJECT_BYTES + 4, true),
+  ];
   if (foundIndex === index && foundCount === count) return;
   throw damaged(`${what} ${index}: number ${foundIndex} with ${foundCount} found, ${count} expected`);
 }
@@ -221,7 +240,9 @@ async function freeOfChunks(container: Container, manager: SpaceManager, chunks:
   const count = (chunk: number, found: number) => {
     total += found;
     if (found !== chunks.free[chunk]) {
-      throw contradiction(`bitmap of chunk ${chunk}: ${found} free blocks found, ${chunks.free[chunk]} expected`);
+      throw contradiction(
+        `bitmap of chunk ${chunk}: ${found} free blocks found, ${chunks.free[chunk]} expected`,
+      );
     }
   };
   for (let chunk = 0; chunk < chunks.bitmap.length; chunk++) {
@@ -258,16 +279,23 @@ async function queued(container: Container, manager: SpaceManager): Promise<Exte
     if (index > MAIN_QUEUE && queue.tree !== 0) throw unknown(`${name}: a queue of a Fusion drive found`);
     if (queue.tree === 0) continue;
     let total = 0;
-    await walkEphemeralTree(container, name, queue.tree, TYPE.freeQueue, (view, key, keyBytes, value, valueBytes) => {
-      if (keyBytes !== 16 || (valueBytes !== 8 && valueBytes !== 0)) {
-        throw damaged(`${name}: record of ${keyBytes} and ${valueBytes} bytes found`);
-      }
-      const [start, blocks] = [looseU64(view, key + 8), valueBytes === 0 ? 1 : looseU64(view, value)];
-      checkRange(container, name, start, blocks);
-      total += blocks;
-      waiting.add(start * container.blockBytes, (start + blocks) * container.blockBytes);
-    });
-    if (total !== queue.blocks) throw contradiction(`${name}: ${total} blocks found, ${queue.blocks} expected`);
+    await walkEphemeralTree(
+      container,
+      name,
+      queue.tree,
+      TYPE.freeQueue,
+      (view, key, keyBytes, value, valueBytes) => {
+        if (keyBytes !== 16 || (valueBytes !== 8 && valueBytes !== 0)) {
+          throw damaged(`${name}: record of ${keyBytes} and ${valueBytes} bytes found`);
+        }
+        const [start, blocks] = [looseU64(view, key + 8), valueBytes === 0 ? 1 : looseU64(view, value)];
+        checkRange(container, name, start, blocks);
+        total += blocks;
+        waiting.add(start * container.blockBytes, (start + blocks) * container.blockBytes);
+      },
+    );
+    if (total !== queue.blocks)
+      throw contradiction(`${name}: ${total} blocks found, ${queue.blocks} expected`);
   }
   return waiting.build();
 }

@@ -9,7 +9,15 @@ import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { readScattered } from "../reading.ts";
 import { readEphemeral, type Container } from "./checkpoint.ts";
-import { FLAG, readInfo, readNode, visitChildren, visitRecords, type TreeInfo, type VisitRecord } from "./node.ts";
+import {
+  FLAG,
+  readInfo,
+  readNode,
+  visitChildren,
+  visitRecords,
+  type TreeInfo,
+  type VisitRecord,
+} from "./node.ts";
 import { checkRange, readPhysical, STORAGE, TYPE, typeOf, verifyObject, type Area } from "./objects.ts";
 import { damaged, unknown } from "./refused.ts";
 
@@ -56,7 +64,8 @@ export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<
   const take64 = (child: bigint): number => {
     const block = Number(child);
     checkRange(area, tree.name, block, 1);
-    if (seen.has(block) || block === tree.root) throw damaged(`${tree.name}: node in block ${block} found twice`);
+    if (seen.has(block) || block === tree.root)
+      throw damaged(`${tree.name}: node in block ${block} found twice`);
     seen.setRange(block, block + 1);
     return block;
   };
