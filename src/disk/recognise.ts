@@ -46,7 +46,6 @@ const CONTENTS: readonly Signature[] = [
   ...swapSignatures("Linux swap", ["SWAPSPACE2", "SWAP-SPACE"]),
   { name: "HFS+", at: 0x400, magic: "H+" },
   { name: "HFSX", at: 0x400, magic: "HX" },
-  { name: "APFS", at: 32, magic: "NXSB" },
   { name: "ReFS", at: 3, magic: "ReFS\0" },
   { name: "squashfs", at: 0, magic: "hsqs" },
   { name: "ISO 9660", at: 0x8001, magic: "CD001" },

@@ -6,11 +6,18 @@
  * Every level is one below that above it and no node comes twice, so that a walk ends.
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
-import { viewOf } from "../../bytes/struct.ts";
 import { readScattered } from "../reading.ts";
 import { readEphemeral, type Container } from "./checkpoint.ts";
-import { FLAG, readInfo, readNode, visitChildren, visitRecords, type TreeInfo, type VisitRecord } from "./node.ts";
-import { checkRange, readPhysical, STORAGE, TYPE, typeOf, verifyObject, type Area } from "./objects.ts";
+import {
+  FLAG,
+  readInfo,
+  readNode,
+  visitChildren,
+  visitRecords,
+  type TreeInfo,
+  type VisitRecord,
+} from "./node.ts";
+import { checkRange, readPhysical, STORAGE, TYPE, verifyObject, type Area } from "./objects.ts";
 import { damaged, unknown } from "./refused.ts";
 
 /** A physical tree. */
@@ -56,7 +63,8 @@ export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<
   const take64 = (child: bigint): number => {
     const block = Number(child);
     checkRange(area, tree.name, block, 1);
-    if (seen.has(block) || block === tree.root) throw damaged(`${tree.name}: node in block ${block} found twice`);
+    if (seen.has(block) || block === tree.root)
+      throw damaged(`${tree.name}: node in block ${block} found twice`);
     seen.setRange(block, block + 1);
     return block;
   };
@@ -107,12 +115,6 @@ export async function walkEphemeralTree(
       ids.push(Number(child));
     });
   }
-}
-
-/** Whether a block that somebody maps is a node, and of which kind of tree. */
-export function isNode(bytes: Uint8Array): boolean {
-  const type = typeOf(viewOf(bytes));
-  return type === TYPE.treeRoot || type === TYPE.treeNode;
 }
 
 /** @throws Refused where `type` of a superblock says that a tree is not found by its block */
