@@ -7,6 +7,7 @@
  * - holed: two million free extents.
  * - full: 1 GiB of noise.
  * - huge: a VHDX of 2 TiB.
+ * - crowded: 1 TiB with a million files of two blocks, in another filesystem.
  *
  * Needs root for the loop mounts.
  */
@@ -49,10 +50,12 @@ function kept(directory: string, name: string, make: (file: string) => void): st
   return file;
 }
 
-function mounted(image: string, action: (mountPoint: string) => void): void {
+const LOOP_MOUNT = ["mount", "-o", "loop,nodiscard"];
+
+function mounted(image: string, action: (mountPoint: string) => void, mount = LOOP_MOUNT): void {
   const mountPoint = `${image}.mnt`;
   mkdirSync(mountPoint, { recursive: true });
-  must("mount", ["-o", "loop,nodiscard", image, mountPoint]);
+  must(mount[0]!, [...mount.slice(1), image, mountPoint]);
   try {
     action(mountPoint);
   } finally {
@@ -157,6 +160,41 @@ export function holedRaw(directory: string): string {
     });
   });
 }
+
+const CROWDED_BYTES = 1024 * GIB;
+
+/** How each is made and mounted; NTFS without a driver in the kernel. */
+const CROWDED = {
+  xfs: { make: ["mkfs.xfs", "-q"], mount: LOOP_MOUNT },
+  btrfs: { make: ["mkfs.btrfs", "-q"], mount: LOOP_MOUNT },
+  ntfs: { make: ["mkntfs", "-q", "-Q", "-F"], mount: ["ntfs-3g", "-o", "big_writes"] },
+} as const;
+export type Crowded = keyof typeof CROWDED;
+
+/** A tenth more files are made and deleted between the others, so that what is free lies in pieces. */
+export function crowdedRaw(directory: string, filesystem: Crowded): string {
+  const { make, mount } = CROWDED[filesystem];
+  return kept(directory, `crowded.${filesystem}`, (file) => {
+    sparseFile(file, CROWDED_BYTES);
+    must(make[0], [...make.slice(1), file]);
+    mounted(file, (root) => must("python3", ["-c", MILLION_FILES, root]), [...mount]);
+  });
+}
+
+const MILLION_FILES = `
+import os, sys
+data = os.urandom(8000)
+for folder in range(1000):
+    path = os.path.join(sys.argv[1], f"folder {folder}")
+    os.mkdir(path)
+    for file in range(1100):
+        name = os.path.join(path, f"file number {file}")
+        fd = os.open(name, os.O_CREAT | os.O_WRONLY)
+        try: os.posix_fallocate(fd, 0, 8000)
+        except OSError: os.write(fd, data)
+        os.close(fd)
+    for file in range(0, 1100, 11): os.unlink(os.path.join(path, f"file number {file}"))
+`;
 
 const PUNCH_EVERY_OTHER_BLOCK = `
 import ctypes, os, sys

@@ -1,6 +1,6 @@
 /**
  * npm run bench [-- SECTION…]: side by side with the peers that are installed, in one run, as ratios. Sections: survey,
- * reclaim, qcow2, holes, memory, formats; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
+ * reclaim, qcow2, holes, memory, formats, guests; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
  * BENCH_DIR (default: ullage-bench in the temporary directory) and a quiet machine. When every section ran, the
  * tables replace docs/BENCHMARKS.md.
  */
@@ -13,6 +13,7 @@ import { agedQcow2, agedRaw, holedRaw, sparseRaw } from "./disks.ts";
 import { record } from "./floor.ts";
 import { formatsSection } from "./formats.ts";
 import { guestReadSeconds } from "./guest-read.ts";
+import { guestsSection } from "./guests.ts";
 import { median, must, type Run, timed } from "./measure.ts";
 import {
   directory,
@@ -171,6 +172,7 @@ const SECTIONS: Readonly<Record<string, () => void | Promise<void>>> = {
   holes: holesSection,
   memory: memorySection,
   formats: formatsSection,
+  guests: guestsSection,
 };
 
 const asked = process.argv.slice(2);

@@ -46,6 +46,7 @@ const survey: Survey = {
     { witness: "filesystem", bytes: 19.1 * GiB },
     { witness: "mapping-table", bytes: 8.6 * GiB },
   ],
+  worthless: [],
   volumes: [
     {
       name: "1",
@@ -317,6 +318,7 @@ test("nothing that a guest wrote reaches the terminal as a command (H25)", () =>
     path: evil,
     summary: evil,
     notes: [evil],
+    worthless: [],
     volumes: [volume, { ...volume, state: "refused", reason }],
   };
   const shown = [

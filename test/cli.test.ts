@@ -60,7 +60,7 @@ test("usage errors exit 2 with a hint, whatever is wrong", () => {
     ["frobnicate"],
     ["survey"],
     ["survey", "--frobnicate", "some.raw"],
-    ["survey", "--also", "swap", "some.raw"],
+    ["survey", "--also", "swop", "some.raw"],
     ["survey", "--allow", "everything", "some.raw"],
     ["survey", "--min-hole", "big", "some.raw"],
     ["survey", "--proof", "faith", "some.raw"],

@@ -3,7 +3,7 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_FILES } from "./mutations-files.ts";
-
+import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 
 export interface Mutation {
@@ -20,30 +20,6 @@ export interface Mutation {
 }
 
 export const MUTATIONS: readonly Mutation[] = [
-  {
-    hazard: "H1",
-    guard: "a block that is reachable and marked free refuses the volume",
-    file: "src/reclaim/prove.ts",
-    from: "if (contradictions.length > 0)",
-    to: "if (contradictions.length < 0)",
-    tests: ["src/reclaim/prove.test.ts"],
-  },
-  {
-    hazard: "H2",
-    guard: "a dirty journal refuses the volume",
-    file: "src/filesystems/ext.ts",
-    from: "if (needsReplay(sb) && !options.replay)",
-    to: "if (needsReplay(sb) && false)",
-    tests: ["test/reclaim.test.ts"],
-  },
-  {
-    hazard: "H2",
-    guard: "after a virtual replay only what was free before it, too, is free",
-    file: "src/filesystems/ext.ts",
-    from: "return this.#spare === undefined ? claimed : claimed.intersect(this.#spare);",
-    to: "return claimed;",
-    tests: ["test/replay.test.ts"],
-  },
   {
     hazard: "H8",
     guard: "what the map calls zeros is read before it is believed",
@@ -201,15 +177,6 @@ export const MUTATIONS: readonly Mutation[] = [
     only: "every crash of a writer",
   },
   {
-    hazard: "H3",
-    guard: "VHD: a machine in saved state refuses writing",
-    file: "src/formats/vhd/footer.ts",
-    from: "if (fields.savedState !== 0)",
-    to: "if (fields.savedState > 255)",
-    tests: ["src/formats/vhd.test.ts"],
-    only: "H3",
-  },
-  {
     hazard: "H33",
     guard: "a neighbour that cannot be understood may be a child",
     file: "src/disk/children.ts",
@@ -217,15 +184,6 @@ export const MUTATIONS: readonly Mutation[] = [
     to: "if (error !== undefined) return [];",
     tests: ["test/reclaim.test.ts"],
     only: "H33",
-  },
-  {
-    hazard: "H3",
-    guard: "swap that holds a hibernated guest refuses all filesystems of the disk",
-    file: "src/disk/usage.ts",
-    from: "refusal: suspended && hibernated(suspended),",
-    to: "refusal: undefined,",
-    tests: ["test/reclaim.test.ts"],
-    only: "H3:",
   },
   {
     hazard: "H21",
@@ -390,6 +348,7 @@ export const MUTATIONS: readonly Mutation[] = [
     to: "if (before.touches(held) && held.start < 0) {",
     tests: ["src/formats/vmdk/open.test.ts"],
   },
+  ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_FILES,
 ];

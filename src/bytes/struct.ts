@@ -168,3 +168,10 @@ export function uuidText(bytes: Uint8Array): string {
   const hex = Buffer.from(bytes).toString("hex");
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 }
+
+/** The 32 bits by which FAT and exFAT know a volume, as `1A2B-3C4D`. */
+export function serialText(serial: number | undefined): string {
+  if (serial === undefined) return "";
+  const hex = serial.toString(16).toUpperCase().padStart(8, "0");
+  return `${hex.slice(0, 4)}-${hex.slice(4)}`;
+}

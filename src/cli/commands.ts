@@ -3,6 +3,7 @@
  * time than loading everything would.
  */
 import { type Command, Option } from "commander";
+import { addKeyOptions, asking } from "./keys.ts";
 import {
   addJudgeOptions,
   addProofOption,
@@ -28,13 +29,15 @@ export function addCommands(ullage: Command, finish: Finish): void {
     finish(await run(faceOf(flags.json === true)));
 
   surveyCommand(ullage).action((paths: string[], flags: ReadFlags) =>
-    finished(flags, async (face) => (await import("./survey.ts")).run(paths, flags, face)),
+    finished(flags, async (face) => (await import("./survey.ts")).run(paths, asking(flags, face), face)),
   );
   reclaimCommand(ullage).action((paths: string[], flags: ReadFlags) =>
-    finished(flags, async (face) => (await import("./reclaim.ts")).run(paths, flags, face)),
+    finished(flags, async (face) => (await import("./reclaim.ts")).run(paths, asking(flags, face), face)),
   );
   explainCommand(ullage).action((path: string, offsets: readonly number[], flags: ReadFlags) =>
-    finished(flags, async (face) => (await import("./explain.ts")).run(path, offsets, flags, face)),
+    finished(flags, async (face) =>
+      (await import("./explain.ts")).run(path, offsets, asking(flags, face), face),
+    ),
   );
   checkCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./check.ts")).run(paths, flags, face)),
@@ -43,7 +46,9 @@ export function addCommands(ullage: Command, finish: Finish): void {
     finished(flags, async (face) => (await import("./image.ts")).runCreate(path, bytes, flags, face)),
   );
   convertCommand(ullage).action((path: string, destination: string, flags: ReadFlags) =>
-    finished(flags, async (face) => (await import("./convert.ts")).run(path, destination, flags, face)),
+    finished(flags, async (face) =>
+      (await import("./convert.ts")).run(path, destination, asking(flags, face), face),
+    ),
   );
   infoCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runInfo(paths, flags, face)),
@@ -56,7 +61,7 @@ function surveyCommand(ullage: Command): Command {
     .description("what is used, free and returnable, and who says so; changes nothing")
     .argument("<image...>", "disk images")
     .option("--map", "draw the whole disk");
-  return addReadOptions(addWindowOptions(addJudgeOptions(command)));
+  return addReadOptions(addKeyOptions(addWindowOptions(addJudgeOptions(command))));
 }
 
 function reclaimCommand(ullage: Command): Command {
@@ -64,7 +69,7 @@ function reclaimCommand(ullage: Command): Command {
     .command("reclaim")
     .description("show the plan, ask, give the space back, compare promise and result")
     .argument("<image...>", "disk images");
-  return addReadOptions(addWindowOptions(addJudgeOptions(addWriteOptions(command)))).option(
+  return addReadOptions(addKeyOptions(addWindowOptions(addJudgeOptions(addWriteOptions(command))))).option(
     "--verify",
     "hash everything that is used before and after",
   );
@@ -78,7 +83,7 @@ function explainCommand(ullage: Command): Command {
     .argument("[offset...]", "offsets on the guest's disk: 1048576, 0x100000, 1M", parseOffset)
     .option("--sector <n>", "the same by number of the 512-byte sector, may be repeated", parseSector)
     .option("--path <file>", "where a file of the guest lies: /etc/passwd or 2:/etc/passwd");
-  return addReadOptions(addWindowOptions(addProofOption(command)));
+  return addReadOptions(addKeyOptions(addWindowOptions(addProofOption(command))));
 }
 
 function checkCommand(ullage: Command): Command {
@@ -113,7 +118,7 @@ function convertCommand(ullage: Command): Command {
     .option("--keep-chain", "keep the backing file instead of copying its content")
     .option("--force", "replace the destination, once the copy is whole")
     .option("--verify", "read both again and compare");
-  return addReadOptions(addWindowOptions(addProofOption(command)));
+  return addReadOptions(addKeyOptions(addWindowOptions(addProofOption(command))));
 }
 
 function infoCommand(ullage: Command): Command {

@@ -17,7 +17,7 @@ export async function runInfo(paths: readonly string[], flags: ReadFlags, face: 
   return batch(
     paths,
     face,
-    described((path) => info(path, openOptions(flags)), face),
+    described((path) => info(path, openOptions(flags, paths)), face),
   );
 }
 

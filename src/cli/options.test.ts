@@ -5,7 +5,7 @@ import { parseAllow, parseAlso, parseKeyValues, parseOffset, parseSector, survey
 test("words come in lists, repeated, and only known ones", () => {
   assert.deepEqual(parseAlso("zeros,gaps"), ["zeros", "gaps"]);
   assert.deepEqual(parseAlso("zeros", ["zeros"]), ["zeros"]);
-  for (const bad of ["swap", "", "zeros,", "toString"]) assert.throws(() => parseAlso(bad), /is not one of/);
+  for (const bad of ["swop", "", "zeros,", "toString"]) assert.throws(() => parseAlso(bad), /is not one of/);
   assert.deepEqual(parseAllow("replay,outside=/a,shadow-loss,outside=/b"), {
     replay: true,
     outside: ["/a", "/b"],

@@ -11,6 +11,11 @@ export interface ReadFlags {
   readonly allow?: Allow;
   readonly offset?: number;
   readonly length?: number;
+  readonly with?: readonly string[];
+  /** What the files hold. */
+  readonly keyFile?: readonly Uint8Array[];
+  readonly luksHeader?: readonly string[];
+  readonly askKey?: OpenOptions["askKey"];
 }
 
 export interface JudgeFlags extends ReadFlags {
@@ -26,14 +31,15 @@ export interface WriteFlags {
   readonly yes?: boolean;
 }
 
-/** `zeros` and `gaps`; the others of the contract need filesystems that are not read yet. */
-const ALSO: readonly Also[] = ["zeros", "gaps"];
+/** In words of its own: the command line must not wait until all formats are loaded. */
+const ALSO: readonly Also[] = ["zeros", "gaps", "swap", "pagefile", "hiberfil"];
 
 const ALLOW: Readonly<Record<string, keyof Omit<Allow, "outside">>> = {
   replay: "replay",
   children: "children",
   preallocated: "preallocated",
   "shadow-loss": "shadowLoss",
+  discards: "discards",
   "untested-host": "untestedHost",
 };
 const ALLOW_WORDS = [...Object.keys(ALLOW), "outside=DIR"];
@@ -56,6 +62,10 @@ export function parseAllow(value: string, before: Allow = {}): Allow {
     }
     return { ...allow, [ALLOW[word]!]: true };
   }, before);
+}
+
+export function parsePaths(value: string, before: readonly string[] = []): readonly string[] {
+  return [...before, value];
 }
 
 export function parseSize(value: string): number {
@@ -96,6 +106,11 @@ export function addReadOptions(
 ): Command {
   return command
     .option("--format <format>", format)
+    .option(
+      "--with <image>",
+      "another disk of the same guest, to complete volumes on several disks",
+      parsePaths,
+    )
     .option("--allow <words>", `lift a named refusal: ${ALLOW_WORDS.join(", ")}`, parseAllow)
     .option("--json", "one JSON document on stdout, and nothing else there");
 }
@@ -130,18 +145,30 @@ export function addWriteOptions(command: Command): Command {
     .option("-y, --yes", "do not ask");
 }
 
-/** Options of the library from the flags that read. */
-export function openOptions({ format, allow, offset, length }: ReadFlags): OpenOptions {
+/**
+ * Options of the library from the flags that read.
+ * @param others images of the same call: they may be disks of the same guest (H36)
+ */
+export function openOptions(flags: ReadFlags, others: readonly string[] = []): OpenOptions {
+  const { format, allow, offset, length, keyFile: keys, luksHeader: luksHeaders, askKey } = flags;
+  const companions = [...others, ...(flags.with ?? [])];
   const isPart = offset !== undefined || length !== undefined;
   return {
     ...(format === undefined ? {} : { format }),
     ...(allow === undefined ? {} : { allow }),
+    ...(companions.length === 0 ? {} : { companions }),
     ...(isPart ? { window: { offset: offset ?? 0, bytes: length } } : {}),
+    ...(keys && { keys }),
+    ...(askKey && { askKey }),
+    ...(luksHeaders && { luksHeaders }),
   };
 }
 
 /** Options of the library from the flags that judge. */
-export function surveyOptions(flags: JudgeFlags): ReturnType<typeof openOptions> & {
+export function surveyOptions(
+  flags: JudgeFlags,
+  others: readonly string[] = [],
+): ReturnType<typeof openOptions> & {
   proof?: Proof;
   also?: readonly Also[];
   method?: Method;
@@ -149,7 +176,7 @@ export function surveyOptions(flags: JudgeFlags): ReturnType<typeof openOptions>
 } {
   const method = flags.pack === true ? "pack" : flags.method;
   return {
-    ...openOptions(flags),
+    ...openOptions(flags, others),
     ...(flags.proof === undefined ? {} : { proof: flags.proof }),
     ...(flags.also === undefined ? {} : { also: flags.also }),
     ...(method === undefined ? {} : { method }),

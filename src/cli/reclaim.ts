@@ -28,7 +28,7 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
       const progress = new ProgressView(face);
       try {
         const result = await reclaim(path, {
-          ...surveyOptions(flags),
+          ...surveyOptions(flags, paths),
           dryRun: flags.dryRun === true,
           verify: flags.verify === true,
           signal: interruption.signal,
@@ -157,6 +157,9 @@ function proofOf(survey: Survey): string {
   const sentences = [
     says.has("filesystem") ? filesystem : "",
     says.has("zeros") ? "read as zeros, byte by byte, under the lock" : "",
+    says.has("swap") || says.has("pagefile") || says.has("hiberfil")
+      ? "swap and the like, on a guest whose filesystems all say that it was shut down"
+      : "",
     says.has("gaps") ? "no volume, table or boot loader lies there" : "",
   ].filter((sentence) => sentence !== "");
   return sentences.length === 0 ? "the image's own table maps nothing there" : sentences.join("; or ");

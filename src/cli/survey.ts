@@ -16,7 +16,7 @@ export interface SurveyFlags extends JudgeFlags {
 export async function run(paths: readonly string[], flags: SurveyFlags, face: Face): Promise<number> {
   const { survey } = await import("../disk.ts");
   return batch(paths, face, {
-    run: (path) => survey(path, surveyOptions(flags)),
+    run: (path) => survey(path, surveyOptions(flags, paths)),
     render: (result) => render(result, face.screen, { map: flags.map === true }),
     json: surveyJson,
   });
@@ -37,6 +37,7 @@ export function render(survey: Survey, screen: Screen, { map: whole }: { map: bo
     ...sums(survey, screen),
     "",
     ...volumes(survey, screen),
+    ...spaced(worthless(survey, screen)),
     ...spaced(notes("note", survey.notes, screen)),
     ...next(survey, screen),
   ].join("\n");
@@ -62,6 +63,9 @@ const WITNESSES: Readonly<Record<Witness, string>> = {
   filesystem: "said by the filesystems",
   zeros: "read as zeros",
   gaps: "between partitions",
+  swap: "swap",
+  pagefile: "page files",
+  hiberfil: "hibernation files",
   "mapping-table": "never written",
 };
 
@@ -132,6 +136,16 @@ function volumes(survey: Survey, screen: Screen): string[] {
     ...survey.volumes.flatMap((volume) => remarks(volume, screen)),
     "",
   ];
+}
+
+/** What a stopped guest could do without: what `--also` clears, and what the guest itself can clean up. */
+function worthless(survey: Survey, screen: Screen): string[] {
+  return survey.worthless.flatMap(({ kind, volume, path, bytes, also, command, kept }) => {
+    const where = printable([volume, path].filter((word) => word !== "").join(":"), screen);
+    const way =
+      kept !== null ? `kept: ${kept}` : also !== null ? `--also ${also}` : `in the guest: ${command}`;
+    return labelled("worthless", `${size(bytes)} ${kind}, ${where} (${printable(way, screen)})`, screen);
+  });
 }
 
 /** `2 root`; a disk without a partition table has no number to show. */

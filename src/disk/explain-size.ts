@@ -2,8 +2,9 @@
  * Why is it so big: the largest owners, what is returnable, whether the guest's TRIM seems to arrive, and what would
  * keep the image small.
  */
+import { size } from "../bytes/sizes.ts";
 import { allocationOf } from "./allocation.ts";
-import { type Region, regionsOf } from "./layout.ts";
+import { type Layout, regionsOf, startOf } from "./layout.ts";
 import type { Disk } from "./open.ts";
 import type { Owner, Survey } from "./results.ts";
 
@@ -12,10 +13,10 @@ const OWNERS_SHOWN = 10;
 const TRIM_LEAVES = 0.1;
 
 /** The owners of most bytes over all filesystems, descending. */
-export async function largestOwners(root: Region): Promise<Owner[]> {
+export async function largestOwners(layout: Layout): Promise<Owner[]> {
   const largest: Owner[] = [];
-  for (const region of regionsOf(root)) {
-    if (region.content.kind !== "filesystem") continue;
+  for (const region of regionsOf(layout)) {
+    if (region.content.kind !== "filesystem" || startOf(region) === undefined) continue;
     const { filesystem } = region.content;
     if (filesystem.refusal) continue;
     const bytesOf = new Map<number, number>();
@@ -61,6 +62,18 @@ export async function reasonsFor(disk: Disk, survey: Survey): Promise<string[]> 
     reasons.push(
       `${share(Math.min(survey.unknownBytes, owned))} lies in volumes that are not understood or refused and counts as used`,
     );
+  }
+  const clearable = survey.worthless.filter(({ also, kept }) => also !== null && kept === null);
+  if (clearable.length > 0) {
+    const bytes = clearable.reduce((sum, each) => sum + each.bytes, 0);
+    const words = [...new Set(clearable.map(({ also }) => also))].join(",");
+    reasons.push(
+      `${size(bytes)} of the guest's disk are swap and the like, worth nothing while it is shut down: ` +
+        `ullage reclaim --also ${words} returns what of it is stored`,
+    );
+  }
+  for (const { kind, path, bytes, command } of survey.worthless.filter(({ also }) => also === null)) {
+    reasons.push(`${size(bytes)} are ${kind} in ${path}: in the guest, ${command}`);
   }
   if (allocation.unwritten.bytes > 0) {
     reasons.push(`${share(allocation.unwritten.bytes)} was preallocated on the host and never written`);

@@ -2,14 +2,21 @@
  * Explain: who owns this byte, or who says that it is free; where a file's bytes lie; why an image is so big.
  */
 import { DiskError } from "../error.ts";
-import type { FileSystem } from "../filesystems/filesystem.ts";
 import { prove } from "../reclaim/prove.ts";
 import type { Image } from "../formats/format.ts";
 import { largestOwners, reasonsFor } from "./explain-size.ts";
-import { type Region, regionsOf } from "./layout.ts";
+import {
+  type FileSystemContent,
+  type Layout,
+  type MemberContent,
+  OWN_DISK,
+  type Region,
+  regionsOf,
+} from "./layout.ts";
 import { type Disk, reading } from "./open.ts";
 import type { Explained, ExplainedOffset, ExplainOptions } from "./results.ts";
 import { prospectOf } from "./survey.ts";
+import { worthlessOn } from "./worthless.ts";
 
 /** @throws DiskError `usage` for an offset outside the disk or a file that is not there; as `open` */
 export function explain(file: string, options: ExplainOptions = {}): Promise<Explained> {
@@ -26,11 +33,10 @@ async function explainDisk(disk: Disk, options: ExplainOptions): Promise<Explain
     return { path: file, offsets };
   }
   const { survey } = await prospectOf(disk, options, "survey");
-  const root = await disk.layout();
   return {
     path: file,
     offsets: [],
-    owners: await largestOwners(root),
+    owners: await largestOwners(await disk.layout()),
     reasons: await reasonsFor(disk, survey),
     survey,
   };
@@ -47,8 +53,7 @@ async function explainOffset(disk: Disk, offset: number, options: ExplainOptions
     });
   }
   const { fileOffset, mapped, pinned, depth } = await placeOf(disk.image, offset);
-  const root = await disk.layout();
-  const verdict = await judge(root, offset, options);
+  const verdict = await judgeOnDisk(await disk.layout(), offset, options);
   const spare = verdict.class === "returnable" || verdict.class === "unknown";
   if (!mapped && spare) {
     const witness = verdict.class === "unknown" ? "mapping table" : verdict.witness;
@@ -74,42 +79,96 @@ async function placeOf(image: Image, offset: number) {
   return { fileOffset: null, mapped: false, pinned: false, depth: 0 };
 }
 
-async function judge(region: Region, offset: number, options: ExplainOptions): Promise<Verdict> {
-  const at = region.find(offset)!;
+async function judgeOnDisk(layout: Layout, offset: number, options: ExplainOptions): Promise<Verdict> {
+  const verdict = await judge(layout, layout.roots[OWN_DISK]!, offset, options);
+  if (verdict.class !== "used") return verdict;
+  const { contents } = await worthlessOn(layout);
+  const spare = contents.find(({ extents, kept }) => kept === undefined && extents.has(offset));
+  if (spare === undefined) return verdict;
+  const trail = [
+    ...verdict.trail,
+    `worth nothing once the guest is shut down: --also ${spare.kind} returns it`,
+  ];
+  return { ...verdict, class: "worthless", trail };
+}
+
+async function judge(
+  layout: Layout,
+  region: Region,
+  offset: number,
+  options: ExplainOptions,
+): Promise<Verdict> {
   const { content } = region;
   if (content.kind === "stranger") {
     const trail = [`${content.name ?? "not recognised"}: ${content.reason.message}`];
     return { class: "unknown", witness: "none: counts as used", owner: content.name, ownerPath: null, trail };
   }
-  if (content.kind === "filesystem") return judgeBlock(content.filesystem, at, options);
-  for (const child of content.children) {
-    if (child.find(offset) === undefined) continue;
-    const inner = await judge(child, offset, options);
+  if (content.kind === "member") return await judgeMember(layout, content, offset, options);
+  if (content.kind === "filesystem") return await judgeBlock(content, offset, options);
+  const { table, children, members } = content;
+  for (const child of children) {
+    if (child.find(OWN_DISK, offset) === undefined) continue;
+    const inner = await judge(layout, child, offset, options);
     const label = child.label === "" ? "" : ` "${child.label}"`;
     return {
       ...inner,
-      trail: [`${content.table.scheme} volume ${child.name}${label} (${child.type})`, ...inner.trail],
+      trail: [`${table.scheme} volume ${child.name}${label} (${child.type})`, ...inner.trail],
     };
   }
-  const what = content.table.refusal ? content.table.refusal.message : content.table.describe(0, at);
-  const gap = content.table.gaps[0]?.has(at) ?? false;
+  const [number, at] = memberAt(members, offset)!;
+  const what = table.refusal ? table.refusal.message : table.describe(number, at);
+  const gap = table.gaps[number]?.has(at) ?? false;
   return {
-    class: content.table.refusal ? "unknown" : gap ? "used" : "metadata",
-    witness: `${content.table.scheme} partition table`,
+    class: table.refusal ? "unknown" : gap ? "used" : "metadata",
+    witness: `${table.scheme} partition table`,
     owner: what,
     ownerPath: null,
     trail: gap ? [what, "kept by default; --also gaps returns it"] : [what],
   };
 }
 
-async function judgeBlock(filesystem: FileSystem, at: number, options: ExplainOptions): Promise<Verdict> {
+/** Which of the devices holds the byte, and where. */
+function memberAt(members: readonly Region[], offset: number): readonly [number, number] | undefined {
+  for (const [number, member] of members.entries()) {
+    const at = member.find(OWN_DISK, offset);
+    if (at !== undefined) return [number, at];
+  }
+  return undefined;
+}
+
+async function judgeMember(
+  layout: Layout,
+  { membership, reason }: MemberContent,
+  offset: number,
+  options: ExplainOptions,
+): Promise<Verdict> {
+  const { kind, name, set } = membership;
+  const part = `member of ${kind} ${name === "" ? set : name}`;
+  const whole = layout.sets.find(
+    ({ content }) =>
+      content.kind !== "stranger" && content.kind !== "member" && memberAt(content.members, offset),
+  );
+  if (reason === undefined && whole !== undefined) {
+    const inner = await judge(layout, whole, offset, options);
+    return { ...inner, trail: [part, ...inner.trail] };
+  }
+  const trail = [`${part}: ${reason?.message}`];
+  return { class: "unknown", witness: "none: counts as used", owner: part, ownerPath: null, trail };
+}
+
+async function judgeBlock(
+  { filesystem, members }: FileSystemContent,
+  offset: number,
+  options: ExplainOptions,
+): Promise<Verdict> {
+  const [number, at] = memberAt(members, offset)!;
   const block = Math.floor(at / filesystem.blockBytes);
   const label = filesystem.label === "" ? "" : ` "${filesystem.label}"`;
   const trail = [`${filesystem.name}${label}, block ${block} of ${filesystem.blockBytes} bytes`];
   const { map, walk } = filesystem.witness;
   let owner: number | undefined;
   await filesystem.walk((member, start, end, candidate) => {
-    if (member === 0 && at >= start && at < end) owner ??= candidate;
+    if (member === number && at >= start && at < end) owner ??= candidate;
   });
   if (owner !== undefined) {
     const { kind, name, path } = await filesystem.describe(owner);
@@ -123,10 +182,10 @@ async function judgeBlock(filesystem: FileSystem, at: number, options: ExplainOp
     trail.push(`${refusal.message}: counts as used`);
     return { class: "unknown", witness: "none: counts as used", owner: null, ownerPath: null, trail };
   }
-  if (proven?.free[0]?.has(at)) {
+  if (proven?.free[number]?.has(at)) {
     return { class: "returnable", witness: `${map} + ${walk}`, owner: null, ownerPath: null, trail };
   }
-  const beyond = at >= filesystem.bytes;
+  const beyond = number === 0 && at >= filesystem.bytes;
   trail.push(
     beyond
       ? "behind the end of the filesystem: kept"
@@ -143,12 +202,15 @@ async function locateFile(disk: Disk, wanted: string): Promise<NonNullable<Expla
     if (region.content.kind !== "filesystem" || (named !== undefined && region.name !== named)) continue;
     const found = await region.content.filesystem.find(inGuest);
     if (!found) continue;
+    const [member] = region.content.members;
     const pieces = [];
-    for (const extent of found.extents) {
-      let fileOffset = extent.fileOffset;
-      for (const { at, bytes } of region.places({ start: extent.at, end: extent.at + extent.bytes })) {
-        pieces.push(...(await inImage(disk.image, { fileOffset, at, bytes, unwritten: extent.unwritten })));
-        fileOffset += bytes;
+    for (const { at: first, bytes: length, fileOffset, unwritten } of found.extents) {
+      for (const { disk: number, at, bytes } of member!.places({ start: first, end: first + length })) {
+        if (number !== OWN_DISK) continue;
+        const within = member!.find(OWN_DISK, at)! - first;
+        pieces.push(
+          ...(await inImage(disk.image, { fileOffset: fileOffset + within, at, bytes, unwritten })),
+        );
       }
     }
     return { volume: region.name, path: inGuest, bytes: found.bytes, pieces };

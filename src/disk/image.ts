@@ -4,7 +4,7 @@
 import { DiskError } from "../error.ts";
 import type { Finding } from "../formats/format.ts";
 import { execute } from "../reclaim/execute.ts";
-import { regionsOf } from "./layout.ts";
+import { type Content, regionsOf, startOf } from "./layout.ts";
 import { type Disk, formatNamed, openWritable, parentsOf, reading, sourceOf } from "./open.ts";
 import type { Checked, CheckOptions, CreateRequest, Info, OpenOptions } from "./results.ts";
 import { requireTestedHost, sizesOf } from "./survey.ts";
@@ -93,14 +93,14 @@ async function infoOf(disk: Disk): Promise<Info> {
   const volumes = [];
   for (const region of regionsOf(await disk.layout())) {
     const { content } = region;
-    if (content.kind === "table") continue;
-    const [first] = region.places({ start: 0, end: Math.min(1, region.device.bytes) });
+    const start = startOf(region);
+    if (content.kind === "table" || start === undefined) continue;
     volumes.push({
       name: region.name,
       label: region.label || (content.kind === "filesystem" ? content.filesystem.label : ""),
-      start: first?.at ?? 0,
+      start,
       bytes: region.device.bytes,
-      filesystem: content.kind === "filesystem" ? content.filesystem.name : content.name,
+      filesystem: nameOf(content),
     });
   }
   return {
@@ -122,4 +122,9 @@ async function infoOf(disk: Disk): Promise<Info> {
     details: image.details,
     volumes,
   };
+}
+
+function nameOf(content: Exclude<Content, { kind: "table" }>): string | null {
+  if (content.kind === "filesystem") return content.filesystem.name;
+  return content.kind === "member" ? content.membership.kind : content.name;
 }

@@ -1,22 +1,40 @@
 /**
- * What lies on a disk: a tree of regions. A partition table has volumes, a volume may hold another table (LVM2 in a
- * partition) or a filesystem; the leaves that nobody reads count as used.
+ * What lies on the disks of a guest: a tree of regions a disk, and what lies over several of them. A partition table has
+ * volumes, a volume may hold another table (LVM2 in a partition) or a filesystem; leaves that nobody reads count as used.
  *
- *   disk ── gpt ──┬─ 1  ext4
- *                 └─ 2  lvm2 ──┬─ vg/root  ext4
- *                              └─ vg/swap  stranger
+ *   disk 0 ── gpt ──┬─ 1  ext4
+ *                   └─ 2  member of vg0 ─┐
+ *                                        ├─ vg0 ──┬─ vg0/root  ext4
+ *   disk 1 ─────────── member of vg0 ────┘        └─ vg0/swap  swap
+ *
+ *   layout.ts           the tree, and where its bytes lie
+ *   layout/content.ts   what a region holds
+ *   layout/sets.ts      members of one set, brought together (H36)
  */
 import { type Extent, ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
-import { DiskError, type Refusal } from "../error.ts";
+import type { Membership } from "../device/membership.ts";
+import type { Refusal } from "../error.ts";
 import { FILESYSTEMS } from "../filesystems/all.ts";
-import type { FileSystem, ReadOptions } from "../filesystems/filesystem.ts";
-import { SCHEMES } from "../volumes/all.ts";
-import type { Volume, VolumeTable } from "../volumes/volume.ts";
-import { foreignContent } from "./recognise.ts";
+import type { FileSystem, FileSystemReader, ReadOptions } from "../filesystems/filesystem.ts";
+import type { VolumeOptions, VolumeScheme, VolumeTable } from "../volumes/volume.ts";
+import { contentOf } from "./layout/content.ts";
+import { joinSets } from "./layout/sets.ts";
 
-/** A partition holding a volume group holding a disk image of partitions: deeper than this is a loop or a joke. */
-const DEPTH_MAX = 4;
+export type LayoutOptions = ReadOptions &
+  Pick<VolumeOptions, "keys"> & {
+    /** Headers of what is encrypted without showing it: for regions in which nothing is recognised. */
+    readonly headers?: readonly BlockDevice[];
+  };
+
+/** Number of the disk that is judged; the others only complete its sets. */
+export const OWN_DISK = 0;
+
+export interface Place {
+  readonly disk: number;
+  readonly at: number;
+  readonly bytes: number;
+}
 
 export interface Region {
   /** `2`, or `3/vg/root`; "" for the whole disk. */
@@ -25,169 +43,142 @@ export interface Region {
   /** What the table around it says it holds. */
   readonly type: string;
   readonly device: BlockDevice;
-  /** Where a range of the region lies on the disk: ascending in the region. */
-  places(range: Extent): Iterable<{ readonly at: number; readonly bytes: number }>;
-  /** The region's byte that lies at `at` of the disk. */
-  find(at: number): number | undefined;
-  readonly content: Content;
+  /** What lies on the disks is ciphertext (H34). */
+  readonly encrypted: boolean;
+  /** Where a range of the region lies on the disks: ascending in the region; a mirror gives several a byte. */
+  places(range: Extent): Iterable<Place>;
+  /** The region's byte that lies at `at` of a disk. */
+  find(disk: number, at: number): number | undefined;
+  content: Content;
 }
 
 export type Content =
-  | { readonly kind: "table"; readonly table: VolumeTable; readonly children: readonly Region[] }
-  | { readonly kind: "filesystem"; readonly filesystem: FileSystem }
-  | { readonly kind: "stranger"; readonly name: string | null; readonly reason: Refusal };
+  | {
+      readonly kind: "table";
+      readonly table: VolumeTable;
+      /** What it lies on, in the order of its disks: the region itself, or all members of the set. */
+      readonly members: readonly Region[];
+      readonly children: readonly Region[];
+    }
+  | FileSystemContent
+  | { readonly kind: "stranger"; readonly name: string | null; readonly reason: Refusal }
+  | MemberContent;
 
-/** @throws DiskError `io` only: what the bytes of the disk can cause becomes a refusal in the tree */
-export async function layOut(disk: BlockDevice, options: ReadOptions): Promise<Region> {
-  const whole: Omit<Region, "content"> = {
+export interface FileSystemContent {
+  readonly kind: "filesystem";
+  readonly filesystem: FileSystem;
+  readonly reader: FileSystemReader;
+  /** The devices it lies on, in its own order: the region itself, or all members of the set. */
+  readonly members: readonly Region[];
+}
+
+/** A device of a set. What the set holds stands among the `sets` of the layout. */
+export interface MemberContent {
+  readonly kind: "member";
+  readonly membership: Membership;
+  readonly opener: Opener;
+  /** Why the set could not be opened; undefined once it was. */
+  reason: Refusal | undefined;
+}
+
+export type Opener =
+  | { readonly as: "table"; readonly scheme: VolumeScheme }
+  | { readonly as: "filesystem"; readonly reader: FileSystemReader };
+
+export interface Layout {
+  /** One a disk. */
+  readonly roots: readonly Region[];
+  /** Volumes and filesystems that lie over several devices. */
+  readonly sets: readonly Region[];
+}
+
+/** @throws DiskError `io` only: what the bytes of the disks can cause becomes a refusal in the tree */
+export async function layOut(disks: readonly BlockDevice[], options: LayoutOptions): Promise<Layout> {
+  const roots: Region[] = [];
+  for (const [number, disk] of disks.entries()) {
+    const root = wholeDisk(disk, number);
+    root.content = await contentOf(root, options, 0);
+    roots.push(root);
+  }
+  const layout = { roots, sets: await joinSets(roots, options) };
+  await reopenWithJournals(layout, options);
+  return layout;
+}
+
+function wholeDisk(device: BlockDevice, number: number): Region {
+  return {
     name: "",
     label: "",
     type: "disk",
-    device: disk,
+    device,
+    encrypted: false,
     *places({ start, end }) {
-      yield { at: start, bytes: end - start };
+      yield { disk: number, at: start, bytes: end - start };
     },
-    find: (at) => (at >= 0 && at < disk.bytes ? at : undefined),
+    find: (disk, at) => (disk === number && at >= 0 && at < device.bytes ? at : undefined),
+    content: UNREAD,
   };
-  const root = { ...whole, content: await contentOf(whole, options, 0) };
-  return reopenWithJournals(root, options);
 }
 
-/** Every leaf and every table of the tree, outside first. */
-export function* regionsOf(region: Region): Generator<Region> {
+/** Stands where a region is made before its content is known. */
+export const UNREAD: Content = {
+  kind: "stranger",
+  name: null,
+  reason: { code: "unread", message: "not read yet", hint: "" },
+};
+
+/** Every leaf and every table of the judged disk, outside first, then those of the sets. */
+export function* regionsOf({ roots, sets }: Layout): Generator<Region> {
+  yield* below(roots[OWN_DISK]!);
+  for (const set of sets) yield* below(set);
+}
+
+/** Everything on all disks. */
+export function* allRegionsOf({ roots, sets }: Layout): Generator<Region> {
+  for (const region of [...roots, ...sets]) yield* below(region);
+}
+
+export function* below(region: Region): Generator<Region> {
   yield region;
-  if (region.content.kind === "table") {
-    for (const child of region.content.children) yield* regionsOf(child);
-  }
+  if (region.content.kind === "table") for (const child of region.content.children) yield* below(child);
 }
 
-/** A set of a region's bytes as bytes of the disk, clipped to the region. */
+/** A set of a region's bytes as bytes of the judged disk, clipped to the region. */
 export function onDisk(region: Region, set: ExtentSet): ExtentSet {
   const out = new ExtentBuilder(set.count);
-  let offset = 0;
-  for (const { at, bytes } of region.places({ start: 0, end: region.device.bytes })) {
-    const part = set.within({ start: offset, end: offset + bytes });
-    for (let i = 0; i < part.count; i++) out.add(part.start(i) - offset + at, part.end(i) - offset + at);
-    offset += bytes;
+  for (const extent of set.within({ start: 0, end: region.device.bytes })) {
+    for (const { disk, at, bytes } of region.places(extent)) if (disk === OWN_DISK) out.add(at, at + bytes);
   }
   return out.build();
 }
 
-async function contentOf(
-  region: Omit<Region, "content">,
-  options: ReadOptions,
-  depth: number,
-): Promise<Content> {
-  const { device } = region;
-  try {
-    const readers = [];
-    for (const reader of FILESYSTEMS) if (await reader.probe(device)) readers.push(reader);
-    const schemes = [];
-    for (const scheme of SCHEMES) if (await scheme.probe(device)) schemes.push(scheme);
-    const member = schemes.find(({ hidesContent }) => hidesContent);
-    if (member) return await tableOf(region, await member.open([device]), options, depth);
-    const foreign = readers.length > 0 ? await foreignContent(device) : undefined;
-    const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
-    if (readers.length > 0 && names.length > 1) {
-      return stranger(
-        null,
-        "ambiguous",
-        `looks like ${names.join(" and ")} at once`,
-        "wipe the stale signature (wipefs) in the guest",
-      );
-    }
-    if (readers[0]) return { kind: "filesystem", filesystem: await readers[0].open([device], options) };
-    if (schemes[0]) return await tableOf(region, await schemes[0].open([device]), options, depth);
-    return await strangerOf(device);
-  } catch (error) {
-    if (!(error instanceof DiskError) || error.kind === "io") throw error;
-    return stranger(
-      null,
-      error.code ?? error.kind,
-      error.message,
-      error.hint ?? "everything here counts as used",
+/** Where the region begins on the judged disk; undefined when none of it lies there. */
+export function startOf(region: Region): number | undefined {
+  for (const { disk, at } of region.places({ start: 0, end: region.device.bytes })) {
+    if (disk === OWN_DISK) return at;
+  }
+  return undefined;
+}
+
+/** A filesystem that misses its external journal is opened again with the journal devices found on the same disks. */
+async function reopenWithJournals(layout: Layout, options: LayoutOptions): Promise<void> {
+  const refusedFor = (code: string) =>
+    [...allRegionsOf(layout)].filter(
+      ({ content }) => content.kind === "filesystem" && content.filesystem.refusal?.code === code,
     );
-  }
-}
-
-async function tableOf(
-  region: Omit<Region, "content">,
-  table: VolumeTable,
-  options: ReadOptions,
-  depth: number,
-): Promise<Content> {
-  const children: Region[] = [];
-  for (const volume of table.volumes) {
-    const child = nested(region, volume);
-    let content: Content;
-    if (volume.refusal) content = { kind: "stranger", name: null, reason: volume.refusal };
-    else if (depth === DEPTH_MAX) {
-      content = stranger(
-        null,
-        "too-deep",
-        `volumes are nested more than ${DEPTH_MAX} deep`,
-        "survey the inner disk alone",
-      );
-    } else content = await contentOf(child, options, depth + 1);
-    children.push({ ...child, content });
-  }
-  return { kind: "table", table, children };
-}
-
-function nested(outer: Omit<Region, "content">, volume: Volume): Omit<Region, "content"> {
-  return {
-    name: outer.name === "" ? volume.name : `${outer.name}/${volume.name}`,
-    label: volume.label,
-    type: volume.type,
-    device: volume.device,
-    *places(range) {
-      for (const { at, bytes } of volume.places(range)) yield* outer.places({ start: at, end: at + bytes });
-    },
-    find: (at) => {
-      const inOuter = outer.find(at);
-      return inOuter === undefined ? undefined : volume.find(0, inOuter);
-    },
-  };
-}
-
-async function strangerOf(device: BlockDevice): Promise<Content> {
-  const name = (await foreignContent(device)) ?? null;
-  return name === null
-    ? stranger(null, "unknown", "nothing here is recognised", "--also zeros returns what holds only zeros")
-    : stranger(name, "unsupported", `${name} is not read yet`, "trim inside the guest, or use --also zeros");
-}
-
-function stranger(name: string | null, code: string, message: string, hint: string): Content {
-  return { kind: "stranger", name, reason: { code, message, hint } };
-}
-
-/** A filesystem that misses its external journal is opened again with the journal devices found on the same disk. */
-async function reopenWithJournals(root: Region, options: ReadOptions): Promise<Region> {
-  const journals: BlockDevice[] = [];
-  for (const region of regionsOf(root)) {
-    if (
-      region.content.kind === "filesystem" &&
-      region.content.filesystem.refusal?.code === "journal-device"
-    ) {
-      journals.push(region.device);
-    }
-  }
-  if (journals.length === 0) return root;
-  const again = async (region: Region): Promise<Region> => {
+  const journals = refusedFor("journal-device").map(({ device }) => device);
+  if (journals.length === 0) return;
+  for (const region of refusedFor("journal-missing")) {
     const { content } = region;
-    if (content.kind === "table") {
-      const children = [];
-      for (const child of content.children) children.push(await again(child));
-      return { ...region, content: { ...content, children } };
-    }
-    if (content.kind !== "filesystem" || content.filesystem.refusal?.code !== "journal-missing")
-      return region;
-    for (const reader of FILESYSTEMS) {
-      if (!(await reader.probe(region.device))) continue;
-      const filesystem = await reader.open([region.device, ...journals], options);
-      return { ...region, content: { kind: "filesystem", filesystem } };
-    }
-    return region;
-  };
-  return again(root);
+    if (content.kind !== "filesystem") continue;
+    const filesystem = await content.reader.open([region.device, ...journals], options);
+    region.content = { ...content, filesystem };
+  }
+}
+
+/** Readers that take the device for theirs. */
+export async function readersOf(device: BlockDevice): Promise<FileSystemReader[]> {
+  const readers = [];
+  for (const reader of FILESYSTEMS) if (await reader.probe(device)) readers.push(reader);
+  return readers;
 }

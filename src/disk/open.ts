@@ -9,10 +9,13 @@ import { DiskError } from "../error.ts";
 import { FORMATS } from "../formats/all.ts";
 import type { Image, ImageFormat, OpenParent, WritableImage } from "../formats/format.ts";
 import type { Source } from "../device/source.ts";
+import type { BlockDevice } from "../device/device.ts";
 import { windowed } from "../device/window.ts";
 import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
-import { layOut, type Region } from "./layout.ts";
+import type { Keys } from "../volumes/volume.ts";
+import { keysOf } from "./keys.ts";
+import { allRegionsOf, type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
 import { foreignImage } from "./recognise.ts";
 import type { OpenOptions } from "./results.ts";
 
@@ -21,34 +24,120 @@ const CHAIN_MAX = 200;
 /** Names that may be tried for one image: at each level of a chain there are a few, and all may lead on (H24). */
 const TRIED_MAX = 4 * CHAIN_MAX;
 
+/** Opens another disk of the same guest. */
+type OpenCompanion = (file: string) => Promise<Disk>;
+
 /** An open image and what lies on it. */
 export class Disk<I extends Image = Image> implements AsyncDisposable {
   readonly path: string;
   readonly image: I;
   readonly source: Source;
-  /** Another process holds it for writing: what is read may be torn, and figures are not exact. */
-  readonly inUse: boolean;
   readonly options: OpenOptions;
-  #layout: Promise<Region> | undefined;
+  readonly #held: boolean;
+  readonly #openCompanion: OpenCompanion | undefined;
+  readonly #keys: Keys | undefined;
+  readonly #headers: BlockDevice[] = [];
+  #companions: readonly Disk[] = [];
+  #layout: Promise<Layout> | undefined;
 
-  constructor(path: string, image: I, source: Source, inUse: boolean, options: OpenOptions) {
+  /** @param openCompanion without it volumes on several disks stay closed */
+  constructor(
+    path: string,
+    image: I,
+    source: Source,
+    held: boolean,
+    options: OpenOptions,
+    openCompanion?: OpenCompanion,
+  ) {
     this.path = path;
     this.image = image;
     this.source = source;
-    this.inUse = inUse;
     this.options = options;
+    this.#held = held;
+    this.#openCompanion = openCompanion;
+    this.#keys = keysOf(options);
+  }
+
+  /** Another process holds it, or a disk that it belongs to, for writing: what is read may be torn, and figures are not exact. */
+  get inUse(): boolean {
+    return this.#held || this.#companions.some(({ inUse }) => inUse);
+  }
+
+  /** The other disks of the guest, where some of its volumes lie on several. Known once `layout` is. */
+  get companions(): readonly Disk[] {
+    return this.#companions;
   }
 
   /** Partition tables, volumes and filesystems; read once. A running guest's journal is always dirty: it is replayed
    * in memory for the estimate, which is not exact anyway. */
-  layout(): Promise<Region> {
-    this.#layout ??= layOut(this.image, { replay: this.inUse || (this.options.allow?.replay ?? false) });
+  layout(): Promise<Layout> {
+    this.#layout ??= this.#withHeaders(() => this.#layOut());
     return this.#layout;
   }
 
+  /** What shows on a disk to which such a header belongs may be stale: each must open something. */
+  async #withHeaders(layOut: () => Promise<Layout>): Promise<Layout> {
+    const files = this.options.luksHeaders ?? [];
+    for (const file of files) this.#headers.push(await hostSource(path.resolve(file)).open());
+    const layout = await layOut();
+    const used = new Set(
+      [...allRegionsOf(layout)].map(({ content }) => content.kind === "table" && content.table.header),
+    );
+    const unused = files.find((_, i) => !used.has(this.#headers[i]!));
+    if (unused === undefined) return layout;
+    throw new DiskError("refused", `the LUKS header ${JSON.stringify(unused)} opens nothing on the disk`, {
+      code: "luks-header-unused",
+      hint: "is it the header of this disk, and the passphrase the right one?",
+    });
+  }
+
+  /** Other disks are opened only when something on this one needs them (H36). */
+  async #layOut(): Promise<Layout> {
+    const alone = await layOut([this.image], this.#layoutOptions());
+    const own = path.resolve(this.path);
+    const others = (this.options.companions ?? []).filter((file) => path.resolve(file) !== own);
+    if (others.length === 0 || !this.#openCompanion || !missesMembers(alone)) return alone;
+    const opened: Disk[] = [];
+    this.#companions = opened;
+    for (const file of new Set(others)) {
+      const companion = await unlessUnreadable(this.#openCompanion(file));
+      if (companion) opened.push(companion);
+    }
+    return await layOut([this.image, ...opened.map(({ image }) => image)], this.#layoutOptions());
+  }
+
+  #layoutOptions(): LayoutOptions {
+    const { allow } = this.options;
+    return {
+      replay: this.inUse || (allow?.replay ?? false),
+      shadowLoss: allow?.shadowLoss ?? false,
+      headers: this.#headers,
+      ...(this.#keys && { keys: this.#keys }),
+    };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const other of [...this.#companions, ...this.#headers]) await other[Symbol.asyncDispose]();
     await this.image[Symbol.asyncDispose]();
   }
+}
+
+/** What cannot be read is no member of anything; the set then says what is missing. @throws DiskError `busy`, `io` */
+async function unlessUnreadable(opening: Promise<Disk>): Promise<Disk | undefined> {
+  try {
+    return await opening;
+  } catch (error) {
+    if (error instanceof DiskError && UNREADABLE.has(error.kind)) return undefined;
+    throw error;
+  }
+}
+
+const UNREADABLE: ReadonlySet<string> = new Set(["corrupt", "unsupported", "refused"]);
+
+function missesMembers(layout: Layout): boolean {
+  return [...regionsOf(layout)].some(
+    ({ content }) => content.kind === "member" && content.reason !== undefined,
+  );
 }
 
 /**
@@ -59,10 +148,18 @@ export async function open(file: string, options: OpenOptions = {}): Promise<Dis
   const held = await inUse(file);
   try {
     const source = sourceOf(file, options);
-    return new Disk(file, await openImage(source, options), source, held, options);
+    const alone = withoutCompanions(options);
+    const image = await openImage(source, options);
+    return new Disk(file, image, source, held, options, (other) => open(other, alone));
   } catch (error) {
     throw held ? torn(error) : error;
   }
+}
+
+/** For another disk of the same guest: a window is a part of one file only. */
+function withoutCompanions(options: OpenOptions): OpenOptions {
+  const { format, allow } = options;
+  return { ...(format !== undefined && { format }), ...(allow && { allow }) };
 }
 
 /** The image alone, whoever holds it. @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
@@ -96,7 +193,7 @@ function torn(error: unknown): unknown {
 }
 
 /**
- * Opens an image for writing, locked.
+ * Opens an image for writing, locked; the other disks of its guest will be locked with it.
  * @throws DiskError `busy` when it is held by another process, and as `open`
  */
 export async function openWritable(file: string, options: OpenOptions = {}): Promise<Disk<WritableImage>> {
@@ -106,7 +203,8 @@ export async function openWritable(file: string, options: OpenOptions = {}): Pro
   const image = await format.openWritable(source, parentsOf(source));
   try {
     await refuseTwoPlaces(image, source.folder !== undefined);
-    return new Disk(file, image, source, false, options);
+    const alone = withoutCompanions(options);
+    return new Disk(file, image, source, false, options, (other) => openWritable(other, alone));
   } catch (error) {
     await image[Symbol.asyncDispose]();
     throw error;

@@ -32,13 +32,6 @@ function swapSignatures(name: string, magics: readonly string[]): Signature[] {
 
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
-  { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
-  { name: "BitLocker", at: 3, magic: "-FVE-FS-" },
-  { name: "NTFS", at: 3, magic: "NTFS    " },
-  { name: "exFAT", at: 3, magic: "EXFAT   " },
-  { name: "FAT32", at: 82, magic: "FAT32   " },
-  { name: "FAT16", at: 54, magic: "FAT16   " },
-  { name: "FAT12", at: 54, magic: "FAT12   " },
   { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
   { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },

@@ -11,11 +11,14 @@ export const CLASSES = ["used", "metadata", "returnable", "hole", "guarded", "wo
 export type ByteClass = (typeof CLASSES)[number];
 
 /** Who says that a byte is free. */
-export type Witness = "filesystem" | "zeros" | "gaps" | "mapping-table";
+export type Witness = "filesystem" | "zeros" | "gaps" | WorthlessWord | "mapping-table";
 
 export type Method = "auto" | "punch" | "pack";
 export type Proof = "full" | "bitmap";
-export const ALSO_WORDS = ["zeros", "gaps", "swap", "pagefile", "hiberfil"] as const;
+/** Kinds of content that a cleanly stopped guest does not need, and that `--also` may clear. */
+export const WORTHLESS_WORDS = ["swap", "pagefile", "hiberfil"] as const;
+export type WorthlessWord = (typeof WORTHLESS_WORDS)[number];
+export const ALSO_WORDS = ["zeros", "gaps", ...WORTHLESS_WORDS] as const;
 export type Also = (typeof ALSO_WORDS)[number];
 
 /** The named refusals that the user lifted. `--allow replay,children,outside=DIR` */
@@ -24,6 +27,8 @@ export interface Allow {
   readonly children?: boolean;
   readonly preallocated?: boolean;
   readonly shadowLoss?: boolean;
+  /** What is free under encryption is given back (H34). */
+  readonly discards?: boolean;
   readonly untestedHost?: boolean;
   /** Directories that backing and data files may lie in. */
   readonly outside?: readonly string[];
@@ -35,6 +40,14 @@ export interface OpenOptions {
   readonly allow?: Allow;
   /** The raw disk is only this part of the file. */
   readonly window?: Window;
+  /** Passphrases, or what key files hold, for encrypted volumes. */
+  readonly keys?: readonly Uint8Array[];
+  /** Asked once for each encrypted volume that none of `keys` fits. Undefined: nobody knows. */
+  readonly askKey?: (volume: string) => Promise<Uint8Array | undefined>;
+  /** Files with LUKS headers of disks that do not show that they are encrypted. */
+  readonly luksHeaders?: readonly string[];
+  /** Other disks of the same guest: they are only read, where volumes lie over several (H36). */
+  readonly companions?: readonly string[];
 }
 
 export interface SurveyOptions extends OpenOptions {
@@ -73,6 +86,26 @@ export interface VolumeReport {
   /** How the figures were found: `bitmaps + inode walk`. */
   readonly witness: string | null;
   readonly notes: readonly string[];
+  /** The images that it lies on, when there are several; `bytes` above are those of this one. */
+  readonly members?: readonly { readonly path: string; readonly bytes: number }[];
+}
+
+/** Allocated in the guest, and yet worth little: what may be cleared, and what the guest can clean up itself. */
+export interface WorthlessReport {
+  /** `swap`, `pagefile`, `hiberfil`, `package cache`, `trash` … */
+  readonly kind: string;
+  /** Name of the volume. */
+  readonly volume: string;
+  /** Path in the volume; "" for all of it. */
+  readonly path: string;
+  /** On this image. */
+  readonly bytes: number;
+  /** The word that clears it; null where somebody might miss it. */
+  readonly also: WorthlessWord | null;
+  /** What the guest itself would do: `apt-get clean`; null when nothing needs to be done. */
+  readonly command: string | null;
+  /** Why `--also` leaves it alone. */
+  readonly kept: string | null;
 }
 
 export interface Survey {
@@ -103,6 +136,7 @@ export interface Survey {
   /** Free bytes by who says so; a byte counts for the first witness only. */
   readonly witnesses: readonly { readonly witness: Witness; readonly bytes: number }[];
   readonly volumes: readonly VolumeReport[];
+  readonly worthless: readonly WorthlessReport[];
   readonly notes: readonly string[];
   /** Guest bytes by class, for strip and map; not part of the JSON. */
   readonly regions: ReadonlyMap<ByteClass, ExtentSet>;

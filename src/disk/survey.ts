@@ -87,6 +87,7 @@ export async function prospectOf(disk: Disk, options: SurveyOptions, earnest: Ea
     proof: options.proof ?? "full",
     witnesses: [...usage.witnesses].map(([witness, set]) => ({ witness, bytes: set.bytes })),
     volumes: usage.volumes,
+    worthless: usage.worthless,
     notes,
     regions: usage.regions,
   };

@@ -86,6 +86,10 @@ class ExtFileSystem extends Guarded implements FileSystem {
     return Math.min(this.#sb?.bytes ?? this.#device.bytes, this.#device.bytes);
   }
 
+  get isUnclean(): boolean {
+    return this.#spare !== undefined;
+  }
+
   async open(members: readonly BlockDevice[], options: ReadOptions): Promise<void> {
     await this.guarded(async () => {
       const sb = (this.#sb = await readSuperblock(this.#device));

@@ -42,6 +42,8 @@ export interface FileSystem {
   /** For people: `bitmaps + inode walk`. */
   readonly witness: { readonly map: string; readonly walk: string };
   readonly notes: readonly string[];
+  /** True: the guest was not shut down cleanly, and the volume is only read because of a replay. */
+  readonly isUnclean?: boolean;
   /** Bytes of member 0 that are worth nothing once the guest was shut down cleanly: a swap area behind its header. */
   readonly scratch?: ExtentSet;
   /**

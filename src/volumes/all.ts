@@ -2,10 +2,12 @@
  * Every partition table and volume manager that is recognised, in the order in which they are tried: what is a part of
  * a set must not be read as if it were alone.
  */
+import { bitlocker } from "./bitlocker.ts";
 import { gpt } from "./gpt.ts";
+import { luks } from "./luks.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, gpt, mbr, lvm];
+export const SCHEMES: readonly VolumeScheme[] = [raid, bitlocker, gpt, mbr, lvm, luks];

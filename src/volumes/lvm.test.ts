@@ -1,14 +1,13 @@
 import assert from "node:assert/strict";
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { rmSync } from "node:fs";
 import { type TestContext, test } from "node:test";
 import { viewOf } from "../bytes/struct.ts";
 import { readBytes } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
 import { draw } from "../testing/draw.ts";
 import { fileDevice } from "../testing/file-device.ts";
-import { blankDisk, madeOnce, withLoop } from "../testing/partitions.ts";
-import { lvcreate, runLvm } from "../testing/lvm.ts";
+import { editLvmText, logical, lvcreate, lvmDisks } from "../testing/lvm.ts";
+import { madeOnce, withLoop } from "../testing/partitions.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { requires, requiresRoot, run, scratch } from "../testing/tools.ts";
@@ -19,24 +18,6 @@ import { parseText } from "./lvm/text.ts";
 import type { VolumeTable } from "./volume.ts";
 
 const MiB = 1024 * 1024;
-
-type Commands = readonly (readonly string[])[];
-
-/** Runs LVM's commands, one phase after the other, on loop devices over new files, and returns the files. */
-function lvmDisks(
-  t: TestContext,
-  sizes: readonly number[],
-  ...phases: ((devices: readonly string[]) => Commands)[]
-): string[] {
-  const paths = sizes.map((bytes) => blankDisk(t, bytes));
-  const within = (rest: readonly string[], devices: readonly string[]): void => {
-    const [path, ...others] = rest;
-    if (path !== undefined) return withLoop(path, 512, (device) => within(others, [...devices, device]));
-    for (const commands of phases) runLvm(t, devices, commands(devices));
-  };
-  within(paths, []);
-  return paths;
-}
 
 /** `root` in two pieces around `home`, and free extents behind. */
 function makeLinear(t: TestContext, pvOptions: readonly string[] = []): string {
@@ -147,98 +128,13 @@ test("a volume in pieces is read across its seams", async (t) => {
   );
 });
 
-/** Layers that LVM itself makes only with a device mapper in the kernel; vgcfgrestore judges this text. */
-const LAYERED = [
-  logical("raid", true, 8, 'type = "raid1" device_count = 2 region_size = 1024', [
-    "raids = [",
-    '"raid_rmeta_0", "raid_rimage_0", "raid_rmeta_1", "raid_rimage_1"]',
-  ]),
-  ...["pv0", "pv1"].flatMap((pv, i) => [
-    logical(`raid_rmeta_${i}`, false, 1, striped(pv, 100)),
-    logical(`raid_rimage_${i}`, false, 8, striped(pv, 101)),
-  ]),
-  logical("pool", false, 16, 'type = "thin-pool" metadata = "pool_tmeta" pool = "pool_tdata"', [
-    'transaction_id = 1 chunk_size = 128 discards = "passdown" zero_new_blocks = 1',
-  ]),
-  logical("pool_tmeta", false, 4, striped("pv0", 120)),
-  logical("pool_tdata", false, 16, striped("pv0", 130)),
-  logical("thin", true, 64, 'type = "thin" thin_pool = "pool" transaction_id = 0 device_id = 1', [
-    'external_origin = "outer"',
-  ]),
-  logical("outer", true, 64, striped("pv0", 150)).replace(', "WRITE"', ""),
-].join("\n");
-
-function striped(pv: string, extent: number): string {
-  return `type = "striped" stripe_count = 1 stripes = ["${pv}", ${extent}]`;
-}
-
-function logical(
-  name: string,
-  visible: boolean,
-  extents: number,
-  segment: string,
-  rest: string[] = [],
-): string {
-  const id = Buffer.from(name).toString("hex").padEnd(32, "0").slice(-32);
-  const uuid = id.replace(/^(.{6})(.{4})(.{4})(.{4})(.{4})(.{4})(.{6})$/, "$1-$2-$3-$4-$5-$6-$7");
-  const status = visible ? '"READ", "WRITE", "VISIBLE"' : '"READ", "WRITE"';
-  return `${name} { id = "${uuid}" status = [${status}] flags = [] segment_count = 1
-    segment1 { start_extent = 0 extent_count = ${extents} ${segment} ${rest.join(" ")} } }`;
-}
-
-test("everything but linear volumes is recognised and used", async (t) => {
-  if (!available(t)) return;
-  const saved = join(scratch(t), "vg");
-  const [first] = lvmDisks(
-    t,
-    [256 * MiB, 256 * MiB],
-    ([a, b]) => [
-      ["vgcreate", "-s", "1M", "vg", a!, b!],
-      lvcreate("-L", "8M", "-n", "plain", "vg", a!),
-      lvcreate("-L", "8M", "-i", "2", "-n", "striped", "vg"),
-      lvcreate("-L", "8M", "-n", "elsewhere", "vg", b!),
-      lvcreate("-L", "8M", "-n", "readonly", "-pr", "vg", a!),
-      lvcreate("-L", "8M", "-n", "skipped", "-ky", "vg", a!),
-      ["vgcfgbackup", "-f", saved, "vg"],
-    ],
-    () => {
-      writeFileSync(
-        saved,
-        readFileSync(saved, "utf8").replace("logical_volumes {", `logical_volumes { ${LAYERED}`),
-      );
-      return [
-        ["vgcfgrestore", "--force", "-f", saved, "vg"],
-        ["vgck", "vg"],
-      ];
-    },
-  );
-  await using disk = await fileDevice(first!);
-  const table = await lvm.open([disk]);
-  const { "vg/plain": plain, ...others } = codes(table);
-  assert.equal(plain, undefined);
-  assert.equal(others["vg/elsewhere"], "lvm-missing-pv");
-  assert.equal(others["vg/striped"], "lvm-layout");
-  assert.equal(others["vg/raid"], "lvm-layout");
-  assert.equal(others["vg/thin"], "lvm-layout");
-  assert.equal(others["vg/readonly"], "lvm-status");
-  assert.equal(others["vg/skipped"], "lvm-status");
-  assert.ok(Object.keys(others).length > 8, "hidden parts are listed");
-  assert.ok(!Object.values(others).includes(undefined), JSON.stringify(others));
-  const free = table.gaps[0]!;
-  for (const volume of table.volumes) {
-    for (const { at, bytes } of volume.places({ start: 0, end: volume.device.bytes })) {
-      assert.ok(!free.touches({ start: at, end: at + bytes }), volume.name);
-    }
-  }
-});
-
 test("the origin of a snapshot is used: its free blocks are the snapshot's", async (t) => {
   if (!available(t)) return;
   const path = linear(t);
   const disk = await SimulatedFile.load(path);
   const segment = 'type = "snapshot" chunk_size = 8 origin = "root" cow_store = "home"';
   const snapshot = logical("snapshot0", true, 15, segment);
-  await edit(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${snapshot}`));
+  await editLvmText(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${snapshot}`));
   assert.deepEqual(codes(await lvm.open([disk])), {
     "vg0/snapshot0": "lvm-layout",
     "vg0/root": "lvm-layout",
@@ -251,22 +147,9 @@ test("a pvmove under way is refused", async (t) => {
   const disk = await SimulatedFile.load(linear(t));
   const moving = `pvmove0 { id = "p" status = ["READ", "WRITE", "PVMOVE", "LOCKED"] flags = [] segment_count = 1
     segment1 { start_extent = 0 extent_count = 5 type = "mirror" mirror_count = 2 mirrors = ["pv0", 20, "pv0", 30] } }`;
-  await edit(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${moving}`));
+  await editLvmText(disk, (text) => text.replace("logical_volumes {", `logical_volumes { ${moving}`));
   assert.equal(refusalCode(await lvm.open([disk])), "lvm-layout");
 });
-
-/** Replaces the committed text of the first metadata area, with CRCs that fit. */
-async function edit(disk: SimulatedFile, change: (text: string) => string, areaAt = 4096): Promise<void> {
-  const header = await readBytes(disk, areaAt, 512);
-  const slot = Slot.decode(header, Header.bytes);
-  const text = Buffer.from(await readBytes(disk, areaAt + slot.offset, slot.bytes)).toString("utf8");
-  const changed = Buffer.from(change(text));
-  assert.notEqual(changed.toString(), text);
-  await disk.write(areaAt + slot.offset, changed);
-  Slot.encode({ bytes: changed.length, crc: lvmCrc(changed) }, header, Header.bytes);
-  Header.encode({ crc: lvmCrc(header.subarray(4)) }, header);
-  await disk.write(areaAt, header);
-}
 
 test("metadata that does not add up: everything is used", async (t) => {
   if (!available(t)) return;
@@ -301,7 +184,7 @@ test("metadata that does not add up: everything is used", async (t) => {
   ];
   for (const [name, change, code] of cases) {
     const disk = await SimulatedFile.load(path);
-    await edit(disk, change);
+    await editLvmText(disk, change);
     assert.equal(refusalCode(await lvm.open([disk])), code, name);
   }
 });
@@ -311,7 +194,7 @@ test("two metadata areas must agree", async (t) => {
   const path = makeLinear(t, ["--metadatacopies", "2"]);
   const disk = await SimulatedFile.load(path);
   assert.equal((await lvm.open([disk])).volumes.length, 2);
-  await edit(disk, (text) => text.replace("seqno = 4", "seqno = 3"));
+  await editLvmText(disk, (text) => text.replace("seqno = 4", "seqno = 3"));
   assert.equal(refusalCode(await lvm.open([disk])), "lvm-contradiction");
 });
 

@@ -1,20 +1,22 @@
 /**
- * LVM2: linear logical volumes on one physical volume.
+ * LVM2: linear, striped and mirrored (raid1) logical volumes on the physical volumes of a group.
  *
  *   | label | metadata area | physical extents: root … home … root … (free) … | metadata area? |
  *
- * Everything else that LVM can do (stripes, mirrors, RAID, thin pools, caches, snapshots, volumes on several disks)
- * is recognised and counts as used. Metadata counts only when every area that is in use says the same.
+ * Everything else that LVM can do (thin pools, caches, snapshots, parity, moves under way) is recognised and counts as
+ * used. Metadata counts only when every area that is in use, on every physical volume, says the same.
  *
  * Source: LVM2, lib/format_text/layout.h.
  */
 import { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
-import { readGroup } from "./lvm/group.ts";
-import { labelSectors, type PhysicalVolume, readLabel } from "./lvm/label.ts";
+import { readGroup, summaryOf } from "./lvm/group.ts";
+import { labelSectors, readLabel } from "./lvm/label.ts";
 import { readMetadataText } from "./lvm/metadata-area.ts";
-import { type Region, tableOrRefusal, volumeOf } from "./table.ts";
+import type { Member } from "./lvm/physical.ts";
+import { mappedVolume } from "./mapped.ts";
+import { type Region, tableOrRefusal } from "./table.ts";
 import type { VolumeScheme, VolumeTable } from "./volume.ts";
 
 export const lvm: VolumeScheme = {
@@ -22,47 +24,69 @@ export const lvm: VolumeScheme = {
   async probe(disk) {
     return (await labelSectors(disk)).length > 0;
   },
-  open([disk]) {
+  async membership(disk) {
+    try {
+      const member = await readMember(disk);
+      const { name, uuid, members } = summaryOf(await agreedText([member]));
+      const total = members.length;
+      return { kind: "LVM2 volume group", set: uuid, name, member: member.pv.uuid, members, total };
+    } catch (error) {
+      if (error instanceof DiskError && error.kind !== "io" && error.kind !== "interrupted") return undefined;
+      throw error;
+    }
+  },
+  open(disks) {
     const hint = "see what `vgck` and `pvck` say about it in the guest";
-    return tableOrRefusal("lvm2", disk!, hint, () => readTable(disk!));
+    return tableOrRefusal("lvm2", disks[0]!, hint, () => readTable(disks), disks.length);
   },
 };
 
-async function readTable(disk: BlockDevice): Promise<VolumeTable> {
+async function readTable(disks: readonly BlockDevice[]): Promise<VolumeTable> {
+  const members: Member[] = [];
+  for (const disk of disks) members.push(await readMember(disk));
+  const group = await readGroup(await agreedText(members), members);
+  const regions = members.map(({ pv }, disk): Region[] => [
+    { name: "LVM label", ...pv.label },
+    ...pv.metadataAreas.map((area) => ({ name: "LVM metadata area", ...area })),
+    ...pv.bootAreas.map((area) => ({ name: "LVM boot loader area", ...area })),
+    ...group.serving.filter((region) => region.disk === disk),
+    { name: `free extents of ${group.name}`, ...group.extents[disk]! },
+  ]);
+  return {
+    scheme: "lvm2",
+    volumes: group.volumes.map(({ name, segments, refusal }) => {
+      const identity = { name, label: "", type: "logical volume", ...(refusal && { refusal }) };
+      return mappedVolume(identity, disks, segments);
+    }),
+    gaps: group.free.map((free, disk) => free.subtract(ExtentSet.from(members[disk]!.pv.bootAreas))),
+    notes: [],
+    describe: (disk, at) =>
+      regions[disk]?.find(({ start, end }) => start <= at && at < end)?.name ?? "LVM alignment",
+  };
+}
+
+async function readMember(disk: BlockDevice): Promise<Member> {
   const pv = await readLabel(disk);
   if (pv.deviceBytes > disk.bytes) {
     const message = `LVM physical volume of ${pv.deviceBytes} bytes on a device of ${disk.bytes}`;
     throw new DiskError("corrupt", message, { code: "lvm-range" });
   }
-  const group = readGroup(await agreedText(disk, pv), pv, disk.bytes);
-  const regions: Region[] = [
-    { name: "LVM label", ...pv.label },
-    ...pv.metadataAreas.map((area) => ({ name: "LVM metadata area", ...area })),
-    ...pv.bootAreas.map((area) => ({ name: "LVM boot loader area", ...area })),
-    { name: `free extents of ${group.name}`, ...group.extents },
-  ];
-  return {
-    scheme: "lvm2",
-    volumes: group.volumes.map(({ name, pieces, refusal }) => {
-      const identity = { name, label: "", type: "logical volume", ...(refusal && { refusal }) };
-      return volumeOf(identity, disk, pieces);
-    }),
-    gaps: [group.free.subtract(ExtentSet.from(pv.bootAreas))],
-    notes: [],
-    describe: (_, at) => regions.find(({ start, end }) => start <= at && at < end)?.name ?? "LVM alignment",
-  };
+  return { disk, pv };
 }
 
 /** The text on which all metadata areas agree. @throws DiskError when there is none */
-async function agreedText(disk: BlockDevice, pv: PhysicalVolume): Promise<string> {
+async function agreedText(members: readonly Member[]): Promise<string> {
   const texts = new Set<string>();
-  for (const area of pv.metadataAreas) {
-    const text = await readMetadataText(disk, area);
-    if (text !== undefined) texts.add(text);
+  for (const { disk, pv } of members) {
+    for (const area of pv.metadataAreas) {
+      const text = await readMetadataText(disk, area);
+      if (text !== undefined) texts.add(text);
+    }
   }
   const [text, other] = texts;
   if (other !== undefined) {
-    throw new DiskError("corrupt", "the metadata areas of the LVM physical volume differ", {
+    const where = members.length > 1 ? "physical volumes" : "physical volume";
+    throw new DiskError("corrupt", `the metadata areas of the LVM ${where} differ`, {
       code: "lvm-contradiction",
     });
   }

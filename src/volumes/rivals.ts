@@ -14,6 +14,7 @@ const LABEL_SECTORS = [0, 512, 1024, 1536];
 const SWAP_PAGES = [4096, 8192, 16_384, 32_768, 65_536];
 
 const RIVALS: readonly { readonly name: string; readonly at: number; readonly magic: string }[] = [
+  { name: "LUKS", at: 0, magic: "LUKS\xba\xbe" },
   { name: "ext2, ext3 or ext4", at: 1080, magic: "\x53\xef" },
   { name: "F2FS", at: 1024, magic: "\x10\x20\xf5\xf2" },
   { name: "Btrfs", at: 65_600, magic: "_BHRfS_M" },

@@ -1,17 +1,11 @@
 /**
  * What all schemes share: volumes made of pieces of a disk, refused tables, and names for what lies outside of
  * volumes.
- *
- *   disk    |   |  piece 1  |      |  piece 0  |      |
- *                    \______________/______
- *                          ________/       \
- *   volume              |  piece 0  |  piece 1  |
  */
 import { type Extent, ExtentSet } from "../bytes/extents.ts";
-import { concat } from "../device/concat.ts";
 import type { BlockDevice } from "../device/device.ts";
-import { slice } from "../device/slice.ts";
 import { DiskError, type Refusal } from "../error.ts";
+import { type Identity, linear, mappedVolume } from "./mapped.ts";
 import type { Volume, VolumeTable } from "./volume.ts";
 
 /** A stretch of the disk that has a name and is no volume. */
@@ -19,49 +13,18 @@ export interface Region extends Extent {
   readonly name: string;
 }
 
-type Identity = Pick<Volume, "name" | "label" | "type" | "refusal">;
-
 /** A volume that consists of `pieces` of one disk, in this order. */
 export function volumeOf(identity: Identity, disk: BlockDevice, pieces: readonly Extent[]): Volume {
-  const parts = pieces.map((piece) => slice(disk, piece));
-  const starts: number[] = [];
-  let bytes = 0;
-  for (const piece of pieces) {
-    starts.push(bytes);
-    bytes += piece.end - piece.start;
-  }
-  return {
-    ...identity,
-    device: parts.length === 1 ? parts[0]! : concat(parts),
-    *places({ start, end }) {
-      for (let i = lastAtOrBefore(starts, start); i < pieces.length && starts[i]! < end; i++) {
-        const { start: at, end: pieceEnd } = pieces[i]!;
-        const skipped = Math.max(0, start - starts[i]!);
-        const wanted = Math.min(pieceEnd - at, end - starts[i]!) - skipped;
-        if (wanted > 0) yield { disk: 0, at: at + skipped, bytes: wanted };
-      }
-    },
-    find(diskNumber, at) {
-      const i = pieces.findIndex((piece) => piece.start <= at && at < piece.end);
-      return diskNumber !== 0 || i < 0 ? undefined : starts[i]! + at - pieces[i]!.start;
-    },
-  };
-}
-
-/** Index of the last of the ascending `starts` that is not past `at`; 0 where there is none. */
-function lastAtOrBefore(starts: readonly number[], at: number): number {
-  let low = 0;
-  let high = starts.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (starts[middle]! <= at) low = middle + 1;
-    else high = middle;
-  }
-  return Math.max(0, low - 1);
+  return mappedVolume(
+    identity,
+    [disk],
+    pieces.map((piece) => linear({ disk: 0, ...piece })),
+  );
 }
 
 /**
  * Reads a table; what its bytes make impossible becomes a refusal, so that every byte counts as used.
+ * @param disks how many disks the table is of; `disk` is the first
  * @throws DiskError `io`
  */
 export async function tableOrRefusal(
@@ -69,6 +32,7 @@ export async function tableOrRefusal(
   disk: BlockDevice,
   hint: string,
   read: () => Promise<VolumeTable>,
+  disks = 1,
 ): Promise<VolumeTable> {
   try {
     return await read();
@@ -77,7 +41,7 @@ export async function tableOrRefusal(
     return {
       scheme,
       volumes: [],
-      gaps: [ExtentSet.EMPTY],
+      gaps: Array.from({ length: disks }, () => ExtentSet.EMPTY),
       refusal: { code: error.code ?? `${scheme}-damaged`, message: error.message, hint: error.hint ?? hint },
       notes: [],
       describe: () => `disk of ${disk.bytes} bytes with an untrusted ${scheme} table`,

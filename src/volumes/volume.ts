@@ -11,6 +11,8 @@ export interface VolumeScheme {
   readonly name: string;
   /** What shows through it must not be read as if it were alone: a member of a set. It outranks every filesystem. */
   readonly hidesContent?: boolean;
+  /** Its header may lie in a file of its own, and the disk shows nothing then: see `VolumeOptions.header`. */
+  readonly detachable?: boolean;
   /** Whether the device begins with this scheme. Must not throw on any content. */
   probe(disk: BlockDevice): Promise<boolean>;
   /**
@@ -29,6 +31,8 @@ export interface VolumeScheme {
 export interface VolumeOptions {
   /** Absent: what is encrypted counts as used. */
   readonly keys?: Keys;
+  /** The header of what is encrypted, where it lies in a file of its own: only for schemes that are `detachable`. */
+  readonly header?: BlockDevice;
 }
 
 /** Where passphrases come from. */
@@ -38,7 +42,26 @@ export interface Keys {
    * @param volume for the question: `LUKS volume 3f0c…`
    */
   candidates(volume: string): AsyncIterable<Uint8Array>;
+  /** Told which of them was right, so that it comes first the next time. */
+  fitted(volume: string, key: Uint8Array): void;
+  readonly argon2: Argon2;
 }
+
+/**
+ * Argon2 (RFC 9106), version 1.3, which not every Node has.
+ * @throws DiskError `unsupported` where there is none, or too little memory
+ */
+export type Argon2 = (
+  passphrase: Uint8Array,
+  costs: {
+    readonly type: "argon2i" | "argon2id";
+    readonly passes: number;
+    readonly memoryKiB: number;
+    readonly lanes: number;
+    readonly salt: Uint8Array;
+  },
+  bytes: number,
+) => Promise<Uint8Array>;
 
 export interface VolumeTable {
   readonly scheme: string;
@@ -47,6 +70,8 @@ export interface VolumeTable {
   readonly gaps: readonly ExtentSet[];
   /** Set: the table is not trusted, `volumes` is empty and every byte counts as used. */
   readonly refusal?: Refusal;
+  /** `VolumeOptions.header`, when the table was read from it. */
+  readonly header?: BlockDevice;
   /** Remarks for people: a hybrid MBR, a bad backup header. */
   readonly notes: readonly string[];
   /** What lies at a byte outside every volume: `GPT header`, `boot code`, `gap between partitions`. */

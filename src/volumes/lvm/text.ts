@@ -63,6 +63,10 @@ export class Section {
     return [...this.#values].filter((entry): entry is [string, Section] => entry[1] instanceof Section);
   }
 
+  names(): readonly string[] {
+    return [...this.#values.keys()];
+  }
+
   /** All strings inside, at any depth, with the name that each stands under. */
   *strings(): Generator<readonly [string, string]> {
     for (const [name, value] of this.#values) {

@@ -1,0 +1,50 @@
+/**
+ * Guests' filesystems of 1 TiB with a million files: the free map and the whole proof, against reading and checksumming
+ * the same metadata, and against the tools that know the filesystem.
+ */
+import path from "node:path";
+import { crowdedRaw, type Crowded } from "./disks.ts";
+import { record } from "./floor.ts";
+import { median, type Run, timed } from "./measure.ts";
+import { directory, goal, head, MIB, peer, row, ullage } from "./report.ts";
+
+const RUNS = 3;
+const FLOOR = path.join(import.meta.dirname, "floor.ts");
+const times = (run: () => Run): Run => median(Array.from({ length: RUNS }, run));
+
+/** What else can tell what is free, by its command line. */
+const PEERS: Readonly<Record<Crowded, readonly (readonly string[])[]>> = {
+  ntfs: [
+    ["ntfsclone", "--metadata", "--force", "--overwrite", "/dev/null"],
+    ["partclone.ntfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"],
+  ],
+  xfs: [
+    ["xfs_db", "-r", "-c", "freesp"],
+    ["partclone.xfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"],
+  ],
+  btrfs: [["partclone.btrfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"]],
+};
+
+export async function guestsSection(): Promise<void> {
+  for (const filesystem of ["ntfs", "xfs", "btrfs"] as const) {
+    const disk = crowdedRaw(directory, filesystem);
+    head(`${filesystem} of 1 TiB with a million files, page cache warm`);
+    const map = times(() => ullage("survey", "--json", "--proof", "bitmap", disk));
+    row("ullage survey --proof bitmap: the free map", map);
+    const recording = path.join(directory, "floor.json");
+    await record(disk, recording, "bitmap");
+    const floor = times(() => timed(process.execPath, [FLOOR, "reread", disk, recording]));
+    row("floor: the same reads, checksummed", floor, map);
+    const full = times(() => ullage("survey", "--json", "--proof", "full", disk));
+    row("ullage survey --proof full: map and walk", full, map);
+    goal(`free map against its floor, ${filesystem}`, map.seconds / floor.seconds, { atMost: 2 }, "×");
+    goal(`--proof full of a million files, ${filesystem}`, full.seconds, { atMost: 5 }, "s");
+    goal(`peak memory, ${filesystem}`, full.peakBytes / MIB, { atMost: 400 }, "MiB");
+    for (const [tool, ...words] of PEERS[filesystem]) {
+      const ratio = peer(tool!, [tool, ...words.slice(0, 1)].join(" "), map, () =>
+        times(() => timed(tool!, [...words, disk])),
+      );
+      if (ratio !== undefined) goal(`${tool} against the free map`, ratio, { atLeast: 1 }, "×");
+    }
+  }
+}

@@ -1,0 +1,123 @@
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { test, type TestContext } from "node:test";
+import { clearRuns } from "./ntfs/bitmap.ts";
+import { ntfs } from "./ntfs.ts";
+import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
+import type { FileSystem, ReadOptions } from "./filesystem.ts";
+import { fileDevice } from "../testing/file-device.ts";
+import {
+  inNtfs,
+  makeNtfs,
+  NTFS_TOOLS,
+  ntfsinfoFree,
+  ntfsresizeComplaint,
+  partcloneFree,
+} from "../testing/ntfs.ts";
+import { requires, requiresRoot, scratch } from "../testing/tools.ts";
+
+const MiB = 2 ** 20;
+
+/** What mkntfs is asked for: cluster size, sector size. */
+const MAKES = [
+  "-c 512",
+  "-c 1024",
+  "-c 4096",
+  "-c 65536",
+  "-c 131072",
+  "-c 2097152",
+  "-s 1024",
+  "-s 4096 -c 4096",
+  "-s 4096 -c 65536",
+];
+
+async function opened(t: TestContext, path: string, options: Partial<ReadOptions> = {}): Promise<FileSystem> {
+  const device = await fileDevice(path);
+  t.after(() => device[Symbol.asyncDispose]());
+  assert.ok(await ntfs.probe(device));
+  return ntfs.open([device], { replay: false, ...options });
+}
+
+/** What is free of a volume that must not be refused; every other cluster must be reached, and no free one. */
+async function provenFree(t: TestContext, path: string): Promise<ExtentSet> {
+  const filesystem = await opened(t, path);
+  const [free] = await filesystem.free();
+  const reached = new ExtentBuilder();
+  await filesystem.walk((_, start, end) => reached.add(start, end));
+  assert.equal(filesystem.refusal, undefined);
+  const used = reached.build();
+  assert.equal(free!.intersect(used).bytes, 0);
+  const whole = {
+    start: 0,
+    end: Math.floor(filesystem.bytes / filesystem.blockBytes) * filesystem.blockBytes,
+  };
+  assert.deepEqual([...free!.union(used).within(whole)], [whole]);
+  return free!;
+}
+
+for (const make of MAKES) {
+  test(`free space agrees with partclone and ntfsinfo: mkntfs ${make}`, async (t) => {
+    if (!requires(t, ...NTFS_TOOLS)) return;
+    const image = join(scratch(t), "image");
+    let free = ExtentSet.EMPTY;
+    for (const bytes of [102_400 * 1024, 24 * MiB, 24 * MiB + 57_344]) {
+      makeNtfs(image, bytes, ...make.split(" "));
+      const filesystem = await opened(t, image);
+      free = await provenFree(t, image);
+      assert.equal(free.bytes / filesystem.blockBytes, ntfsinfoFree(image));
+      assert.equal(filesystem.bytes, bytes);
+    }
+    assert.deepEqual([...free], [...partcloneFree(image)]);
+  });
+}
+
+/** A life with all that makes a map interesting. */
+const LIFE = `
+  mkdir many deep deep/er small
+  for i in $(seq 300); do head -c $((i * 60)) /dev/urandom > many/file-with-a-rather-long-name-$i; done
+  for i in $(seq 1 2 300); do rm many/file-with-a-rather-long-name-$i; done
+  for i in $(seq 150); do ln many/file-with-a-rather-long-name-2 small/another-name-of-the-same-file-$i; done
+  head -c 3000000 /dev/urandom > deep/er/large
+  head -c 70000 /dev/urandom > deep/er/large:stream
+  head -c 100 /dev/urandom > deep/er/large:little
+  truncate -s 20M sparse
+  for i in 0 3 9 2000; do dd if=/dev/urandom of=sparse bs=4k count=2 seek=$i conv=notrunc status=none; done
+  mkdir packed
+  setfattr -h -v 0x00000800 -n system.ntfs_attrib_be packed
+  yes ullage | head -c 900000 > packed/text
+  head -c 200000 /dev/urandom > packed/noise
+  ln -s deep/er/large link
+`;
+
+/** Fills the volume with small files, deletes every second one, and puts a large file into the gaps. */
+const FRAGMENT = `
+  mkdir gaps
+  for i in $(seq 500); do head -c 20000 /dev/urandom > gaps/$i || break; done 2> /dev/null
+  head -c 20000000 /dev/urandom > rest 2> /dev/null || true
+  for i in $(seq 1 2 500); do rm -f gaps/$i; done
+  head -c 4000000 /dev/urandom > broken 2> /dev/null || true
+`;
+
+for (const make of ["-c 4096", "-c 1024", "-c 65536", "-s 4096 -c 4096"]) {
+  test(`a volume that was lived in is free or reached, cluster by cluster: mkntfs ${make}`, async (t) => {
+    if (!requires(t, ...NTFS_TOOLS, "setfattr") || !requiresRoot(t)) return;
+    const image = makeNtfs(join(scratch(t), "image"), 32 * MiB, ...make.split(" "));
+    inNtfs(image, LIFE);
+    await provenFree(t, image);
+    inNtfs(image, FRAGMENT);
+    assert.deepEqual([...(await provenFree(t, image))], [...partcloneFree(image)]);
+    assert.equal(ntfsresizeComplaint(image), undefined);
+  });
+}
+
+test("runs of clear bits end where they should, at every place of a word", () => {
+  for (let start = 0; start < 66; start++) {
+    for (let end = start + 1; end <= 66; end++) {
+      const bitmap = new Uint8Array(12).fill(0xff);
+      for (let bit = start; bit < end; bit++) bitmap[bit >> 3]! &= ~(1 << (bit & 7));
+      const runs: number[][] = [];
+      clearRuns(new Int32Array(bitmap.buffer), 66, (from, to) => runs.push([from, to]));
+      assert.deepEqual(runs, [[start, end]]);
+    }
+  }
+});

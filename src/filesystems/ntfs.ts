@@ -1,0 +1,122 @@
+/**
+ * NTFS 3.0 and 3.1: the allocation map, the walk over all file records, and who owns what.
+ *
+ *   ntfs.ts                 the door: what FileSystem asks for
+ *   ntfs/boot.ts            geometry
+ *   ntfs/table.ts           $MFT            ntfs/record.ts  ntfs/attributes.ts  ntfs/list.ts  ntfs/runs.ts  ntfs/stream.ts
+ *   ntfs/state.ts           $Volume, hibernation                                ntfs/log.ts: $LogFile
+ *   ntfs/shadow.ts          what shadow copies need
+ *   ntfs/bitmap.ts          free()
+ *   ntfs/walk.ts            walk()          ntfs/spread.ts
+ *   ntfs/owners.ts          describe(), find(), list()      ntfs/directory.ts  ntfs/names.ts
+ *
+ * libyal/libfsntfs documentation/ and layout.h of ntfs-3g are the specification; ntfsprogs, ntfs-3g, partclone and
+ * the Sleuth Kit are the judges in the tests.
+ */
+import { ExtentSet } from "../bytes/extents.ts";
+import { readBytes, type BlockDevice } from "../device/device.ts";
+import type {
+  FileSystem,
+  FileSystemReader,
+  FoundFile,
+  ListedFile,
+  OwnerDescription,
+  ReadOptions,
+  Visit,
+} from "./filesystem.ts";
+import { freeExtents } from "./ntfs/bitmap.ts";
+import { type Geometry, NAME, NAME_AT, readBoot } from "./ntfs/boot.ts";
+import { checkLog } from "./ntfs/log.ts";
+import { Owners } from "./ntfs/owners.ts";
+import { checkShadows } from "./ntfs/shadow.ts";
+import { checkHibernation, checkVolume, readLabel } from "./ntfs/state.ts";
+import { FileTable } from "./ntfs/table.ts";
+import { walk } from "./ntfs/walk.ts";
+import { Guarded } from "./refused.ts";
+
+export const ntfs: FileSystemReader = {
+  name: "ntfs",
+
+  async probe(member) {
+    if (member.bytes < 512) return false;
+    return Buffer.from(await readBytes(member, NAME_AT, NAME.length)).toString("latin1") === NAME;
+  },
+
+  async open(members, options) {
+    const filesystem = new Ntfs(members[0]!);
+    await filesystem.open(options);
+    return filesystem;
+  },
+};
+
+class Ntfs extends Guarded implements FileSystem {
+  readonly name = "ntfs";
+  readonly witness = { map: "$Bitmap", walk: "file record walk" };
+  label = "";
+  readonly #device: BlockDevice;
+  #geometry: Geometry | undefined;
+  #table: FileTable | undefined;
+  #owners: Owners | undefined;
+
+  constructor(device: BlockDevice) {
+    super();
+    this.#device = device;
+  }
+
+  get uuid(): string {
+    return (this.#geometry?.serial ?? 0n).toString(16).toUpperCase().padStart(16, "0");
+  }
+
+  get blockBytes(): number {
+    return this.#geometry?.clusterBytes ?? 4096;
+  }
+
+  get bytes(): number {
+    const geometry = this.#geometry;
+    const bytes = geometry === undefined ? this.#device.bytes : geometry.backupAt + geometry.sectorBytes;
+    return Math.min(bytes, this.#device.bytes);
+  }
+
+  async open(options: ReadOptions): Promise<void> {
+    const table = await this.guarded(async () => {
+      this.#geometry = await readBoot(this.#device);
+      return FileTable.open(this.#device, this.#geometry);
+    });
+    if (table === undefined) return;
+    this.#table = table;
+    this.#owners = new Owners(table);
+    await this.guarded(async () => {
+      this.label = await readLabel(table);
+      await checkHibernation(table);
+      await checkLog(table);
+      await checkVolume(table);
+      await table.checkMirror();
+      if (options.shadowLoss !== true) await checkShadows(this.#device);
+    });
+  }
+
+  async free(): Promise<readonly ExtentSet[]> {
+    const free = await this.guarded(async () => {
+      if (this.#table === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
+      return await freeExtents(this.#table);
+    });
+    return [free ?? ExtentSet.EMPTY];
+  }
+
+  async walk(visit: Visit): Promise<void> {
+    const table = this.#table;
+    if (table !== undefined) await this.guarded(() => walk(table, visit));
+  }
+
+  async describe(owner: number): Promise<OwnerDescription> {
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
+  }
+
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
+  }
+
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
+  }
+}
