@@ -89,8 +89,8 @@ export class Owners {
     return undefined;
   }
 
-  #prefix({ sb }: Volume): string {
-    return this.#contents.volumes.length === 1 ? "" : `/${nameOf(sb).replaceAll("/", "\\x2f")}`;
+  #prefix(volume: Volume): string {
+    return this.#contents.volumes.length === 1 ? "" : `/${folderOf(volume)}`;
   }
 
   async find(path: string): Promise<FoundFile | undefined> {
@@ -135,8 +135,8 @@ export class Owners {
   async list(path: string): Promise<readonly ListedFile[] | undefined> {
     const found = await unlessDamaged(this.#lookUp(path));
     if (found === "volumes") {
-      return this.#contents.volumes.map(({ sb }) => ({
-        name: nameOf(sb),
+      return this.#contents.volumes.map((volume) => ({
+        name: folderOf(volume),
         kind: "directory",
         allocatedBytes: 0,
       }));
@@ -214,6 +214,9 @@ export class Owners {
     return streams;
   }
 }
+
+/** A volume's name as the first part of a path. */
+const folderOf = ({ sb }: Volume) => nameOf(sb).replaceAll("/", "\\x2f");
 
 const bytesIn = (view: DataView) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
