@@ -138,7 +138,9 @@ int main(int count, char **words) {
 
 function hasDriver(t: TestContext): boolean {
   const found = existsSync("/lib/modules")
-    ? readdirSync("/lib/modules").filter((version) => existsSync(`/lib/modules/${version}/updates/dkms/apfs.ko`))
+    ? readdirSync("/lib/modules").filter((version) =>
+        existsSync(`/lib/modules/${version}/updates/dkms/apfs.ko`),
+      )
     : [];
   if (found.length > 0) return true;
   const message = "needs the driver of the package apfs-dkms";

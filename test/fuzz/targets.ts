@@ -2,6 +2,7 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { journal } from "./journal.ts";
@@ -25,6 +26,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  apfs,
   journal,
   volumes,
 ];

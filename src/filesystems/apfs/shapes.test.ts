@@ -6,6 +6,7 @@ import { test, type TestContext } from "node:test";
 import { viewOf } from "../../bytes/struct.ts";
 import { prove } from "../../reclaim/prove.ts";
 import { ContainerBlocks, makeContainer } from "../../testing/apfs.ts";
+import { FILE, withFile, type Changes } from "../../testing/apfs-file.ts";
 import { requires, scratch } from "../../testing/tools.ts";
 import { apfs } from "../apfs.ts";
 import { TYPE } from "./objects.ts";
@@ -162,4 +163,45 @@ test("two volumes: paths begin with their names, and what both claim refuses", a
   assert.deepEqual(await filesystem.list("/Other\\x2fOne"), []);
   assert.equal(await filesystem.list("/third"), undefined);
   assert.equal((await prove(filesystem, "full")).refusal?.code, "contradiction");
+});
+
+test("a file: found, owned, and refused where its extent and the extent records do not agree", async (t) => {
+  const base = container(t);
+  if (base === undefined) return;
+  const changes = withFile(base);
+  const filesystem = await open(base, changes);
+  const { free, refusal } = await prove(filesystem, "full");
+  assert.equal(refusal, undefined);
+  assert.ok(!free[0]!.touches({ start: FILE.start * 4096, end: (FILE.start + FILE.blocks) * 4096 }));
+  const extents = [{ fileOffset: 0, at: FILE.start * 4096, bytes: FILE.blocks * 4096, unwritten: false }];
+  assert.deepEqual(await filesystem.find("/MADE.txt"), {
+    owner: FILE.id,
+    bytes: FILE.blocks * 4096,
+    extents,
+  });
+  assert.equal((await filesystem.describe(FILE.id)).path, "/made.txt");
+  const listed = [{ name: "made.txt", kind: "file", allocatedBytes: FILE.blocks * 4096 }];
+  assert.deepEqual(await filesystem.list("/"), listed);
+
+  const wordOf = (tree: number, wanted: number): Changes => {
+    const block = base.youngest(TYPE.treeRoot, tree);
+    const add = changes[block]!;
+    return {
+      ...changes,
+      [block]: (view) => {
+        add(view);
+        for (let at = 184; at + 4 <= view.byteLength - INFO_BYTES; at++) {
+          if (view.getUint32(at, true) === wanted) return view.setUint32(at, wanted + 1, true);
+        }
+        assert.fail(`no ${wanted} found`);
+      },
+    };
+  };
+  const cases: readonly [tree: number, wanted: number, message: RegExp][] = [
+    [TYPE.extentTree, FILE.start, /30000 is in no extent record/],
+    [TYPE.fileTree, FILE.start, /30006 is in no extent record/],
+  ];
+  for (const [tree, wanted, message] of cases) {
+    assert.match((await prove(await open(base, wordOf(tree, wanted)), "full")).refusal!.message, message);
+  }
 });
