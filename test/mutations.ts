@@ -2,6 +2,7 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
@@ -351,4 +352,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_FILES,
+  ...OF_APFS,
 ];
