@@ -34,7 +34,6 @@ function swapSignatures(name: string, magics: readonly string[]): Signature[] {
 const CONTENTS: readonly Signature[] = [
   { name: "XFS", at: 0, magic: "XFSB" },
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
-  { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
   ...swapSignatures(HIBERNATED, ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"]),
   ...swapSignatures("Linux swap", ["SWAPSPACE2", "SWAP-SPACE"]),
   { name: "HFS+", at: 0x400, magic: "H+" },

@@ -2,8 +2,9 @@
 import { apfs } from "./apfs.ts";
 import { exfat } from "./exfat.ts";
 import { ext } from "./ext.ts";
+import { f2fs } from "./f2fs.ts";
 import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
 import { ntfs } from "./ntfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, apfs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, apfs, f2fs];
