@@ -1,8 +1,8 @@
 /** The guards of the APFS reader. */
 import type { Mutation } from "./mutations.ts";
 
-const DAMAGE = ["src/filesystems/apfs/damage.test.ts"];
-const SHAPES = ["src/filesystems/apfs/shapes.test.ts"];
+const DAMAGE = ["test/apfs-damage.test.ts"];
+const SHAPES = ["test/apfs-shapes.test.ts"];
 
 export const OF_APFS: readonly Mutation[] = [
   {

@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { prove, type Proven } from "../../reclaim/prove.ts";
-import type { BlockDevice } from "../../device/device.ts";
-import { blocksDevice, ContainerBlocks, CONTAINER_BYTES, makeContainer } from "../../testing/apfs.ts";
-import { requires, scratch } from "../../testing/tools.ts";
-import { apfs } from "../apfs.ts";
-import { TYPE } from "./objects.ts";
-import { SuperblockLayout } from "./superblock.ts";
-import { VolumeLayout } from "./volume.ts";
+import { prove, type Proven } from "../src/reclaim/prove.ts";
+import type { BlockDevice } from "../src/device/device.ts";
+import { blocksDevice, ContainerBlocks, CONTAINER_BYTES, makeContainer } from "../src/testing/apfs.ts";
+import { requires, scratch } from "../src/testing/tools.ts";
+import { apfs } from "../src/filesystems/apfs.ts";
+import { TYPE } from "../src/filesystems/apfs/objects.ts";
+import { SuperblockLayout } from "../src/filesystems/apfs/superblock.ts";
+import { VolumeLayout } from "../src/filesystems/apfs/volume.ts";
 
 let made: ContainerBlocks | undefined;
 

@@ -3,16 +3,16 @@
  */
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { ExtentSet } from "../../bytes/extents.ts";
-import { viewOf } from "../../bytes/struct.ts";
-import { prove } from "../../reclaim/prove.ts";
-import { ContainerBlocks, makeContainer } from "../../testing/apfs.ts";
-import { FILE, withFile, type Changes } from "../../testing/apfs-file.ts";
-import { requires, scratch } from "../../testing/tools.ts";
-import { apfs } from "../apfs.ts";
-import { TYPE } from "./objects.ts";
-import { SuperblockLayout } from "./superblock.ts";
-import { VolumeLayout } from "./volume.ts";
+import { ExtentSet } from "../src/bytes/extents.ts";
+import { viewOf } from "../src/bytes/struct.ts";
+import { prove } from "../src/reclaim/prove.ts";
+import { ContainerBlocks, makeContainer } from "../src/testing/apfs.ts";
+import { FILE, withFile, type Changes } from "../src/testing/apfs-file.ts";
+import { requires, scratch } from "../src/testing/tools.ts";
+import { apfs } from "../src/filesystems/apfs.ts";
+import { TYPE } from "../src/filesystems/apfs/objects.ts";
+import { SuperblockLayout } from "../src/filesystems/apfs/superblock.ts";
+import { VolumeLayout } from "../src/filesystems/apfs/volume.ts";
 
 const SPARE = 30_000;
 const DATA_AT = 56;
