@@ -7,7 +7,8 @@ import { ExtentSet } from "../src/bytes/extents.ts";
 import { viewOf } from "../src/bytes/struct.ts";
 import { prove } from "../src/reclaim/prove.ts";
 import { ContainerBlocks, makeContainer } from "../src/testing/apfs.ts";
-import { FILE, withFile, type Changes } from "../src/testing/apfs-file.ts";
+import { FILE, withFile } from "../src/testing/apfs-file.ts";
+import type { Changes } from "../src/testing/volume-blocks.ts";
 import { requires, scratch } from "../src/testing/tools.ts";
 import { apfs } from "../src/filesystems/apfs.ts";
 import { TYPE } from "../src/filesystems/apfs/objects.ts";
@@ -243,7 +244,7 @@ function nextCheckpoint(base: ContainerBlocks, { info, bitmap }: { info: number;
     view.setBigUint64(16, 2n, true);
     change(view);
   };
-  const changes: Changes = {
+  const changes: Record<number, (view: DataView) => void> = {
     [superblock + 2]: copyOf(superblock, (view) =>
       view.setUint32(SuperblockLayout.at.descriptorIndex, 2, true),
     ),

@@ -6,12 +6,12 @@
  */
 import { viewOf } from "../bytes/struct.ts";
 import { TYPE } from "../filesystems/apfs/objects.ts";
-import { BLOCK_BYTES, type ContainerBlocks } from "./apfs.ts";
+import type { ContainerBlocks } from "./apfs.ts";
+import type { Changes } from "./volume-blocks.ts";
 
 export const FILE = { id: 20, start: 30_000, blocks: 6, name: "made.txt" };
 
-export type Changes = Record<number, (view: DataView) => void>;
-
+const BLOCK_BYTES = 4096;
 const TABLE_AT = 56;
 const INFO_BYTES = 40;
 const KIND = { extent: 2, inode: 3, stream: 6, fileExtent: 8, entry: 9 };

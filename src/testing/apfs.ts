@@ -4,22 +4,21 @@
  * The driver (linux-apfs-rw, the package `apfs-dkms`) writes only when it is told to, and takes snapshots by an ioctl
  * that no tool of Debian's knows; a small program is compiled for it.
  */
-import { closeSync, existsSync, fstatSync, openSync, readdirSync, readSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import { viewOf } from "../bytes/struct.ts";
-import { checked } from "../device/checked.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { assert } from "../error.ts";
 import { fletcher64, hasValidChecksum } from "../filesystems/apfs/objects.ts";
 import { otherKernel } from "./other-kernel.ts";
 import { requires, run } from "./tools.ts";
+import { blocksDevice, type Blocks, changedBlocks, type Changes, readBlocks } from "./volume-blocks.ts";
 
 /** mkapfs makes nothing below 512 MiB, and partclone misreads a last chunk that is not whole: chunks are of 128 MiB. */
 export const CONTAINER_BYTES = 640 * 2 ** 20;
 
-export const BLOCK_BYTES = 4096;
 /** What mkapfs writes lies in front. */
 const READ_BYTES_MAX = 128 * 2 ** 20;
 
@@ -47,78 +46,40 @@ export function partcloneFree(image: string): ExtentSet {
 /** The blocks of a container that are not all zero, by number. */
 export class ContainerBlocks {
   readonly bytes: number;
-  readonly blocks = new Map<number, Uint8Array>();
+  readonly blocks: Blocks;
 
   constructor(image: string) {
-    const file = openSync(image, "r");
-    this.bytes = fstatSync(file).size;
-    const zeros = Buffer.alloc(BLOCK_BYTES);
-    const piece = Buffer.alloc(256 * BLOCK_BYTES);
-    for (let at = 0; at < Math.min(this.bytes, READ_BYTES_MAX); at += piece.length) {
-      const length = readSync(file, piece, 0, piece.length, at);
-      for (let from = 0; from + BLOCK_BYTES <= length; from += BLOCK_BYTES) {
-        const block = piece.subarray(from, from + BLOCK_BYTES);
-        if (!zeros.equals(block)) this.blocks.set((at + from) / BLOCK_BYTES, new Uint8Array(block));
-      }
-    }
-    closeSync(file);
+    const { bytes, blocks } = readBlocks(image, READ_BYTES_MAX);
+    this.bytes = bytes;
+    this.blocks = blocks;
   }
 
-  /** The youngest valid object of a type, as its block and its place in it. */
+  /** The block of the youngest valid object of a type. */
   youngest(type: number, subtype = 0): number {
-    const found = [...this.blocks].filter(([, bytes]) => {
+    const found = [...this.blocks].filter(([block, bytes]) => {
       const view = viewOf(bytes);
-      return (view.getUint32(24, true) & 0xffff) === type && view.getUint32(28, true) === subtype;
+      const isWanted = (view.getUint32(24, true) & 0xffff) === type && view.getUint32(28, true) === subtype;
+      return isWanted && block !== 0 && hasValidChecksum(bytes);
     });
-    const valid = found.filter(([block, bytes]) => block !== 0 && hasValidChecksum(bytes));
-    valid.sort(([, a], [, b]) => Number(viewOf(b).getBigUint64(16, true) - viewOf(a).getBigUint64(16, true)));
-    assert(valid.length > 0, `no object of type ${type}`);
-    return valid[0]![0];
+    found.sort(([, a], [, b]) => Number(viewOf(b).getBigUint64(16, true) - viewOf(a).getBigUint64(16, true)));
+    assert(found.length > 0, `no object of type ${type}`);
+    return found[0]![0];
   }
 
   /** A device on which some blocks are changed, their checksums set anew. */
-  changed(changes: Readonly<Record<number, (view: DataView) => void>>): BlockDevice {
-    const changed = new Map(this.blocks);
-    for (const [block, change] of Object.entries(changes)) {
-      const bytes = (this.blocks.get(Number(block)) ?? new Uint8Array(BLOCK_BYTES)).slice();
-      change(viewOf(bytes));
-      changed.set(Number(block), reseal(bytes));
-    }
-    return blocksDevice(changed, this.bytes);
+  changed(changes: Changes): BlockDevice {
+    return blocksDevice(changedBlocks(this.blocks, changes, reseal), this.bytes);
   }
 }
 
 /** Sets the checksum of what looks like an object; a bitmap or a bare block stays as it is. */
-export function reseal(bytes: Uint8Array): Uint8Array {
+export function reseal(bytes: Uint8Array): void {
   const view = viewOf(bytes);
   const type = view.getUint32(24, true);
-  if ((type & 0xffff) === 0 || (type & 0xffff) > 0x20 || (type & 0x07ff0000) !== 0) return bytes;
+  if ((type & 0xffff) === 0 || (type & 0xffff) > 0x20 || (type & 0x07ff0000) !== 0) return;
   const [low, high] = fletcher64(bytes);
   view.setUint32(0, low, true);
   view.setUint32(4, high, true);
-  return bytes;
-}
-
-/** A device of blocks; those that are missing are zeros. */
-export function blocksDevice(blocks: ReadonlyMap<number, Uint8Array>, bytes: number): BlockDevice {
-  return checked({
-    bytes,
-    read(at, into) {
-      into.fill(0);
-      for (let block = Math.floor(at / BLOCK_BYTES); block * BLOCK_BYTES < at + into.length; block++) {
-        const content = blocks.get(block);
-        const start = Math.max(at, block * BLOCK_BYTES);
-        const end = Math.min(at + into.length, (block + 1) * BLOCK_BYTES);
-        if (content)
-          into.set(content.subarray(start - block * BLOCK_BYTES, end - block * BLOCK_BYTES), start - at);
-      }
-      return Promise.resolve();
-    },
-    async *map(range) {
-      yield [{ ...range, kind: "data", shared: false, depth: 0 }];
-    },
-    [Symbol.asyncDispose]: () => Promise.resolve(),
-  });
 }
 
 const TAKE_SNAPSHOT = `

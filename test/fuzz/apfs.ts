@@ -9,28 +9,28 @@
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import type { ExtentSet } from "../../src/bytes/extents.ts";
-import { viewOf } from "../../src/bytes/struct.ts";
 import { assert } from "../../src/error.ts";
 import { apfs as reader } from "../../src/filesystems/apfs.ts";
 import { prove } from "../../src/reclaim/prove.ts";
-import {
-  BLOCK_BYTES,
-  blocksDevice,
-  ContainerBlocks,
-  CONTAINER_BYTES,
-  makeContainer,
-  reseal,
-} from "../../src/testing/apfs.ts";
+import { ContainerBlocks, CONTAINER_BYTES, makeContainer, reseal } from "../../src/testing/apfs.ts";
 import { FILE, withFile } from "../../src/testing/apfs-file.ts";
 import { chunksOf, type FuzzTarget, outcome, type Sample } from "../../src/testing/fuzz.ts";
 import { attempt } from "../../src/testing/tools.ts";
+import {
+  blocksDevice,
+  type Blocks,
+  changedBlocks,
+  packBlocks,
+  unpackBlocks,
+} from "../../src/testing/volume-blocks.ts";
 
+const BLOCK_BYTES = 4096;
 const JUDGED_ONE_IN = 8;
 /** The middle of a bitmap says nothing; its chunks would be most of the sample. */
 const BITMAP = Buffer.alloc(128, 0xff);
 
 /** Where the packed blocks lie, by sample. */
-const positions = new Map<string, readonly number[]>();
+const orders = new Map<string, readonly number[]>();
 
 export const apfs: FuzzTarget = {
   name: "apfs",
@@ -38,12 +38,15 @@ export const apfs: FuzzTarget = {
 
   samples(folder) {
     const base = new ContainerBlocks(makeContainer(folder));
-    return Promise.resolve([packed("empty", base.blocks), packed("a file", filled(base))]);
+    return Promise.resolve([
+      packed("empty", base.blocks),
+      packed("a file", changedBlocks(base.blocks, withFile(base), reseal)),
+    ]);
   },
 
   run(bytes, random, sample, folder) {
     return outcome(async () => {
-      const blocks = unpacked(bytes, sample);
+      const blocks = unpackBlocks(orders.get(sample.name)!, bytes);
       const filesystem = await reader.open([blocksDevice(blocks, CONTAINER_BYTES)], { replay: false });
       const owners = new Set<number>();
       await filesystem.walk((_member, start, end, owner) => {
@@ -70,23 +73,11 @@ export const apfs: FuzzTarget = {
   },
 };
 
-function filled(base: ContainerBlocks): ReadonlyMap<number, Uint8Array> {
-  const blocks = new Map(base.blocks);
-  for (const [block, change] of Object.entries(withFile(base))) {
-    const bytes = (blocks.get(Number(block)) ?? new Uint8Array(BLOCK_BYTES)).slice();
-    change(viewOf(bytes));
-    blocks.set(Number(block), reseal(bytes));
-  }
-  return blocks;
-}
-
-function packed(name: string, blocks: ReadonlyMap<number, Uint8Array>): Sample {
-  const order = [...blocks.keys()].sort((a, b) => a - b);
-  positions.set(name, order);
-  const bytes = new Uint8Array(order.length * BLOCK_BYTES);
-  order.forEach((block, index) => bytes.set(blocks.get(block)!, index * BLOCK_BYTES));
+function packed(name: string, blocks: Blocks): Sample {
+  const { order, bytes } = packBlocks(blocks);
+  orders.set(name, order);
   const spots = chunksOf(bytes, (chunk) => BITMAP.equals(chunk));
-  return { name, bytes, spots, fix: (mutant) => resealAll(mutant) };
+  return { name, bytes, spots, fix: resealAll };
 }
 
 function resealAll(bytes: Uint8Array): void {
@@ -95,18 +86,8 @@ function resealAll(bytes: Uint8Array): void {
   }
 }
 
-function unpacked(bytes: Uint8Array, sample: Sample): Map<number, Uint8Array> {
-  const order = positions.get(sample.name)!;
-  const count = Math.min(order.length, Math.floor(bytes.length / BLOCK_BYTES));
-  return new Map(
-    order
-      .slice(0, count)
-      .map((block, index) => [block, bytes.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES)]),
-  );
-}
-
 /** Rubbish in what is free must not change a word of what apfsck says. */
-function judge(blocks: ReadonlyMap<number, Uint8Array>, free: ExtentSet, folder: string): void {
+function judge(blocks: Blocks, free: ExtentSet, folder: string): void {
   const said = (rubbish: boolean): string => {
     const image = join(folder, "judged.img");
     const file = openSync(image, "w");
