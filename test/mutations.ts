@@ -3,6 +3,7 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_APFS } from "./mutations-apfs.ts";
+import { OF_F2FS } from "./mutations-f2fs.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
@@ -353,4 +354,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_IMAGES,
   ...OF_FILES,
   ...OF_APFS,
+  ...OF_F2FS,
 ];

@@ -5,6 +5,7 @@ import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
+import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -27,6 +28,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vmdk,
   ext,
   apfs,
+  f2fs,
   journal,
   volumes,
 ];
