@@ -28,7 +28,7 @@ const FLAG_VERITY = 0x100000;
 const ADVICE_ENCRYPTED = 0x4;
 
 const NO_BLOCK = 0;
-const NEW_BLOCK = 0xffffffff;
+/** Marks a compressed cluster; above it is what was given out and not written yet. */
 const COMPRESSED_BLOCK = 0xfffffffe;
 
 export const MODE = { mask: 0o170000, directory: 0o040000, file: 0o100000, symlink: 0o120000 };
@@ -135,16 +135,20 @@ export function contentOf(place: number): "addresses" | "nodes" | "attributes" {
   return deep >= 0 && deep % (ADDRESSES + 1) === 0 ? "nodes" : "addresses";
 }
 
-/** Calls `visit` for every block that words of a node name, with the number of the word. */
-export function visitAddresses(
+/** Calls `visit` for every run of blocks that words of a node name, with the number of the first word. */
+export function visitRuns(
   view: DataView,
   at: number,
   words: number,
-  visit: (block: number, index: number) => void,
+  visit: (start: number, blocks: number, index: number) => void,
 ): void {
-  for (let index = 0; index < words; index++) {
-    const block = view.getUint32(at + index * 4, true);
-    if (block !== NO_BLOCK && block !== NEW_BLOCK && block !== COMPRESSED_BLOCK) visit(block, index);
+  const addresses = new Uint32Array(view.buffer, view.byteOffset + at, words);
+  for (let index = 0; index < words;) {
+    const start = addresses[index]!;
+    const first = index++;
+    if (start === NO_BLOCK || start >= COMPRESSED_BLOCK) continue;
+    while (index < words && addresses[index] === start + index - first) index++;
+    visit(start, index - first, first);
   }
 }
 

@@ -15,7 +15,7 @@ const ENTRY_BYTES = 9;
 const ENTRIES = Math.floor(BLOCK_BYTES / ENTRY_BYTES);
 const JOURNAL_ENTRY_BYTES = 4 + ENTRY_BYTES;
 const JOURNAL_ENTRIES = Math.floor((JOURNAL_BYTES - 2) / JOURNAL_ENTRY_BYTES);
-const NODES_MAX = 1 << 27;
+const NODES_MAX = 1 << 25;
 /** Given out, and not written yet. */
 const NEW_BLOCK = 0xffffffff;
 

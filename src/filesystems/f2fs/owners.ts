@@ -19,7 +19,7 @@ import {
   MODE,
   readInode,
   readNode,
-  visitAddresses,
+  visitRuns,
   type Inode,
   type Node,
 } from "./node.ts";
@@ -130,12 +130,12 @@ export class Owners {
   }
 
   /** The blocks of an inode, ascending in the file. */
-  async #visitBlocks(
+  async #visitRuns(
     { node, inode }: Opened,
-    visit: (block: number, logical: number) => void,
+    visit: (start: number, blocks: number, logical: number) => void,
   ): Promise<void> {
     if (!hasAddresses(inode)) return;
-    visitAddresses(node.view, inode.at, inode.words, visit);
+    visitRuns(node.view, inode.at, inode.words, visit);
     let logical = inode.words;
     const seen = new Set<number>();
     const descend = async (id: number, place: number, depth: number): Promise<void> => {
@@ -147,7 +147,7 @@ export class Owners {
         const child = await this.#read(id, inode.id);
         if (child.place !== place) throw damaged(`node ${id}: place ${child.place} found, ${place} expected`);
         if (contentOf(place) === "addresses") {
-          visitAddresses(child.view, 0, ADDRESSES, (block, index) => visit(block, start + index));
+          visitRuns(child.view, 0, ADDRESSES, (first, blocks, index) => visit(first, blocks, start + index));
         } else {
           for (let index = 0; index < ADDRESSES; index++) {
             const step = ADDRESSES ** (depth - 1);
@@ -166,14 +166,13 @@ export class Owners {
 
   async #extentsOf(opened: Opened): Promise<FoundFile["extents"]> {
     const extents: { fileOffset: number; at: number; bytes: number; unwritten: boolean }[] = [];
-    await this.#visitBlocks(opened, (block, logical) => {
-      const [at, fileOffset] = [block * BLOCK_BYTES, logical * BLOCK_BYTES];
-      const last = extents.at(-1);
-      if (last && last.at + last.bytes === at && last.fileOffset + last.bytes === fileOffset) {
-        last.bytes += BLOCK_BYTES;
-      } else {
-        extents.push({ fileOffset, at, bytes: BLOCK_BYTES, unwritten: false });
-      }
+    await this.#visitRuns(opened, (start, blocks, logical) => {
+      extents.push({
+        fileOffset: logical * BLOCK_BYTES,
+        at: start * BLOCK_BYTES,
+        bytes: blocks * BLOCK_BYTES,
+        unwritten: false,
+      });
     });
     return extents;
   }
@@ -190,7 +189,9 @@ export class Owners {
       return entries;
     }
     const blocks: number[] = [];
-    await this.#visitBlocks(opened, (block) => blocks.push(block));
+    await this.#visitRuns(opened, (start, count) => {
+      for (let block = start; block < start + count; block++) blocks.push(block);
+    });
     for (const block of blocks) {
       if ((block + 1) * BLOCK_BYTES > device.bytes)
         throw damaged(`directory ${inode.id}: block ${block} found`);

@@ -17,7 +17,7 @@ import {
   hasAddresses,
   readInode,
   readNode,
-  visitAddresses,
+  visitRuns,
   type Node,
 } from "./node.ts";
 import type { NodeTable } from "./nodes.ts";
@@ -40,7 +40,7 @@ export async function walk(volume: Volume, visit: Visit): Promise<void> {
   const nodes = Uint32Array.from(table.blocks.keys()).filter((node) => table.blocks[node] !== 0);
   nodes.sort((a, b) => table.blocks[a]! - table.blocks[b]!);
   const positions = Uint32Array.from(nodes, (node) => table.blocks[node]!);
-  for (const block of positions) walker.mustLieInMain("node", block);
+  for (const block of positions) walker.mustLieInMain(block);
   await readScattered(device, BLOCK_BYTES, positions, (index, bytes) => {
     const id = nodes[index]!;
     walker.node(readNode(bytes, positions[index]!, id, table.inodes[id]!), positions[index]!);
@@ -70,17 +70,17 @@ class Walker {
     });
   }
 
-  mustLieInMain(what: string, block: number): void {
+  mustLieInMain(block: number): void {
     if (block >= this.#volume.sb.main && block < this.#end) return;
-    throw damaged(`${what} in block ${block} found, in the main area up to ${this.#end} expected`);
+    throw damaged(`node in block ${block} found, in the main area up to ${this.#end} expected`);
   }
 
   node(node: Node, block: number): void {
-    this.#claim(node.inode, block);
-    const claim = (address: number) => this.#claim(node.inode, address);
+    this.#claim(node.inode, block, 1);
+    const claim = (start: number, blocks: number) => this.#claim(node.inode, start, blocks);
     if (node.place !== 0) {
       const content = contentOf(node.place);
-      if (content === "addresses") visitAddresses(node.view, 0, ADDRESSES, claim);
+      if (content === "addresses") visitRuns(node.view, 0, ADDRESSES, claim);
       if (content !== "nodes") return;
       for (let index = 0; index < ADDRESSES; index++) {
         this.#mustBeKnown(node.inode, node.view.getUint32(index * 4, true));
@@ -90,7 +90,7 @@ class Walker {
     const inode = readInode(this.#volume.sb, node);
     this.#mustBeKnown(inode.id, inode.attributes);
     for (const child of childrenOf(node.view)) this.#mustBeKnown(inode.id, child);
-    if (hasAddresses(inode)) visitAddresses(node.view, inode.at, inode.words, claim);
+    if (hasAddresses(inode)) visitRuns(node.view, inode.at, inode.words, claim);
   }
 
   #mustBeKnown(inode: number, node: number): void {
@@ -101,11 +101,16 @@ class Walker {
     }
   }
 
-  #claim(inode: number, block: number): void {
-    this.mustLieInMain(`data of inode ${inode}`, block);
-    if (this.#claimed.has(block))
-      throw contradiction(`block ${block} of inode ${inode} belongs to another owner too`);
-    this.#claimed.setRange(block, block + 1);
-    this.#visit(0, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, inode);
+  #claim(inode: number, start: number, blocks: number): void {
+    const end = start + blocks;
+    if (start < this.#volume.sb.main || end > this.#end) {
+      throw damaged(
+        `data of inode ${inode} in block ${start} found, in the main area up to ${this.#end} expected`,
+      );
+    }
+    const taken = this.#claimed.nextSet(start, end);
+    if (taken < end) throw contradiction(`block ${taken} of inode ${inode} belongs to another owner too`);
+    this.#claimed.setRange(start, end);
+    this.#visit(0, start * BLOCK_BYTES, end * BLOCK_BYTES, inode);
   }
 }
