@@ -150,4 +150,5 @@ test("volumes that the kernel filled: nothing that it or fsck.f2fs reads is give
   const { filesystem } = await opened(t, killed);
   assert.equal(filesystem.refusal?.code, "not-clean");
   assert.equal((await filesystem.free())[0]!.count, 0);
+  assert.equal((await filesystem.list("/"))?.length, 1, "and yet it is read, as of its last checkpoint");
 });

@@ -14,11 +14,12 @@
  */
 import { ExtentSet } from "../bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import { openContents, type Contents } from "./apfs/contents.ts";
+import { openContainer } from "./apfs/checkpoint.ts";
+import { checkReaper, readContents, type Contents } from "./apfs/contents.ts";
 import { freeExtents } from "./apfs/free.ts";
 import { Owners } from "./apfs/owners.ts";
 import { MAGIC, uuidOf } from "./apfs/superblock.ts";
-import { nameOf, SEALED, UNENCRYPTED } from "./apfs/volume.ts";
+import { checkVolume, nameOf, SEALED, UNENCRYPTED } from "./apfs/volume.ts";
 import { walk } from "./apfs/walk.ts";
 import { Guarded } from "./refused.ts";
 import type {
@@ -79,14 +80,19 @@ class ApfsContainer extends Guarded implements FileSystem {
     return blocks * blockBytes;
   }
 
+  /** What is refused gives nothing away, but is read on, so that owners can be told. */
   async open(): Promise<void> {
-    const contents = (this.#contents = await this.guarded(() => openContents(this.#device)));
+    const container = await this.guarded(() => openContainer(this.#device));
+    if (container === undefined) return;
+    await this.guarded(() => checkReaper(container));
+    const contents = (this.#contents = await this.guarded(() => readContents(container)));
     if (contents === undefined) return;
     this.#owners = new Owners(contents);
-    if (contents.container.isBehind) {
+    if (container.isBehind) {
       this.notes.push("the guest was not shut down in order: its last checkpoint counts");
     }
     for (const { sb } of contents.volumes) {
+      await this.guarded(async () => checkVolume(sb));
       if ((sb.flags & UNENCRYPTED) === 0n) this.notes.push(`volume ${nameOf(sb)} is encrypted`);
       if ((sb.incompat & SEALED) !== 0n) this.notes.push(`volume ${nameOf(sb)} is sealed`);
       if (sb.snapshots > 0)

@@ -14,7 +14,7 @@ import { ExtentSet } from "../bytes/extents.ts";
 import { uuidText } from "../bytes/struct.ts";
 import { printable } from "../bytes/text.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import { readCheckpoints, FLAG, type Checkpoint } from "./f2fs/checkpoint.ts";
+import { checkState, readCheckpoints, FLAG, type Checkpoint } from "./f2fs/checkpoint.ts";
 import { versionOf } from "./f2fs/node.ts";
 import { readNodeTable } from "./f2fs/nodes.ts";
 import { Owners } from "./f2fs/owners.ts";
@@ -81,12 +81,16 @@ class F2fsFileSystem extends Guarded implements FileSystem {
     return this.#sb === undefined ? this.#device.bytes : this.#sb.blocks * BLOCK_BYTES;
   }
 
+  /** What is refused gives nothing away, but is read on, so that owners can be told. */
   async open(): Promise<void> {
     await this.guarded(async () => {
       const device = this.#device;
       const sb = (this.#sb = await readSuperblock(device));
       const checkpoints = await readCheckpoints(device, sb);
-      await this.#checkLog(checkpoints.newest);
+      await this.guarded(async () => {
+        checkState(checkpoints.newest);
+        await this.#checkLog(checkpoints.newest);
+      });
       const table = await readNodeTable(device, sb, checkpoints.newest);
       this.#checkpoints = checkpoints;
       this.#volume = { device, sb, table };

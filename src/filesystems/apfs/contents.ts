@@ -1,17 +1,16 @@
 /**
- * What a container holds at its newest checkpoint: its volumes, each vouched for or refused.
+ * What a container holds at its newest checkpoint: its volumes, and what is being deleted.
  *
  *   superblock → object map of the container → superblocks of the volumes
  *              └ reaper: what is being deleted bit by bit
  */
 import { skip, struct, u32le, u64le } from "../../bytes/struct.ts";
-import { openContainer, readEphemeral, type Container } from "./checkpoint.ts";
+import { readEphemeral, type Container } from "./checkpoint.ts";
 import { OBJECT_BYTES, readBlocks, STORAGE, TYPE, verifyObject } from "./objects.ts";
 import { readObjectMap } from "./omap.ts";
 import { damaged, unfinished, unknown } from "./refused.ts";
 import { volumeIds } from "./superblock.ts";
 import { readVolume, type VolumeSuperblock } from "./volume.ts";
-import type { BlockDevice } from "../../device/device.ts";
 
 export interface Volume {
   /** Its place in the container's list. */
@@ -46,20 +45,12 @@ const ReapListLayout = struct({
   count: u32le,
 });
 
-/** @throws Refused */
-export async function openContents(device: BlockDevice): Promise<Contents> {
-  const container = await openContainer(device);
-  await checkReaper(container);
+/** The volumes are not vouched for yet. @throws Refused */
+export async function readContents(container: Container): Promise<Contents> {
   const { transaction, objectMap } = container.sb;
   const mapBlocks: number[] = [];
-  const map = await readObjectMap(
-    container,
-    "object map of the container",
-    objectMap,
-    transaction,
-    (block) => {
-      mapBlocks.push(block);
-    },
+  const map = await readObjectMap(container, "object map of the container", objectMap, transaction, (block) =>
+    mapBlocks.push(block),
   );
   const ids = volumeIds(container.sb);
   if (map.count !== new Set(ids).size) {
@@ -80,8 +71,9 @@ export async function openContents(device: BlockDevice): Promise<Contents> {
 /**
  * A volume, a snapshot or a large file is deleted in steps, over many checkpoints. Its blocks are in the bitmaps until
  * their turn comes, so that nothing is lost; yet what has begun is for the guest to end.
+ * @throws Refused
  */
-async function checkReaper(container: Container): Promise<void> {
+export async function checkReaper(container: Container): Promise<void> {
   const { reaper } = container.sb;
   const { head, volume, object } = ReaperLayout.decode(
     await readEphemeral(container, "reaper", reaper, TYPE.reaper),

@@ -71,11 +71,17 @@ const FLAGS_KNOWN = 0x4fn;
 
 export type VolumeSuperblock = ReturnType<typeof VolumeLayout.decode>;
 
-/** @throws Refused for a volume that is not vouched for, or has something unfinished */
+/** @throws Refused */
 export function readVolume(bytes: Uint8Array, block: number): VolumeSuperblock {
   const sb = VolumeLayout.decode(bytes);
-  if (sb.magic !== MAGIC)
+  if (sb.magic !== MAGIC) {
     throw damaged(`block ${block}: magic 0x${sb.magic.toString(16)} found, "APSB" expected`);
+  }
+  return sb;
+}
+
+/** @throws Refused for a volume that is not vouched for, or has something unfinished */
+export function checkVolume(sb: VolumeSuperblock): void {
   const name = `volume ${nameOf(sb)}`;
   if ((sb.incompat & INCOMPLETE_RESTORE) !== 0n) {
     throw unfinished("restoring", `${name}: its restore from another disk was not finished`);
@@ -91,7 +97,6 @@ export function readVolume(bytes: Uint8Array, block: number): VolumeSuperblock {
     throw unfinished("encrypting", `${name}: it is being encrypted or decrypted`);
   }
   if (sb.reservedObject !== 0n) throw unknown(`${name}: a structure that is not known found`);
-  return sb;
 }
 
 export const nameOf = (sb: VolumeSuperblock): string =>

@@ -72,7 +72,7 @@ export interface Checkpoint {
   readonly nextNodeBlock: number;
 }
 
-/** The newer checkpoint, which must be of a clean unmount, and the older one where it is whole. @throws Refused */
+/** The newer checkpoint, and the older one where it is whole. @throws Refused */
 export async function readCheckpoints(
   device: BlockDevice,
   sb: Superblock,
@@ -83,11 +83,11 @@ export async function readCheckpoints(
     second !== undefined && (first === undefined || second.fields.version > first.fields.version);
   const [newest, earlier] = isSecond ? [second, first] : [first, second];
   if (newest === undefined) throw damaged("checkpoint: neither of the two packs is whole");
-  checkState(newest);
   return { newest, earlier };
 }
 
-function checkState({ fields: { flags } }: Checkpoint): void {
+/** @throws Refused where it is not that of a clean unmount */
+export function checkState({ fields: { flags } }: Checkpoint): void {
   const has = (flag: keyof typeof FLAG) => (flags & FLAG[flag]) !== 0;
   if ((flags & ~KNOWN) !== 0)
     throw unknown(`checkpoint: flags 0x${(flags & ~KNOWN).toString(16)} are not known`);
