@@ -26,7 +26,6 @@ export interface Contents {
   readonly mapBlocks: readonly number[];
 }
 
-const REAP_LIST = 0x12;
 const ReaperLayout = struct({
   header: skip(OBJECT_BYTES),
   next: u64le,
@@ -75,16 +74,14 @@ export async function readContents(container: Container): Promise<Contents> {
  */
 export async function checkReaper(container: Container): Promise<void> {
   const { reaper } = container.sb;
-  const { head, volume, object } = ReaperLayout.decode(
-    await readEphemeral(container, "reaper", reaper, TYPE.reaper),
-  );
+  const { bytes } = await readEphemeral(container, "reaper", reaper, TYPE.reaper);
+  const { head, volume, object } = ReaperLayout.decode(bytes);
   const seen = new Set<number>();
   let waiting = volume !== 0 || object !== 0;
   for (let list = head; list !== 0 && !seen.has(list);) {
     seen.add(list);
-    const { next, count } = ReapListLayout.decode(
-      await readEphemeral(container, "reap list", list, REAP_LIST),
-    );
+    const found = await readEphemeral(container, "reap list", list, TYPE.reapList);
+    const { next, count } = ReapListLayout.decode(found.bytes);
     waiting ||= count > 0;
     list = next;
   }

@@ -28,6 +28,7 @@ export const TYPE = {
   extentTree: 0x0f,
   snapshotTree: 0x10,
   reaper: 0x11,
+  reapList: 0x12,
   objectMapSnapshots: 0x13,
   jumpstart: 0x14,
   snapshotExtra: 0x1d,
@@ -52,7 +53,7 @@ export interface Area {
 
 /** The type without its flags. */
 export const typeOf = (view: DataView): number => view.getUint32(24, true) & 0xffff;
-export const storageOf = (view: DataView): number => (view.getUint32(24, true) & STORAGE_MASK) >>> 0;
+const storageOf = (view: DataView): number => (view.getUint32(24, true) & STORAGE_MASK) >>> 0;
 export const subtypeOf = (view: DataView): number => view.getUint32(28, true);
 
 const WORDS_BEFORE_OVERFLOW = 1024;

@@ -14,7 +14,7 @@ import { checkRange, looseU64, OBJECT_BYTES, STORAGE, TYPE, verifyObject } from 
 import { contradiction, damaged, unknown } from "./refused.ts";
 import { walkEphemeralTree } from "./tree.ts";
 
-const Device = {
+const DeviceLayout = struct({
   blocks: u64le,
   chunks: u64le,
   infoBlocks: u32le,
@@ -22,8 +22,7 @@ const Device = {
   freeBlocks: u64le,
   addressesAt: u32le,
   reserved: skip(12),
-};
-const DeviceLayout = struct(Device);
+});
 const QueueLayout = struct({ blocks: u64le, tree: u64le, oldest: u64le, nodesMax: skip(16) });
 const DEVICES_AT = 48;
 const QUEUES_AT = 200;
@@ -78,12 +77,8 @@ export type SpaceManager = ReturnType<typeof SpaceLayout.decode> & {
 
 /** @throws Refused */
 export async function readSpaceManager(container: Container): Promise<SpaceManager> {
-  const object = await readEphemeral(
-    container,
-    "space manager",
-    container.sb.spaceManager,
-    TYPE.spaceManager,
-  );
+  const { spaceManager } = container.sb;
+  const { bytes: object } = await readEphemeral(container, "space manager", spaceManager, TYPE.spaceManager);
   const fields = SpaceLayout.decode(object);
   const { blockBytes } = container;
   const device = DeviceLayout.decode(object, DEVICES_AT);
@@ -225,17 +220,14 @@ async function readPoolObjects(
   });
 }
 
-/** Told of blocks that recent checkpoints need, and the newest does not. */
-export type VisitQueued = (start: number, blocks: number) => void;
-
 /**
- * The free queues: what was given up lately is marked as in use until it leaves its queue.
+ * The free queues: what was given up lately, and is marked as in use until it leaves its queue.
  * @throws Refused
  */
 export async function visitQueues(
   container: Container,
   manager: SpaceManager,
-  visit: VisitQueued,
+  visit: (start: number, blocks: number) => void,
 ): Promise<void> {
   for (let index = 0; index < QUEUES; index++) {
     const name = `free queue ${index}`;

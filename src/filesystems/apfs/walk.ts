@@ -19,7 +19,7 @@ import { readNode, visitChildren, visitRecords, type VisitRecord } from "./node.
 import { looseU64, OBJECT_BYTES, readPhysical, TYPE } from "./objects.ts";
 import { readObjectMap, type ObjectMap } from "./omap.ts";
 import { KIND, kindOf, NO_OWNER, ownerIn, ownerOf, readExtent, readFileExtent } from "./records.ts";
-import { damaged } from "./refused.ts";
+import { damaged, unknown } from "./refused.ts";
 import { readSnapshots, type Snapshot } from "./snapshots.ts";
 import { readSpaceManager, visitQueues } from "./spaceman.ts";
 import { structureOwner, type Structure } from "./structures.ts";
@@ -145,8 +145,9 @@ class Walker {
   }
 
   /** All objects of a volume: those that can be read are nodes of its tree, nearly always. */
-  async #objects({ number }: Volume, map: ObjectMap): Promise<void> {
+  async #objects({ number, sb }: Volume, map: ObjectMap): Promise<void> {
     const { container } = this.#contents;
+    const isSealed = (sb.incompat & SEALED) !== 0n;
     for (let index = 0; index < map.count; index++)
       this.#own("file-system tree", map.blocks[index]!, 1, number);
     const readable = Uint32Array.from(map.ids.keys()).filter((index) => !map.isEncrypted(index));
@@ -155,6 +156,8 @@ class Walker {
     const record = this.#fileExtents(number);
     await readScattered(container.device, container.blockBytes, positions, (place, bytes) => {
       const index = readable[place]!;
+      if (!map.hasHeader(index) && !isSealed)
+        throw unknown(`object ${map.ids[index]}: no header, and no seal`);
       if (!isOfTree(bytes, map, index)) return;
       const node = readNode(bytes, map.blocks[index]!);
       if (node.level === 0) return visitRecords(node, undefined, record);
