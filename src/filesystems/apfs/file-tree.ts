@@ -13,7 +13,7 @@ import { damaged, unknown } from "./refused.ts";
 
 const ID_MASK = (1n << 60n) - 1n;
 
-/** A record of its own, copied out of its node. */
+/** A record; key and value lie in the buffer of its node. */
 export interface FileRecord {
   readonly kind: number;
   readonly key: DataView;
@@ -41,7 +41,7 @@ export class FileTree {
       seen.add(object);
       const node = await this.#read(object);
       if (node.level > 0) waiting.push(...childrenFor(node, id).reverse());
-      else copyRecords(node, id, visit);
+      else visitRecordsOf(node, id, visit);
     }
   }
 
@@ -70,12 +70,12 @@ function childrenFor(node: Node, id: bigint): number[] {
   );
 }
 
-function copyRecords(node: Node, id: bigint, visit: (record: FileRecord) => void): void {
+function visitRecordsOf(node: Node, id: bigint, visit: (record: FileRecord) => void): void {
   visitRecords(node, undefined, (view, key, keyBytes, value, valueBytes) => {
     if (keyBytes < 8) throw damaged(`node in block ${node.block}: key of ${keyBytes} bytes found`);
     if ((view.getBigUint64(key, true) & ID_MASK) !== id) return;
-    const copy = (at: number, bytes: number) => new DataView(view.buffer, view.byteOffset + at, bytes);
-    visit({ kind: kindOf(view, key), key: copy(key, keyBytes), value: copy(value, valueBytes) });
+    const part = (at: number, bytes: number) => new DataView(view.buffer, view.byteOffset + at, bytes);
+    visit({ kind: kindOf(view, key), key: part(key, keyBytes), value: part(value, valueBytes) });
   });
 }
 

@@ -109,24 +109,17 @@ export class Owners {
     const { blockBytes } = this.#area;
     await tree.recordsOf(inode.stream, ({ kind, key, value }) => {
       if (kind !== KIND.fileExtent) return;
-      const joined = new DataView(new ArrayBuffer(key.byteLength + value.byteLength));
-      new Uint8Array(joined.buffer).set(bytesIn(key));
-      new Uint8Array(joined.buffer).set(bytesIn(value), key.byteLength);
+      const node = new DataView(key.buffer);
+      const [keyAt, valueAt] = [key.byteOffset, value.byteOffset];
       readFileExtent(
-        joined,
-        0,
+        node,
+        keyAt,
         key.byteLength,
-        key.byteLength,
+        valueAt,
         value.byteLength,
         blockBytes,
-        (start, blocks, offset) => {
-          extents.push({
-            fileOffset: offset,
-            at: start * blockBytes,
-            bytes: blocks * blockBytes,
-            unwritten: false,
-          });
-        },
+        (start, blocks, fileOffset) =>
+          extents.push({ fileOffset, at: start * blockBytes, bytes: blocks * blockBytes, unwritten: false }),
       );
     });
     return extents;
@@ -217,8 +210,6 @@ export class Owners {
 
 /** A volume's name as the first part of a path. */
 const folderOf = ({ sb }: Volume) => nameOf(sb).replaceAll("/", "\\x2f");
-
-const bytesIn = (view: DataView) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
 async function inodeOf({ tree }: Lookup, id: bigint): Promise<Inode | undefined> {
   let found: FileRecord | undefined;
