@@ -60,13 +60,13 @@ const GUARDS: readonly [
   code: string,
   message: RegExp,
 ][] = [
-  ["a Fusion drive", [TYPE.containerSuperblock], set64(at.incompat, 0x102), "unsupported", /Fusion/],
-  ["version 1", [TYPE.containerSuperblock], set64(at.incompat, 0x1), "unsupported", /version 1/],
+  ["a Fusion drive", [TYPE.containerSuperblock], set64(at.incompat, 0x102), "feature-unsupported", /Fusion/],
+  ["version 1", [TYPE.containerSuperblock], set64(at.incompat, 0x1), "feature-unsupported", /version 1/],
   ["no version", [TYPE.containerSuperblock], set64(at.incompat, 0), "damaged", /version/],
   ["longer than the disk", [TYPE.containerSuperblock], set64(at.blocks, 163841), "truncated", /163841/],
   ["being made smaller", [TYPE.containerSuperblock], set64(at.evictMappingTree, 9), "resizing", /smaller/],
   ["too many volumes", [TYPE.containerSuperblock], set32(at.volumesMax, 101), "damaged", /101/],
-  ["a test object", [TYPE.containerSuperblock], set64(at.testObject, 9), "unsupported", /test/],
+  ["a test object", [TYPE.containerSuperblock], set64(at.testObject, 9), "feature-unsupported", /test/],
   [
     "a checkpoint without maps",
     [TYPE.containerSuperblock],
@@ -84,7 +84,7 @@ const GUARDS: readonly [
     "unknown flags of the space manager",
     [TYPE.spaceManager],
     set32(SPACE.flags, 3),
-    "unsupported",
+    "feature-unsupported",
     /flags 3/,
   ],
   [
@@ -94,7 +94,7 @@ const GUARDS: readonly [
     "damaged",
     /chunksPerInfo/,
   ],
-  ["a second tier", [TYPE.spaceManager], set64(SPACE.tier2Blocks, 1), "unsupported", /Fusion/],
+  ["a second tier", [TYPE.spaceManager], set64(SPACE.tier2Blocks, 1), "feature-unsupported", /Fusion/],
   [
     "a wrong sum of free blocks",
     [TYPE.spaceManager],
@@ -111,13 +111,13 @@ const GUARDS: readonly [
   ["something that is being deleted", [TYPE.reaper], set64(88, 1030), "deleting", /deleting/],
   ["a volume being encrypted", [TYPE.objectMap], set32(MAP.flags, 2), "encrypting", /encrypted/],
   ["a volume being reverted", [TYPE.objectMap], set64(MAP.revertMin, 3), "reverting", /reverted/],
-  ["an unknown object map", [TYPE.objectMap], set32(MAP.flags, 0x20), "unsupported", /0x20/],
+  ["an unknown object map", [TYPE.objectMap], set32(MAP.flags, 0x20), "feature-unsupported", /0x20/],
   ["a root that is no root", [TYPE.treeRoot, TYPE.objectMap], set32(NODE.flags, 2), "damaged", /root/],
   [
     "an unknown kind of node",
     [TYPE.treeRoot, TYPE.objectMap],
     set32(NODE.flags, 0x27),
-    "unsupported",
+    "feature-unsupported",
     /0x27/,
   ],
   [
@@ -149,7 +149,13 @@ const GUARDS: readonly [
     "damaged",
     /record 0/,
   ],
-  ["nodes of other length", [TYPE.treeRoot, TYPE.extentTree], set32(4096 - 36, 8192), "unsupported", /8192/],
+  [
+    "nodes of other length",
+    [TYPE.treeRoot, TYPE.extentTree],
+    set32(4096 - 36, 8192),
+    "feature-unsupported",
+    /8192/,
+  ],
   ["a volume of other kind", [TYPE.volumeSuperblock], set32(volumeAt.magic, 1), "damaged", /APSB/],
   ["a volume to be reverted", [TYPE.volumeSuperblock], set64(volumeAt.revertTo, 3), "reverting", /reverted/],
   [
@@ -164,7 +170,7 @@ const GUARDS: readonly [
     "a structure with no name",
     [TYPE.volumeSuperblock],
     set64(volumeAt.reservedObject, 5),
-    "unsupported",
+    "feature-unsupported",
     /structure/,
   ],
   [
@@ -179,7 +185,7 @@ const GUARDS: readonly [
     "extent records of a virtual tree",
     [TYPE.volumeSuperblock],
     set32(volumeAt.extentTreeType, 2),
-    "unsupported",
+    "feature-unsupported",
     /0x2/,
   ],
   [

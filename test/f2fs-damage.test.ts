@@ -92,9 +92,9 @@ const cp = CheckpointLayout.at;
 const FOOTER = { id: 4072, inode: 4076, place: 4080 };
 
 const OF_SUPERBLOCK: readonly [name: string, change: Change, code: string, message: RegExp][] = [
-  ["several devices", (view) => view.setUint8(at.devices, 47), "unsupported", /several devices/],
+  ["several devices", (view) => view.setUint8(at.devices, 47), "feature-unsupported", /several devices/],
   ["noticed errors", (view) => view.setUint8(at.errors, 1), "error-state", /errors/],
-  ["other blocks", set32(at.logBlock, 13), "unsupported", /2\^13/],
+  ["other blocks", set32(at.logBlock, 13), "feature-unsupported", /2\^13/],
   ["longer than the disk", set32(at.blocks, 25601), "truncated", /25601/],
   ["an area elsewhere", add32(at.sit, 512), "damaged", /area/],
   ["an area too large", add32(at.mainSegments, 512), "damaged", /areas|area/],
@@ -118,7 +118,7 @@ const OF_CHECKPOINT: readonly [name: string, change: Change, code: string, messa
   ["wanted fsck of quotas", flag(FLAG.quotaFsck), "not-clean", /checked/],
   ["checkpoints switched off", flag(FLAG.disabled), "not-clean", /switched off/],
   ["a resize", flag(FLAG.resizing), "not-clean", /resized/],
-  ["an unknown flag", flag(0x8000), "unsupported", /0x8000/],
+  ["an unknown flag", flag(0x8000), "feature-unsupported", /0x8000/],
   [
     "a mounted volume",
     (view) => view.setUint32(cp.flags, view.getUint32(cp.flags, true) & ~1, true),

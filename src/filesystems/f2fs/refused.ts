@@ -5,7 +5,7 @@ export const { damaged, badChecksum, contradiction } = findings("run fsck.f2fs i
 
 /** Something that is not understood, by its name. */
 export const unknown = (message: string): Refused =>
-  new Refused("unsupported", message, "update ullage, or let the guest itself give its space back");
+  new Refused("feature-unsupported", message, "update ullage, or let the guest itself give its space back");
 
 export const notClean = (message: string): Refused =>
   new Refused("not-clean", message, "mount it in the guest and unmount it cleanly, or run fsck.f2fs");
