@@ -24,9 +24,9 @@ import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 const HELPERS = `
 fill() {
   mkdir -p $1/deep/er $1/many
-  i=0; while [ $i -lt 170 ]; do head -c $((i * 71)) /dev/urandom > $1/many/file-$i; i=$((i+1)); done
+  i=0; while [ $i -lt 90 ]; do head -c $((i * 131)) /dev/urandom > $1/many/file-$i; i=$((i+1)); done
   dd if=/dev/urandom of=$1/large bs=64k count=80 2>/dev/null
-  yes gone | head -c 20000000 > $1/gone
+  yes gone | head -c 16000000 > $1/gone
   dd if=/dev/urandom of=$1/holes bs=4k count=3 seek=9000 2>/dev/null
   dd if=/dev/urandom of=$1/holes bs=4k count=3 seek=3000000 conv=notrunc 2>/dev/null
   ln $1/large $1/deep/link; ln -s er $1/deep/short; mknod $1/deep/device b 8 1
@@ -50,6 +50,8 @@ echo == a; hashes /a; echo == b; hashes /b
 mount -t f2fs /dev/vdc /c; head -c 99999 /dev/urandom > /c/late; sync; dd if=/dev/zero of=/c/later bs=4k count=3 conv=fsync 2>/dev/null
 echo now; sleep 100
 `;
+/** Where `holes` has content: offsets and lengths in bytes. */
+const HOLES_BETWEEN = [9000, 3_000_000].map((block) => [block * BLOCK_BYTES, 3 * BLOCK_BYTES]);
 const MODULES = ["crc32_generic", "quota_v2", "f2fs"];
 const OPTIONS = [
   [],
@@ -129,6 +131,11 @@ test("volumes that the kernel filled: nothing that it or fsck.f2fs reads is give
     assert.deepEqual([...unreached], [...partcloneFree(image)]);
     assert.equal(free!.subtract(unreached).bytes, 0);
     await assertFound({ device, filesystem }, parts[index + 1]!);
+    const places = (await filesystem.find("/holes"))!.extents.map(({ fileOffset, bytes: length }) => [
+      fileOffset,
+      length,
+    ]);
+    assert.deepEqual(places, HOLES_BETWEEN, "by an indirect and by a double indirect node");
     const earlier = join(folder, "earlier");
     const before = fsck(image);
     assert.equal(before.status, 0);
