@@ -52,7 +52,7 @@ export const apfs: FileSystemReader = {
 
 class ApfsContainer extends Guarded implements FileSystem {
   readonly name = "apfs";
-  readonly witness = { map: "space manager", walk: "object maps + extent records" };
+  readonly witness = { map: "bitmaps", walk: "object walk" };
   readonly #device: BlockDevice;
   #contents: Contents | undefined;
   #owners: Owners | undefined;

@@ -55,7 +55,7 @@ interface Checkpoints {
 
 class F2fsFileSystem extends Guarded implements FileSystem {
   readonly name = "f2fs";
-  readonly witness = { map: "segment table", walk: "node walk" };
+  readonly witness = { map: "segments", walk: "node walk" };
   readonly blockBytes = BLOCK_BYTES;
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;

@@ -38,12 +38,11 @@ export class Claims {
     this.#reach(start, blocks, owner);
   }
 
-  /** Blocks of a file. @throws Refused where no extent record names them */
-  file(start: number, blocks: number, owner: number): void {
+  /** Blocks of a file: visited with their extent record. @throws Refused where there is none */
+  file(start: number, blocks: number): void {
     checkRange(this.#area, "file extent", start, blocks);
     const missing = this.#recorded.nextClear(start, start + blocks);
     if (missing < start + blocks) throw contradiction(`file extent: block ${missing} is in no extent record`);
-    this.#reach(start, blocks, owner);
   }
 
   #reach(start: number, blocks: number, owner: number): void {

@@ -18,7 +18,7 @@ import { isOfTree } from "./file-tree.ts";
 import { readNode, visitChildren, visitRecords, type VisitRecord } from "./node.ts";
 import { looseU64, OBJECT_BYTES, readPhysical, TYPE } from "./objects.ts";
 import { readObjectMap, type ObjectMap } from "./omap.ts";
-import { KIND, kindOf, NO_OWNER, ownerIn, ownerOf, readExtent, readFileExtent } from "./records.ts";
+import { KIND, kindOf, NO_OWNER, ownerIn, readExtent, readFileExtent } from "./records.ts";
 import { damaged, unknown } from "./refused.ts";
 import { readSnapshots, type Snapshot } from "./snapshots.ts";
 import { readSpaceManager, visitQueues } from "./spaceman.ts";
@@ -153,7 +153,7 @@ class Walker {
     const readable = Uint32Array.from(map.ids.keys()).filter((index) => !map.isEncrypted(index));
     readable.sort((a, b) => map.blocks[a]! - map.blocks[b]!);
     const positions = Float64Array.from(readable, (index) => map.blocks[index]!);
-    const record = this.#fileExtents(number);
+    const record = this.#fileExtents();
     await readScattered(container.device, container.blockBytes, positions, (place, bytes) => {
       const index = readable[place]!;
       if (!map.hasHeader(index) && !isSealed)
@@ -167,16 +167,12 @@ class Walker {
     });
   }
 
-  #fileExtents(number: number): VisitRecord {
+  #fileExtents(): VisitRecord {
     const { blockBytes } = this.#contents.container;
-    const nobody = structureOwner("data without a file", number);
-    let owner = nobody;
-    const claim = (start: number, blocks: number) => this.#claims.file(start, blocks, owner);
+    const claim = (start: number, blocks: number) => this.#claims.file(start, blocks);
     return (view, key, keyBytes, value, valueBytes) => {
       if (keyBytes < 8) throw damaged(`file-system tree: key of ${keyBytes} bytes found`);
       if (kindOf(view, key) !== KIND.fileExtent) return;
-      const local = ownerOf(view, key);
-      owner = local === NO_OWNER ? nobody : ownerIn(number, local);
       readFileExtent(view, key, keyBytes, value, valueBytes, blockBytes, claim);
     };
   }
@@ -192,8 +188,7 @@ class Walker {
       subtype: TYPE.fileExtentTree,
       transaction,
     };
-    const nobody = structureOwner("data without a file", number);
-    const claim = (start: number, blocks: number) => this.#claims.file(start, blocks, nobody);
+    const claim = (start: number, blocks: number) => this.#claims.file(start, blocks);
     await walkTree(container, tree, {
       node: (block) => this.#own("file-system tree", block, 1, number),
       record: (view, key, keyBytes, value, valueBytes) =>
