@@ -19,6 +19,7 @@ import { BLOCK_BYTES, SEGMENT_BLOCKS, type Superblock } from "./superblock.ts";
 const ENTRY_BYTES = 74;
 const ENTRIES = Math.floor(BLOCK_BYTES / ENTRY_BYTES);
 const BITMAP_BYTES = SEGMENT_BLOCKS / 8;
+const BITMAP_WORDS = BITMAP_BYTES / 4;
 const VALID_MASK = 0x3ff;
 const JOURNAL_ENTRY_BYTES = 4 + ENTRY_BYTES;
 const JOURNAL_ENTRIES = Math.floor((JOURNAL_BYTES - 2) / JOURNAL_ENTRY_BYTES);
@@ -26,12 +27,13 @@ const JOURNAL_ENTRIES = Math.floor((JOURNAL_BYTES - 2) / JOURNAL_ENTRY_BYTES);
 /** The bits of all segments, one after the other. */
 async function readTable(device: BlockDevice, sb: Superblock, checkpoint: Checkpoint): Promise<Uint8Array> {
   const valid = new Uint8Array(sb.mainSegments * BITMAP_BYTES);
+  const words = wordsOf(valid);
   const journalled = journalOf(checkpoint, sb);
   let total = 0;
   const take = (segment: number, view: DataView, at: number) => {
     const bitmap = new Uint8Array(view.buffer, view.byteOffset + at + 2, BITMAP_BYTES);
     valid.set(bitmap, segment * BITMAP_BYTES);
-    const [found, expected] = [ones(bitmap), view.getUint16(at, true) & VALID_MASK];
+    const [found, expected] = [ones(words, segment * BITMAP_WORDS), view.getUint16(at, true) & VALID_MASK];
     if (found !== expected) {
       throw contradiction(`segment ${segment}: ${found} valid blocks found, ${expected} expected`);
     }
@@ -84,7 +86,10 @@ export async function freeExtents(
 ): Promise<ExtentSet> {
   const valid = await readTable(device, sb, newest);
   const before = earlier && (await unlessDamaged(readTable(device, sb, earlier)));
-  if (before !== undefined) for (let at = 0; at < valid.length; at++) valid[at]! |= before[at]!;
+  if (before !== undefined) {
+    const [words, then] = [wordsOf(valid), wordsOf(before)];
+    for (let at = 0; at < words.length; at++) words[at]! |= then[at]!;
+  }
   const free = new ExtentBuilder(sb.mainSegments);
   let start = -1;
   const end = valid.length * 8;
@@ -106,8 +111,16 @@ export async function freeExtents(
   return free.build();
 }
 
-function ones(bitmap: Uint8Array): number {
+const wordsOf = (bytes: Uint8Array) => new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+
+/** How many bits are set in the bitmap of a segment. */
+function ones(words: Int32Array, from: number): number {
   let count = 0;
-  for (let byte of bitmap) for (; byte !== 0; byte &= byte - 1) count++;
+  for (let at = from; at < from + BITMAP_WORDS; at++) {
+    const word = words[at]!;
+    const pairs = word - ((word >>> 1) & 0x55555555);
+    const fours = (pairs & 0x33333333) + ((pairs >>> 2) & 0x33333333);
+    count += Math.imul((fours + (fours >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+  }
   return count;
 }
