@@ -3,6 +3,8 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_FAT } from "./mutations-fat.ts";
+import { OF_APFS } from "./mutations-apfs.ts";
+import { OF_F2FS } from "./mutations-f2fs.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
@@ -363,4 +365,6 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_NTFS,
   ...OF_FAT,
   ...OF_VOLUMES,
+  ...OF_APFS,
+  ...OF_F2FS,
 ];

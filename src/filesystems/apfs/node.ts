@@ -8,7 +8,7 @@
  * before the info. With fixed lengths an entry of the table is two offsets, else two offsets with lengths. "B-Trees" of
  * the Apple File System Reference.
  */
-import { struct, u16le, u32le, u64le, viewOf } from "../../bytes/struct.ts";
+import { struct, u32le, u64le, viewOf } from "../../bytes/struct.ts";
 import { damaged, unknown } from "./refused.ts";
 
 export const FLAG = { root: 0x1, leaf: 0x2, fixed: 0x4, hashed: 0x8, noHeader: 0x10 } as const;
