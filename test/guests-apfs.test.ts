@@ -11,7 +11,7 @@ import { createHash } from "node:crypto";
 import { closeSync, openSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { ExtentBuilder, ExtentSet } from "../src/bytes/extents.ts";
+import type { ExtentSet } from "../src/bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../src/device/device.ts";
 import { reclaim } from "../src/disk.ts";
 import { openContainer } from "../src/filesystems/apfs/checkpoint.ts";
@@ -19,6 +19,7 @@ import { apfs } from "../src/filesystems/apfs.ts";
 import type { FileSystem } from "../src/filesystems/filesystem.ts";
 import { inAppleKernel, makeContainer, partcloneFree } from "../src/testing/apfs.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
+import { contentOf, unreachedOf } from "../src/testing/reach.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const HELPERS = `
@@ -60,13 +61,6 @@ rm /d/many/file-2*
 echo now; sleep 100
 `;
 
-async function unreachedOf(filesystem: FileSystem): Promise<ExtentSet> {
-  const used = new ExtentBuilder();
-  await filesystem.walk((_member, start, end) => used.add(start, end));
-  assert.equal(filesystem.refusal, undefined);
-  return ExtentSet.of({ start: 0, end: filesystem.bytes }).subtract(used.build());
-}
-
 /** Every file that the driver printed lies where `find` says. */
 async function assertFound(filesystem: FileSystem, device: BlockDevice, printed: string): Promise<void> {
   const lines = [...printed.matchAll(/^([0-9a-f]{64}) {2}\.(\/.+)$/gm)];
@@ -74,11 +68,7 @@ async function assertFound(filesystem: FileSystem, device: BlockDevice, printed:
   for (const [, hash, path] of lines) {
     const found = await filesystem.find(path!);
     assert.ok(found, path);
-    const content = Buffer.alloc(found.bytes);
-    for (const { fileOffset, at, bytes } of found.extents) {
-      content.set(await readBytes(device, at, Math.min(bytes, found.bytes - fileOffset)), fileOffset);
-    }
-    assert.equal(createHash("sha256").update(content).digest("hex"), hash, path);
+    assert.equal(createHash("sha256").update(await contentOf(device, found)).digest("hex"), hash, path);
   }
 }
 
