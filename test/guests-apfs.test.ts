@@ -17,8 +17,9 @@ import { reclaim } from "../src/disk.ts";
 import { openContainer } from "../src/filesystems/apfs/checkpoint.ts";
 import { apfs } from "../src/filesystems/apfs.ts";
 import type { FileSystem } from "../src/filesystems/filesystem.ts";
-import { inAppleKernel, makeContainer, partcloneFree } from "../src/testing/apfs.ts";
+import { inAppleKernel, makeContainer } from "../src/testing/apfs.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
+import { partcloneFree } from "../src/testing/partclone.ts";
 import { contentOf, unreachedOf } from "../src/testing/reach.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
@@ -68,7 +69,13 @@ async function assertFound(filesystem: FileSystem, device: BlockDevice, printed:
   for (const [, hash, path] of lines) {
     const found = await filesystem.find(path!);
     assert.ok(found, path);
-    assert.equal(createHash("sha256").update(await contentOf(device, found)).digest("hex"), hash, path);
+    assert.equal(
+      createHash("sha256")
+        .update(await contentOf(device, found))
+        .digest("hex"),
+      hash,
+      path,
+    );
   }
 }
 
@@ -109,7 +116,7 @@ test("containers that the driver filled: nothing that it or apfsck reads is give
     t.after(() => device[Symbol.asyncDispose]());
     const filesystem = await apfs.open([device], { replay: false });
     const [free] = await filesystem.free();
-    assert.deepEqual([...(await unreachedOf(filesystem))], [...partcloneFree(image)]);
+    assert.deepEqual([...(await unreachedOf(filesystem))], [...partcloneFree("apfs", image)]);
     await assertFound(filesystem, device, parts[index + 1]!);
     const earlier = join(folder, "earlier");
     run("cp", ["--sparse=always", image, earlier]);

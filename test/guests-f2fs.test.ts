@@ -15,8 +15,9 @@ import { readCheckpoints } from "../src/filesystems/f2fs/checkpoint.ts";
 import { BLOCK_BYTES, readSuperblock, SEGMENT_BLOCKS } from "../src/filesystems/f2fs/superblock.ts";
 import { f2fs } from "../src/filesystems/f2fs.ts";
 import type { FileSystem } from "../src/filesystems/filesystem.ts";
-import { makeVolume, partcloneFree } from "../src/testing/f2fs.ts";
+import { makeVolume } from "../src/testing/f2fs.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
+import { partcloneFree } from "../src/testing/partclone.ts";
 import { contentOf, unreachedOf } from "../src/testing/reach.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -123,7 +124,7 @@ test("volumes that the kernel filled: nothing that it or fsck.f2fs reads is give
     const { device, filesystem } = await opened(t, image);
     const [free] = await filesystem.free();
     const unreached = await unreachedOf(filesystem);
-    assert.deepEqual([...unreached], [...partcloneFree(image)]);
+    assert.deepEqual([...unreached], [...partcloneFree("f2fs", image)]);
     assert.equal(free!.subtract(unreached).bytes, 0);
     await assertFound({ device, filesystem }, parts[index + 1]!);
     const places = (await filesystem.find("/holes"))!.extents.map(({ fileOffset, bytes: length }) => [

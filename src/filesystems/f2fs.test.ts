@@ -7,8 +7,9 @@ import type { ExtentSet } from "../bytes/extents.ts";
 import { checked } from "../device/checked.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
-import { makeVolume, partcloneFree } from "../testing/f2fs.ts";
+import { makeVolume } from "../testing/f2fs.ts";
 import { fileDevice } from "../testing/file-device.ts";
+import { partcloneFree } from "../testing/partclone.ts";
 import { contentOf, unreachedOf } from "../testing/reach.ts";
 import { attempt, requires, scratch } from "../testing/tools.ts";
 import { f2fs } from "./f2fs.ts";
@@ -91,7 +92,7 @@ for (const make of MAKES) {
     assert.equal(attempt("fsck.f2fs", ["--dry-run", image]).status, 0);
     const { device, filesystem } = await opened(t, image);
     const free = await assertWhole(filesystem);
-    if (make !== NOT_CLONED) assert.deepEqual([...free], [...partcloneFree(image)]);
+    if (make !== NOT_CLONED) assert.deepEqual([...free], [...partcloneFree("f2fs", image)]);
     await assertFound(filesystem, device, tree);
   });
 }
