@@ -5,6 +5,19 @@ import { ext } from "./ext.ts";
 import { f2fs } from "./f2fs.ts";
 import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
+import { hfsplus } from "./hfsplus.ts";
 import { ntfs } from "./ntfs.ts";
+import { xfs } from "./xfs.ts";
+import { swap } from "./swap.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, apfs, f2fs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [
+  ext,
+  fat,
+  exfat,
+  ntfs,
+  hfsplus,
+  xfs,
+  swap,
+  apfs,
+  f2fs,
+];

@@ -2,7 +2,7 @@
  * LUKS volumes with content, made by cryptsetup (whose offline encryption needs no device mapper) and by qemu-img.
  */
 import { createHash } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
 import { Luks1Layout } from "../volumes/luks/luks1.ts";
@@ -11,11 +11,13 @@ import { Random } from "./seeds.ts";
 import { attempt, run, scratch } from "./tools.ts";
 
 const MiB = 1024 * 1024;
+/** Of each of the two copies of the headers made here. */
+export const COPY_BYTES = 16 * 1024;
 
 /** Cheap for a machine that trusts its test. */
 export const PBKDF2 = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
 /** Makes the header of LUKS2 small: 2 × 16 KiB and the slots. */
-const SMALL = ["--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k"];
+export const SMALL = ["--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k"];
 /** cryptsetup moves the content by half of it. */
 const REDUCE = 2 * MiB;
 
@@ -49,6 +51,16 @@ export function encryptedByCryptsetup(
   const key = ["--key-file", keyFile(folder)];
   run("cryptsetup", ["-q", "reencrypt", "--encrypt", "--type", "luks2", ...sizes, ...key, ...options, path]);
   return { path, plain };
+}
+
+/** Path of what cryptsetup reads of a LUKS2 volume, without the device mapper. */
+export function decryptedByCryptsetup(t: TestContext, path: string): string {
+  const folder = scratch(t);
+  const copy = join(folder, "copy");
+  copyFileSync(path, copy);
+  const words = ["-q", "reencrypt", "--decrypt", "--force-offline-reencrypt", "--key-file", keyFile(folder)];
+  run("cryptsetup", [...words, "--header", join(folder, "header"), copy]);
+  return copy;
 }
 
 /** A LUKS1 volume whose header QEMU made. @param options of `qemu-img convert -O luks -o` */
@@ -97,6 +109,17 @@ export function readByQemu(t: TestContext, path: string): Uint8Array {
   return new Uint8Array(readFileSync(out));
 }
 
+/** Writes one value all over a stretch of the volume. */
+export function writeByQemu(
+  t: TestContext,
+  path: string,
+  { at, bytes, value }: { readonly at: number; readonly bytes: number; readonly value: number },
+): void {
+  const image = `driver=luks,key-secret=key,file.filename=${path}`;
+  const command = `write -P ${value} ${at} ${bytes}`;
+  run("qemu-io", [...qemuKey(scratch(t)), "-c", command, "--image-opts", image]);
+}
+
 const qemuKey = (folder: string): string[] => ["--object", `secret,id=key,file=${keyFile(folder)}`];
 
 /** An empty volume as `cryptsetup luksFormat` makes it. */
@@ -104,20 +127,24 @@ export function newHeader(t: TestContext, options: readonly string[], bytes = 4 
   const folder = scratch(t);
   const path = join(folder, "header.img");
   writeFileSync(path, new Uint8Array(bytes));
-  run("cryptsetup", ["-q", "luksFormat", "--key-file", keyFile(folder), ...PBKDF2, ...options, path]);
+  const kdf = options.includes("--pbkdf") ? [] : PBKDF2;
+  run("cryptsetup", ["-q", "luksFormat", "--key-file", keyFile(folder), ...kdf, ...options, path]);
   return new Uint8Array(readFileSync(path));
+}
+
+/** The JSON of the first copy. */
+export function jsonOf(bytes: Uint8Array): string {
+  return Buffer.from(bytes.subarray(BINARY_BYTES, COPY_BYTES)).toString().split("\0")[0]!;
 }
 
 /** Changes the JSON of a LUKS2 header, in both copies. */
 export function editJson(bytes: Uint8Array, change: (json: LuksJson) => unknown): Uint8Array {
   const out = bytes.slice();
-  const { copyBytes } = Luks2Layout.decode(out);
-  const json = Buffer.from(out.subarray(BINARY_BYTES, copyBytes)).toString().split("\0")[0]!;
-  const value = JSON.parse(json) as LuksJson;
+  const value = JSON.parse(jsonOf(out)) as LuksJson;
   const text = change(value);
   const changed = Buffer.from(typeof text === "string" ? text : JSON.stringify(value));
-  for (const at of [0, copyBytes]) {
-    out.fill(0, at + BINARY_BYTES, at + copyBytes);
+  for (const at of [0, COPY_BYTES]) {
+    out.fill(0, at + BINARY_BYTES, at + COPY_BYTES);
     out.set(changed, at + BINARY_BYTES);
     fixChecksum(out, at);
   }
@@ -131,15 +158,10 @@ interface LuksJson {
   readonly config: Record<string, unknown>;
 }
 
-/** Sets the checksum of the copy at `at` right. */
+/** Sets the checksum of the copy at `at` right, by the hash that cryptsetup takes. */
 export function fixChecksum(bytes: Uint8Array, at: number): void {
-  const { copyBytes, checksumHash } = Luks2Layout.decode(bytes, at);
   const start = at + Luks2Layout.at.checksum;
   bytes.fill(0, start, start + 64);
-  bytes.set(
-    createHash(checksumHash)
-      .update(bytes.subarray(at, at + copyBytes))
-      .digest(),
-    start,
-  );
+  const copy = bytes.subarray(at, at + COPY_BYTES);
+  bytes.set(createHash("sha256").update(copy).digest(), start);
 }

@@ -1,30 +1,35 @@
 import assert from "node:assert/strict";
-import { readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { otherKernel } from "./other-kernel.ts";
 import { scratch } from "./tools.ts";
 
-test("a script in the other kernel sees the modules, the disks and the tools", async (t) => {
-  const disk = join(scratch(t), "disk");
+test("a script has modules, disks and tools, until the power fails", async (t) => {
+  const disk = join(scratch(t), "disk, with a comma");
   writeFileSync(disk, "from the host".padEnd(1 << 20, "."));
   const printed = await otherKernel(t, {
     modules: ["hfsplus", "nls_utf8"],
     disks: [disk],
-    tools: ["/usr/bin/env"],
+    tools: ["numfmt"],
+    powerFailsAt: "now",
     script: `
       grep -o hfsplus /proc/filesystems
       head -c 13 /dev/vda; echo
-      printf 'from the guest' | dd of=/dev/vda conv=notrunc 2>/dev/null
-      /usr/bin/env --version | head -n 1
-      uname -r`,
+      numfmt --version | head -n 1
+      printf written | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
+      exec 3</dev/vda # The cache is written back when nobody has the disk open any more.
+      printf held | dd of=/dev/vda bs=4096 seek=1 conv=notrunc 2>/dev/null
+      echo now; sleep 100`,
   });
   if (printed === undefined) return;
   const lines = printed.split("\n");
   assert.deepEqual(lines.slice(0, 2), ["hfsplus", "from the host"]);
-  assert.match(lines[2]!, /^env \(GNU coreutils\)/);
-  assert.match(lines[3]!, /^\d+\.\d+/);
-  assert.equal(readFileSync(disk, "latin1").slice(0, 14), "from the guest");
+  assert.match(lines[2]!, /^numfmt \(GNU coreutils\)/);
+  assert.deepEqual(lines.slice(3), ["now", ""]);
+  const content = readFileSync(disk, "latin1");
+  assert.equal(content.slice(0, 7), "written");
+  assert.equal(content.slice(4096, 4100), "....");
 });
 
 test("a script that fails says so, with what it printed", async (t) => {
@@ -36,25 +41,4 @@ test("a script that fails says so, with what it printed", async (t) => {
   if (error === undefined) return;
   assert.ok(error instanceof Error);
   assert.match(error.message, /ended with 1\nbefore\n/);
-});
-
-test("a power failure leaves what had reached the disk", async (t) => {
-  const disk = join(scratch(t), "disk");
-  writeFileSync(disk, "");
-  truncateSync(disk, 1 << 20);
-  const printed = await otherKernel(t, {
-    modules: [],
-    disks: [disk],
-    powerFailsAt: "now",
-    script: `
-      printf written | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
-      exec 3</dev/vda # The cache is written back when nobody has the disk open any more.
-      printf held | dd of=/dev/vda bs=4096 seek=1 conv=notrunc 2>/dev/null
-      echo now; sleep 100`,
-  });
-  if (printed === undefined) return;
-  assert.equal(printed, "now\n");
-  const content = readFileSync(disk, "latin1");
-  assert.equal(content.slice(0, 7), "written");
-  assert.equal(content.slice(4096, 4100), "\0\0\0\0");
 });

@@ -38,7 +38,7 @@ export interface OtherKernelOptions {
   /** Raw disks: /dev/vda, /dev/vdb, … A discard in the guest punches a hole. */
   readonly disks: readonly string[];
   readonly script: string;
-  /** Paths of the host's programs that the script also needs; their libraries come with them. */
+  /** Names of the host's programs that the script also needs; their libraries come with them. */
   readonly tools?: readonly string[];
   /** The power fails as soon as the script has printed this line. */
   readonly powerFailsAt?: string;
@@ -157,7 +157,8 @@ function unpackedModule(path: string): Uint8Array {
 }
 
 /** Copies a program and the libraries that it is linked with to where they lie on the host. */
-function placeProgram(root: string, program: string): void {
+function placeProgram(root: string, name: string): void {
+  const program = run("sh", ["-c", 'command -v "$1"', "sh", name]).trim();
   const libraries = run("sh", ["-c", 'ldd "$1" || true', "sh", program]);
   const paths = [...libraries.matchAll(/(\/\S+) \(0x/g)].map(([, path]) => path!);
   for (const path of [program, ...paths]) {
@@ -170,7 +171,7 @@ function placeProgram(root: string, program: string): void {
 async function boot(t: TestContext, options: OtherKernelOptions, args: readonly string[]): Promise<string> {
   const drives = options.disks.flatMap((disk) => [
     "-drive",
-    `file=${disk},format=raw,if=virtio,cache=unsafe,discard=unmap`,
+    `file=${disk.replaceAll(",", ",,")},format=raw,if=virtio,cache=unsafe,discard=unmap`,
   ]);
   const machine = ["-M", "pc", "-cpu", "max", "-accel", "tcg", "-m", `${options.memoryMebibytes ?? 384}`];
   const bare = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];
@@ -183,12 +184,12 @@ async function boot(t: TestContext, options: OtherKernelOptions, args: readonly 
   t.after(kill);
   const timer = setTimeout(kill, options.timeoutMs ?? 240_000);
   let output = "";
-  const collect = (chunk: Buffer): void => {
-    output += chunk.toString("utf8");
+  const collect = (text: string): void => {
+    output += text;
     if (options.powerFailsAt !== undefined && hasLine(output, options.powerFailsAt)) kill();
   };
-  qemu.stdout.on("data", collect);
-  qemu.stderr.on("data", collect);
+  qemu.stdout.setEncoding("utf8").on("data", collect);
+  qemu.stderr.setEncoding("utf8").on("data", collect);
   await new Promise((resolve, reject) => qemu.on("close", resolve).on("error", reject));
   clearTimeout(timer);
   return output;

@@ -44,6 +44,7 @@ test("BitLocker To Go is not taken for a FAT32, Vista's is known, and neither ne
   bytes.write("\xeb\x58\x90MSWIN4.1", "latin1");
   bytes.write("FAT32   ", 82, "latin1");
   assert.equal(await message(), undefined);
+  assert.equal(bitlocker.hidesContent, true);
   bytes.write("3bd66749292ed84a8399f6a339e3d001", 424, "hex");
   bytes.fill(0xff, 440, 448);
   assert.equal(await message(), "BitLocker To Go: it is not decrypted");

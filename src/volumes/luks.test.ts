@@ -11,9 +11,10 @@ import {
   filledByQemu,
   PASSPHRASE,
   PBKDF2,
+  writeByQemu,
 } from "../testing/luks.ts";
 import { Random } from "../testing/seeds.ts";
-import { requires } from "../testing/tools.ts";
+import { requires, run } from "../testing/tools.ts";
 import { luks } from "./luks.ts";
 import type { Keys, Volume, VolumeTable } from "./volume.ts";
 
@@ -71,7 +72,7 @@ const CRYPTSETUP = [
   ["--sector-size", "1024", ...PBKDF2, "--hash", "sha1"],
   ["--sector-size", "2048", ...PBKDF2, "--hash", "sha3-256"],
   ["--sector-size", "4096", ...PBKDF2, "--hash", "blake2b-512"],
-  ["--sector-size", "4096", "--cipher", "aes-cbc-essiv:sha256", "--key-size", "256", ...PBKDF2],
+  ["--cipher", "aes-cbc-essiv:sha256", "--key-size", "256", ...PBKDF2],
   ["--cipher", "aes-cbc-plain64", "--key-size", "128", ...PBKDF2, "--hash", "blake2s-256"],
   ["--pbkdf", "argon2id", "--pbkdf-memory", "1024", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "2"],
   ["--pbkdf", "argon2i", "--pbkdf-memory", "32", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"],
@@ -101,6 +102,21 @@ test("any stretch can be read, and lies where places() says", async (t) => {
     assert.equal(place!.bytes, end - start);
     assert.equal(volume.find(0, place!.at), start);
   }
+  for await (const runs of device.map({ start: 0, end: device.bytes })) {
+    assert.deepEqual(new Set(runs.map(({ kind }) => kind)), new Set(["data"]));
+  }
   const ciphertext = readFileSync(encrypted.path);
   assert.equal([...volume.places({ start: 0, end: device.bytes })][0]!.at + device.bytes, ciphertext.length);
+});
+
+test("sectors beyond 2 TiB are numbered as QEMU numbers them", async (t) => {
+  if (!requires(t, "qemu-img", "cryptsetup")) return;
+  const at = 2 ** 41 - 4096;
+  for (const cipher of ["aes-xts-plain", "aes-xts-plain64", "aes-cbc-essiv:sha256"]) {
+    const { path } = filledByQemu(t, ["--cipher", cipher, "--key-size", "256"]);
+    run("truncate", ["-s", "+2T", path]);
+    writeByQemu(t, path, { at, bytes: 8192, value: 0x5a });
+    const { device } = only(await opened(t, path, keysOf(PASSPHRASE)));
+    assert.deepEqual(new Set(await readBytes(device, at, 8192)), new Set([0x5a]), cipher);
+  }
 });

@@ -134,7 +134,7 @@ async function unlock(
     if (key !== undefined) {
       keys.fitted(name, passphrase);
       const cipher = new SectorCipher(header.cipher, key, header.sectorBytes);
-      return { device: decrypted(ciphertext, cipher, header.firstNumber) };
+      return { device: decrypted(ciphertext, cipher) };
     }
     tried++;
   }

@@ -19,6 +19,7 @@ import {
 import { withLoop } from "../../src/testing/partitions.ts";
 import { run } from "../../src/testing/tools.ts";
 import { SCHEMES } from "../../src/volumes/all.ts";
+import { Entry as ApmEntry } from "../../src/volumes/apm.ts";
 import { Entry, Header as GptHeader } from "../../src/volumes/gpt/header.ts";
 import { Label, lvmCrc } from "../../src/volumes/lvm/label.ts";
 import { Header as AreaHeader, Slot } from "../../src/volumes/lvm/metadata-area.ts";
@@ -29,10 +30,10 @@ const SECTOR_BYTES = 512;
 
 export const volumes: FuzzTarget = {
   name: "volumes",
-  needs: ["sfdisk", "pvcreate", "losetup"],
+  needs: ["sfdisk", "pvcreate", "losetup", "parted"],
 
   async samples(folder) {
-    return [mbrSample(folder), gptSample(folder), lvmSample(folder)];
+    return [mbrSample(folder), gptSample(folder), lvmSample(folder), apmSample(folder)];
   },
 
   run(bytes, random, { deviceBytes }) {
@@ -98,6 +99,15 @@ function mbrSample(folder: string): Sample {
     fields: [0, 4, 8, 12].map((at) => ({ at, bytes: at < 8 ? 1 : 4 })),
   }));
   return sample("mbr", path, fields, {});
+}
+
+function apmSample(folder: string): Sample {
+  const path = join(folder, "apm.img");
+  writeFileSync(path, new Uint8Array(4 * MiB));
+  const parts = "mklabel mac mkpart one hfs+ 1MiB 2MiB mkpart two hfs+ 2MiB 3MiB";
+  run("parted", ["-s", path, ...parts.split(" ")]);
+  const entries = [0, 1, 2, 3, 4].map((i) => spotOf(ApmEntry, SECTOR_BYTES * (1 + i)));
+  return sample("apm", path, [{ at: 0, bytes: 8 }, ...entries], {});
 }
 
 function gptSample(folder: string): Sample {

@@ -9,6 +9,7 @@
  *
  * libyal/libfsntfs documentation, "The MFT attributes"; ntfs-3g layout.h, ATTR_RECORD.
  */
+import { printable } from "../../bytes/text.ts";
 import type { FileRecord } from "./record.ts";
 import { damaged } from "./refused.ts";
 import { Refused } from "../refused.ts";
@@ -46,12 +47,10 @@ export interface Attribute {
   readonly type: number;
   readonly name: string;
   readonly flags: number;
-  /** Where its header lies in the record's view. */
-  readonly at: number;
   readonly content: Resident | Runs;
 }
 
-export interface Resident {
+interface Resident {
   readonly kind: "resident";
   /** Where the value lies in the record's view. */
   readonly at: number;
@@ -88,7 +87,7 @@ export function eachAttribute(record: FileRecord, visit: (attribute: Attribute) 
 
 export function attributeName(attribute: Attribute): string {
   const { type, name, record } = attribute;
-  return `${nameOf(record)}, attribute 0x${type.toString(16)}${name === "" ? "" : ` "${name}"`}`;
+  return `${nameOf(record)}, attribute 0x${type.toString(16)}${name === "" ? "" : ` "${printable(name)}"`}`;
 }
 
 function nameOf(record: FileRecord): string {
@@ -111,7 +110,7 @@ function decodeAttribute(record: FileRecord, type: number, at: number, length: n
   const form = view.getUint8(at + 8);
   if (form > 1) throw damaged(`${nameOf(record)}: attribute form ${form} found, 0 or 1 expected`);
   const content = form === 0 ? decodeResident(record, at, length) : decodeRuns(record, at, length);
-  return { record, type, name, flags, at, content };
+  return { record, type, name, flags, content };
 }
 
 function decodeResident(record: FileRecord, at: number, length: number): Resident {

@@ -6,7 +6,6 @@
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { pipelined } from "../reading.ts";
 import { damaged } from "./refused.ts";
-import { HOLE } from "./runs.ts";
 import type { Stream } from "./stream.ts";
 import { FILE, type FileTable } from "./table.ts";
 import { TYPE } from "./attributes.ts";
@@ -39,9 +38,7 @@ function wholeMap(stream: Stream | undefined, bytes: number): Stream {
   if (stream === undefined || stream.initialised < bytes) {
     throw damaged(`$Bitmap: ${stream?.initialised ?? 0} bytes found, ${bytes} expected`);
   }
-  for (let index = 0; index < (stream.runs?.count ?? 0); index++) {
-    if (stream.runs!.run(index).lcn === HOLE) throw damaged("$Bitmap has a hole");
-  }
+  if (stream.runs?.hasHole()) throw damaged("$Bitmap has a hole");
   return stream;
 }
 

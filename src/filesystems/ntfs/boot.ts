@@ -76,6 +76,7 @@ export async function readBoot(device: BlockDevice): Promise<Geometry> {
       "the image or the partition was cut: restore its size",
     );
   }
+  if (backupAt < BOOT_BYTES) throw impossible("sectors", boot.sectors);
   const clusters = Math.floor(backupAt / clusterBytes);
   const { mftCluster, mirrorCluster } = boot;
   for (const [name, cluster] of [

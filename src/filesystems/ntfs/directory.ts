@@ -12,14 +12,14 @@
  * libyal/libfsntfs documentation, "Index"; ntfs-3g layout.h.
  */
 import { viewOf } from "../../bytes/struct.ts";
-import { textAt, TYPE } from "./attributes.ts";
+import { type Attribute, textAt, TYPE } from "./attributes.ts";
 import { referenceAt, type Reference, restoreSectors } from "./record.ts";
 import { type Fold, shownText } from "./names.ts";
 import { damaged } from "./refused.ts";
 import type { Stream } from "./stream.ts";
 import type { File, FileTable } from "./table.ts";
 
-const INDEX_NAME = "$I30";
+export const INDEX_NAME = "$I30";
 const MAGIC_INDEX = 0x58444e49;
 const ROOT_HEADER_AT = 16;
 const BLOCK_HEADER_AT = 24;
@@ -66,32 +66,36 @@ export function decodeName(view: DataView, at: number, bytes: number): NameRecor
   };
 }
 
+type VisitEntry = (entry: Entry) => boolean | void;
+
 /** Calls `visit` for each entry until it returns true. @throws Refused when the directory is damaged */
-export async function eachEntry(
-  table: FileTable,
-  file: File,
-  visit: (entry: Entry) => boolean | void,
-): Promise<void> {
+export async function eachEntry(table: FileTable, file: File, visit: VisitEntry): Promise<void> {
   const root = table.stream(file, TYPE.indexRoot, INDEX_NAME);
-  const { number } = file.record;
-  if (root?.runs !== undefined || root?.attribute.content.kind !== "resident") {
-    throw damaged(`directory ${number}: has no index`);
+  if (root === undefined) throw damaged(`directory ${file.record.number}: has no index`);
+  const { blockBytes, isFound } = visitRoot(root.attribute, visit);
+  if (isFound) return;
+  const blocks = table.stream(file, TYPE.indexAllocation, INDEX_NAME);
+  if (blocks !== undefined) await visitBlocks(table, file, blocks, blockBytes, visit);
+}
+
+/** Visits the entries of the root alone. @returns the length of the blocks, and whether a visit returned true */
+export function visitRoot(
+  { record, content }: Attribute,
+  visit: VisitEntry,
+): { readonly blockBytes: number; readonly isFound: boolean } {
+  const name = `directory ${record.base?.number ?? record.number}`;
+  if (content.kind !== "resident" || content.bytes < ROOT_HEADER_AT + HEADER_BYTES) {
+    throw damaged(`${name}: its index root is cut short`);
   }
-  const { view } = root.attribute.record;
-  const { at, bytes } = root.attribute.content;
-  if (bytes < ROOT_HEADER_AT + HEADER_BYTES)
-    throw damaged(`directory ${number}: index root of ${bytes} bytes found`);
+  const { view } = record;
+  const { at, bytes } = content;
   const indexed = view.getUint32(at, true);
   const blockBytes = view.getUint32(at + 8, true);
   const isPossible = blockBytes >= BLOCK_BYTES_MIN && blockBytes <= BLOCK_BYTES_MAX && blockBytes % 512 === 0;
   if (indexed !== TYPE.fileName || !isPossible) {
-    throw damaged(
-      `directory ${number}: index of 0x${indexed.toString(16)} in blocks of ${blockBytes} bytes found`,
-    );
+    throw damaged(`${name}: index of 0x${indexed.toString(16)} in blocks of ${blockBytes} bytes found`);
   }
-  if (visitNode(view, at + ROOT_HEADER_AT, at + bytes, `directory ${number}`, visit)) return;
-  const blocks = table.stream(file, TYPE.indexAllocation, INDEX_NAME);
-  if (blocks !== undefined) await visitBlocks(table, file, blocks, blockBytes, visit);
+  return { blockBytes, isFound: visitNode(view, at + ROOT_HEADER_AT, at + bytes, name, visit) };
 }
 
 async function visitBlocks(
@@ -99,13 +103,14 @@ async function visitBlocks(
   file: File,
   blocks: Stream,
   blockBytes: number,
-  visit: (entry: Entry) => boolean | void,
+  visit: VisitEntry,
 ): Promise<void> {
   const { number } = file.record;
   const map = table.stream(file, TYPE.bitmap, INDEX_NAME);
   const count = Math.floor(blocks.initialised / blockBytes);
-  if (map === undefined || map.bytes * 8 < count)
-    throw damaged(`directory ${number}: no map of its ${count} blocks`);
+  if (map === undefined || map.bytes * 8 < count || blocks.runs?.hasHole()) {
+    throw damaged(`directory ${number}: no map of its ${count} blocks, or a hole among them`);
+  }
   const perRead = Math.max(8, Math.floor(READ_BYTES / blockBytes / 8) * 8);
   const used = new Uint8Array(perRead / 8);
   const { clusterBytes } = table.geometry;
@@ -131,13 +136,7 @@ async function visitBlocks(
 }
 
 /** Visits the entries of a node whose header lies at `at`. @returns whether a visit returned true */
-function visitNode(
-  view: DataView,
-  at: number,
-  end: number,
-  name: string,
-  visit: (entry: Entry) => boolean | void,
-): boolean {
+function visitNode(view: DataView, at: number, end: number, name: string, visit: VisitEntry): boolean {
   const first = at + view.getUint32(at, true);
   const last = at + view.getUint32(at + 4, true);
   if (first < at + HEADER_BYTES || first > last || last > end) {

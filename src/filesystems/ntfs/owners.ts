@@ -14,7 +14,7 @@ import { HOLE } from "./runs.ts";
 import type { Stream } from "./stream.ts";
 import { type File, FILE, type FileTable } from "./table.ts";
 
-/** Files that mkntfs makes and that the guest does not show. */
+/** Records of the filesystem's own files, which the guest does not show. */
 const SYSTEM_RECORDS = 16;
 const SYSTEM_NAMES: readonly string[] = [
   "$MFT",
@@ -30,8 +30,8 @@ const SYSTEM_NAMES: readonly string[] = [
   "$UpCase",
   "$Extend",
 ];
-const BACKUP_OWNER = -1 - SYSTEM_RECORDS;
-export const OWNER = { backup: BACKUP_OWNER } as const;
+/** Owners that are no files. Numbers of file records have 48 bits. */
+export const OWNER = { backup: -1 - SYSTEM_RECORDS, shadows: 2 ** 48 } as const;
 
 const DEPTH_MAX = 1024;
 const TAG = { mountPoint: 0xa0000003, symlink: 0xa000000c, compressed: 0x80000017 } as const;
@@ -50,7 +50,8 @@ export class Owners {
   }
 
   async describe(owner: number): Promise<OwnerDescription> {
-    if (owner === BACKUP_OWNER) return { kind: "metadata", name: "backup boot sector" };
+    if (owner === OWNER.shadows) return { kind: "unknown", name: "free, but shadow copies may read it" };
+    if (owner === OWNER.backup) return { kind: "metadata", name: "backup boot sector" };
     if (owner < 0) {
       const name = SYSTEM_NAMES[-1 - owner] ?? `reserved file record ${-1 - owner}`;
       return { kind: -1 - owner === FILE.log ? "journal" : "metadata", name };
@@ -58,7 +59,7 @@ export class Owners {
     const file = await unlessDamaged(this.#table.file(owner));
     if (file === undefined) return { kind: "unknown", name: `file record ${owner}` };
     const names = await unlessDamaged(this.#pathOf(file));
-    const bytes = (await unlessDamaged(this.#data(file)))?.bytes;
+    const bytes = (await unlessDamaged(this.#stream(file, TYPE.data)))?.bytes;
     const path = names && `/${names.join("/")}`;
     const isOwn = names?.[0] === "$Extend";
     const kind = isOwn ? "metadata" : kindOf(file);
@@ -94,7 +95,7 @@ export class Owners {
     const file = await this.#lookUp(path);
     if (file === undefined) return undefined;
     const owner = ownerOf(file.record.number);
-    const stream = await this.#data(file);
+    const stream = await this.#stream(file, TYPE.data);
     if (stream === undefined) return { owner, bytes: 0, extents: [] };
     const fixed = fixedBecause(file, stream);
     return { owner, bytes: stream.bytes, ...(fixed && { fixed }), extents: this.#extents(stream) };
@@ -127,19 +128,17 @@ export class Owners {
     return undefined;
   }
 
-  async #data(file: File): Promise<Stream | undefined> {
-    return this.#table.stream(file, TYPE.data);
+  async #stream(file: File, type: number, name = ""): Promise<Stream | undefined> {
+    return this.#table.stream(file, type, name);
   }
 
   async #allocatedBytes({ reference }: Entry): Promise<number> {
     const file = await unlessDamaged(this.#table.file(reference.number));
     if (file === undefined) return 0;
     let bytes = 0;
-    const keys = new Set(file.attributes.map(({ type, name }) => `${type} ${name}`));
-    for (const key of keys) {
-      const [type, name] = [Number.parseInt(key), key.slice(key.indexOf(" ") + 1)];
-      if (!file.attributes.some((one) => one.type === type && one.content.kind === "runs")) continue;
-      const stream = await unlessDamaged(Promise.resolve().then(() => this.#table.stream(file, type, name)));
+    for (const { type, name, content } of file.attributes) {
+      if (content.kind === "resident" || content.firstVcn > 0) continue;
+      const stream = await unlessDamaged(this.#stream(file, type, name));
       for (const extent of stream === undefined ? [] : this.#extents(stream)) bytes += extent.bytes;
     }
     return bytes;

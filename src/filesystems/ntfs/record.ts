@@ -24,7 +24,7 @@ const FLAG_USED = 1;
 const FLAG_DIRECTORY = 2;
 /** Used, directory, in `$Extend`, has a view index. */
 const FLAGS_KNOWN = 0xf;
-export const FLAGS_AT = 0x16;
+const FLAGS_AT = 0x16;
 
 /** The low 48 bits of a reference are a record number, the rest is its sequence number. */
 export interface Reference {
@@ -106,10 +106,7 @@ export function decodeRecord(
       `${name}: attributes at ${attributes} to ${used} of ${allocated} found, inside ${recordBytes} expected`,
     );
   }
-  if (
-    view.getUint16(at + 4, true) >= HEADER_BYTES_31 &&
-    view.getUint32(at + NUMBER_AT, true) !== number % 2 ** 32
-  ) {
+  if (view.getUint16(at + 4, true) >= HEADER_BYTES_31 && view.getUint32(at + NUMBER_AT, true) !== number) {
     throw damaged(`${name}: says that it is number ${view.getUint32(at + NUMBER_AT, true)}`);
   }
   const base = referenceAt(view, at + BASE_AT);

@@ -15,7 +15,7 @@ import { damaged } from "./refused.ts";
 export const HOLE = -1;
 
 /** Takes one run: clusters of the attribute from `vcn`, clusters of the volume from `lcn`, or a hole. */
-export type RunSink = (vcn: number, lcn: number, clusters: number) => void;
+type RunSink = (vcn: number, lcn: number, clusters: number) => void;
 
 /**
  * Calls `run` for every run of one piece of an attribute.
@@ -98,11 +98,15 @@ export class RunList {
     return { vcn, lcn: this.#lcns[index]!, clusters: (this.#vcns[index + 1] ?? this.#end) - vcn };
   }
 
-  /** Where byte `at` lies on the device, or `HOLE`; `at` is mapped. */
+  hasHole(): boolean {
+    return this.#lcns.includes(HOLE);
+  }
+
+  /** Where byte `at` lies on the device; it is mapped, and in no hole. */
   position(at: number): number {
     const { clusterBytes } = this.#geometry;
     const { vcn, lcn } = this.run(this.#indexOf(Math.floor(at / clusterBytes)));
-    return lcn === HOLE ? HOLE : lcn * clusterBytes + at - vcn * clusterBytes;
+    return lcn * clusterBytes + at - vcn * clusterBytes;
   }
 
   /** Fills `into` from byte `at`; holes read as zeros. All of it is mapped. */

@@ -7,14 +7,16 @@
  *
  * An extension record that no list names is an orphan: its clusters were visited, and stay.
  */
+import { printable } from "../../bytes/text.ts";
 import { attributeName, type Attribute, type Runs } from "./attributes.ts";
 import type { ListEntry } from "./list.ts";
 import type { FileRecord, Reference } from "./record.ts";
 import { damaged } from "./refused.ts";
 import { Refused } from "../refused.ts";
 
-/** Pieces, and entries of lists, that are remembered. Far more than any volume that a guest can still use. */
-const REMEMBERED_MAX = 1 << 22;
+/** Extension records, and pieces of attributes, that are remembered: more than in a volume that is still of use. */
+const EXTENSIONS_MAX = 1 << 21;
+const PIECES_MAX = 1 << 20;
 
 interface Piece {
   readonly key: string;
@@ -25,30 +27,30 @@ interface Piece {
 }
 
 export class Spread {
-  /** Who an extension record says that it belongs to, with both sequence numbers. */
-  readonly #extensions = new Map<number, string>();
-  readonly #listed = new Map<number, string>();
+  /** By the number of an extension record: a claim of whose it is. */
+  readonly #extensions = new Map<number, number>();
+  readonly #listed = new Map<number, number>();
   readonly #pieces: Piece[] = [];
 
-  extension(record: FileRecord, base: Reference): void {
-    this.#extensions.set(record.number, `${record.sequence} of ${base.number}, ${base.sequence}`);
+  extension({ number, sequence }: FileRecord, base: Reference): void {
+    this.#extensions.set(number, claimOf(base.number, sequence));
+    limit("extension records", this.#extensions.size, EXTENSIONS_MAX);
   }
 
   list(base: FileRecord, entries: readonly ListEntry[]): void {
     for (const { record } of entries) {
       if (record.number === base.number) continue;
-      const claim = `${record.sequence} of ${base.number}, ${base.sequence}`;
-      const before = this.#listed.get(record.number);
-      if (before !== undefined && before !== claim) {
+      const claim = claimOf(base.number, record.sequence);
+      if ((this.#listed.get(record.number) ?? claim) !== claim) {
         throw damaged(`file record ${record.number}: the attribute lists of two files name it`);
       }
       this.#listed.set(record.number, claim);
     }
-    this.#limit(this.#listed.size);
+    limit("extension records", this.#listed.size, EXTENSIONS_MAX);
   }
 
   piece(base: number, attribute: Attribute, { firstVcn, endVcn, sizes }: Runs, clusterBytes: number): void {
-    const key = `file ${base}, attribute 0x${attribute.type.toString(16)} "${attribute.name}"`;
+    const key = `file ${base}, attribute 0x${attribute.type.toString(16)} "${printable(attribute.name)}"`;
     const allocated = sizes && sizes.allocated / clusterBytes;
     if (allocated !== undefined && !Number.isInteger(allocated)) {
       throw damaged(
@@ -56,7 +58,7 @@ export class Spread {
       );
     }
     this.#pieces.push({ key, firstVcn, endVcn, allocated });
-    this.#limit(this.#pieces.length);
+    limit("pieces of attributes", this.#pieces.length, PIECES_MAX);
   }
 
   /** @throws Refused when what was gathered does not meet */
@@ -64,7 +66,7 @@ export class Spread {
     for (const [number, claim] of this.#listed) {
       const found = this.#extensions.get(number);
       if (found !== claim) {
-        throw damaged(`file record ${number}: ${found ?? "no extension record"} found, ${claim} expected`);
+        throw damaged(`file record ${number}: ${shownClaim(found)} found, ${shownClaim(claim)} expected`);
       }
     }
     const pieces = this.#pieces.sort((a, b) =>
@@ -85,13 +87,18 @@ export class Spread {
     }
     if (left !== 0) throw damaged(`${before!.key}: ${left} clusters are missing`);
   }
+}
 
-  #limit(count: number): void {
-    if (count <= REMEMBERED_MAX) return;
-    throw new Refused(
-      "unsupported",
-      `more than ${REMEMBERED_MAX} parts of files in extension records`,
-      "defragment the volume in the guest",
-    );
-  }
+/** Whose an extension record is, and its own sequence number, in one number. */
+function claimOf(base: number, sequence: number): number {
+  return base * 65_536 + sequence;
+}
+
+function shownClaim(claim: number | undefined): string {
+  return claim === undefined ? "no extension record" : `${claim % 65_536} of ${Math.floor(claim / 65_536)}`;
+}
+
+function limit(what: string, count: number, max: number): void {
+  if (count <= max) return;
+  throw new Refused("unsupported", `more than ${max} ${what}`, "defragment the volume in the guest");
 }

@@ -13,19 +13,17 @@ import type { Geometry } from "./boot.ts";
 import { LIST_BYTES_MAX, listEntries, type ListEntry } from "./list.ts";
 import { decodeRecord, type FileRecord, type Reference } from "./record.ts";
 import { damaged } from "./refused.ts";
-import { HOLE, RunList } from "./runs.ts";
+import { RunList } from "./runs.ts";
 import { checkAllocated, joinPieces, readStream, type Stream } from "./stream.ts";
 
 /** Records of the filesystem's own files. */
 export const FILE = {
   mft: 0,
-  mirror: 1,
   log: 2,
   volume: 3,
   root: 5,
   bitmap: 6,
   boot: 7,
-  badClusters: 8,
   upCase: 10,
   extend: 11,
 } as const;
@@ -37,6 +35,8 @@ export interface File {
 }
 
 const MIRRORED = 4;
+/** Windows makes no more. */
+const RECORDS_MAX = 2 ** 32;
 
 export class FileTable {
   readonly device: BlockDevice;
@@ -138,12 +138,12 @@ export class FileTable {
     }
     checkAllocated(first, allocated, this.runs.clusters * clusterBytes);
     this.records = Math.floor(initialised / recordBytes);
-    if (this.records <= FILE.extend) throw damaged(`$MFT: ${this.records} file records found`);
+    if (this.records <= FILE.extend || this.records > RECORDS_MAX) {
+      throw damaged(`$MFT: ${this.records} file records found`);
+    }
     if (this.runs.position(0) !== at)
       throw damaged(`$MFT: ${at} found in the boot sector, elsewhere in its runs`);
-    for (let index = 0; index < this.runs.count; index++) {
-      if (this.runs.run(index).lcn === HOLE) throw damaged("$MFT has a hole");
-    }
+    if (this.runs.hasHole()) throw damaged("$MFT has a hole");
   }
 
   async #extension(base: FileRecord, { number, sequence }: Reference): Promise<FileRecord> {

@@ -15,7 +15,9 @@ import type { Visit } from "../filesystem.ts";
 import { IN_FLIGHT, pipelined } from "../reading.ts";
 import { type Attribute, attributeName, eachAttribute, type Runs, TYPE } from "./attributes.ts";
 import { BOOT_BYTES } from "./boot.ts";
+import { eachEntry, type Entry, INDEX_NAME, visitRoot } from "./directory.ts";
 import { LIST_BYTES_MAX, listEntries } from "./list.ts";
+import { shownText } from "./names.ts";
 import { OWNER, ownerOf } from "./owners.ts";
 import { decodeRecord, type FileRecord, looksUsed } from "./record.ts";
 import { contradiction, damaged } from "./refused.ts";
@@ -38,14 +40,20 @@ export async function walk(table: FileTable, visit: Visit): Promise<void> {
   for (let first = 0; first < table.records; first += WINDOW_RECORDS) {
     await walker.visitWindow(map, first, Math.min(table.records, first + WINDOW_RECORDS));
   }
-  walker.spread.check();
+  await walker.visitDirectories();
+  walker.check();
 }
 
 class Walker {
-  readonly spread = new Spread();
+  readonly #spread = new Spread();
   readonly #table: FileTable;
   readonly #visit: Visit;
   readonly #claimed = new SparseBitmap();
+  /** Base records in use, and what directories name. */
+  readonly #used = new SparseBitmap();
+  readonly #named = new SparseBitmap();
+  /** Directories with index blocks. */
+  readonly #directories = new SparseBitmap();
   /** Attribute lists that lie in clusters. */
   readonly #waiting: { readonly base: FileRecord; readonly list: Stream }[] = [];
   readonly #buffers: Uint8Array[] = [];
@@ -103,12 +111,49 @@ class Walker {
   }
 
   #visitRecord(record: FileRecord): void {
-    if (record.base !== undefined) this.spread.extension(record, record.base);
+    if (record.base !== undefined) this.#spread.extension(record, record.base);
+    else this.#used.setRange(record.number, record.number + 1);
     const base = record.base?.number ?? record.number;
     eachAttribute(record, (attribute) => {
+      if (attribute.name === INDEX_NAME) this.#visitIndex(base, attribute);
       if (attribute.content.kind === "runs") this.#visitRuns(base, attribute, attribute.content);
       if (attribute.type === TYPE.attributeList) this.#visitList(record, attribute);
     });
+  }
+
+  #visitIndex(base: number, attribute: Attribute): void {
+    if (attribute.type === TYPE.indexRoot) visitRoot(attribute, this.#name);
+    if (attribute.type === TYPE.indexAllocation) this.#directories.setRange(base, base + 1);
+  }
+
+  readonly #name = ({ name, reference: { number } }: Entry) => {
+    if (number >= this.#table.records) throw damaged(`"${shownText(name)}" names file record ${number}`);
+    this.#named.setRange(number, number + 1);
+  };
+
+  /** Reads the index blocks, which may be torn as file records may. */
+  async visitDirectories(): Promise<void> {
+    await pipelined(this.#indexes(), () => {});
+  }
+
+  *#indexes(): Generator<Promise<void>> {
+    const end = this.#table.records;
+    for (let number = this.#directories.nextSet(0, end); number < end;) {
+      yield this.#table.file(number).then((file) => eachEntry(this.#table, file, this.#name));
+      number = this.#directories.nextSet(number + 1, end);
+    }
+  }
+
+  /** What only the whole table can tell. */
+  check(): void {
+    this.#spread.check();
+    const end = this.#table.records;
+    for (let from = this.#named.nextSet(0, end); from < end;) {
+      const to = this.#named.nextClear(from, end);
+      const free = this.#used.nextClear(from, to);
+      if (free < to) throw contradiction(`file record ${free} is not in use, but a directory names it`);
+      from = this.#named.nextSet(to, end);
+    }
   }
 
   #visitRuns(base: number, attribute: Attribute, piece: Runs): void {
@@ -126,7 +171,7 @@ class Walker {
     });
     const mapped = piece.endVcn * clusterBytes;
     if (piece.firstVcn > 0 || mapped < piece.sizes!.allocated)
-      this.spread.piece(base, attribute, piece, clusterBytes);
+      this.#spread.piece(base, attribute, piece, clusterBytes);
     else checkAllocated(attribute, piece.sizes!.allocated, mapped);
   }
 
@@ -143,13 +188,13 @@ class Walker {
     }
     const { content } = attribute;
     const bytes = new Uint8Array(record.view.buffer, record.view.byteOffset + content.at, list.bytes);
-    this.spread.list(record, listEntries(record.number, bytes));
+    this.#spread.list(record, listEntries(record.number, bytes));
   }
 
   async #readList(base: FileRecord, list: Stream): Promise<void> {
     const bytes = new Uint8Array(list.bytes);
     await readStream(this.#table.device, list, 0, bytes);
-    this.spread.list(base, listEntries(base.number, bytes));
+    this.#spread.list(base, listEntries(base.number, bytes));
   }
 
   /** Visits bytes, rounded outward to clusters. */

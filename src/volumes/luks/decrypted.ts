@@ -9,26 +9,21 @@ import { assert } from "../../error.ts";
 import type { BlockDevice, Run } from "../../device/device.ts";
 import { IV_UNIT_BYTES, type SectorCipher } from "./cipher.ts";
 
-/**
- * @param ciphertext whole sectors; it stays its owner's
- * @param firstNumber of its first sector, in units of 512 bytes
- */
-export function decrypted(ciphertext: BlockDevice, cipher: SectorCipher, firstNumber: number): BlockDevice {
+/** @param ciphertext whole sectors, counted from 0; it stays its owner's */
+export function decrypted(ciphertext: BlockDevice, cipher: SectorCipher): BlockDevice {
   assert(ciphertext.bytes % cipher.sectorBytes === 0, "whole sectors");
-  return new Decrypted(ciphertext, cipher, firstNumber);
+  return new Decrypted(ciphertext, cipher);
 }
 
 class Decrypted implements BlockDevice {
   readonly bytes: number;
   readonly #ciphertext: BlockDevice;
   readonly #cipher: SectorCipher;
-  readonly #firstNumber: number;
 
-  constructor(ciphertext: BlockDevice, cipher: SectorCipher, firstNumber: number) {
+  constructor(ciphertext: BlockDevice, cipher: SectorCipher) {
     this.bytes = ciphertext.bytes;
     this.#ciphertext = ciphertext;
     this.#cipher = cipher;
-    this.#firstNumber = firstNumber;
   }
 
   async read(at: number, into: Uint8Array): Promise<void> {
@@ -38,7 +33,7 @@ class Decrypted implements BlockDevice {
     const isWhole = start === at && end === at + into.length;
     const sectors = isWhole ? into : new Uint8Array(end - start);
     await this.#ciphertext.read(start, sectors);
-    this.#cipher.decrypt(sectors, this.#firstNumber + start / IV_UNIT_BYTES);
+    this.#cipher.decrypt(sectors, start / IV_UNIT_BYTES);
     if (!isWhole) into.set(sectors.subarray(at - start, at - start + into.length));
   }
 

@@ -5,7 +5,7 @@ import { createHash, getHashes } from "node:crypto";
 import { DiskError } from "../../error.ts";
 
 /** LUKS's name, and OpenSSL's. */
-const NAMES: Readonly<Record<string, string>> = {
+export const HASHES: Readonly<Record<string, string>> = {
   sha1: "sha1",
   sha224: "sha224",
   sha256: "sha256",
@@ -23,7 +23,7 @@ const NAMES: Readonly<Record<string, string>> = {
 
 /** The name by which `node:crypto` has it. @throws DiskError `unsupported` */
 export function hashNamed(name: string): string {
-  const known = Object.hasOwn(NAMES, name) ? NAMES[name]! : "";
+  const known = Object.hasOwn(HASHES, name) ? HASHES[name]! : "";
   if (known !== "" && getHashes().includes(known)) return known;
   throw new DiskError("unsupported", `the hash ${JSON.stringify(name)} is not known`, { code: "luks-hash" });
 }
@@ -33,9 +33,4 @@ export function digest(hash: string, ...parts: readonly Uint8Array[]): Buffer {
   const state = createHash(hash);
   for (const part of parts) state.update(part);
   return state.digest();
-}
-
-/** Length of what a hash gives. */
-export function hashBytes(hash: string): number {
-  return digest(hash).length;
 }

@@ -4,7 +4,10 @@
  *   passphrase ── KDF, salt ── key of a slot ── area of the slot ── AF merge ── volume key ── digest says: right
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { CipherSpec } from "./cipher.ts";
+import { type CipherSpec, IV_UNIT_BYTES } from "./cipher.ts";
+
+/** Into which the AF splitter spreads a volume key; cryptsetup takes no other number. */
+export const STRIPES = 4000;
 
 export interface Header {
   readonly version: 1 | 2;
@@ -17,8 +20,6 @@ export interface Header {
   readonly payloadAt: number;
   /** Undefined: to the end of the device. */
   readonly payloadBytes: number | undefined;
-  /** Of the first sector of the payload, in units of 512 bytes. */
-  readonly firstNumber: number;
   readonly slots: readonly Slot[];
   readonly digest: Digest;
   /** Where the header, its copy and the key slots lie. */
@@ -33,8 +34,7 @@ export interface Slot {
   readonly cipher: CipherSpec;
   /** Of the key that encrypts the area. */
   readonly areaKeyBytes: number;
-  readonly stripes: number;
-  /** OpenSSL's name. */
+  /** Of the AF splitter; OpenSSL's name. */
   readonly stripesHash: string;
   readonly kdf: Kdf;
 }
@@ -62,4 +62,9 @@ export interface Digest {
   readonly iterations: number;
   readonly salt: Uint8Array;
   readonly value: Uint8Array;
+}
+
+/** Length of a key's stripes in whole sectors. */
+export function areaBytes(keyBytes: number): number {
+  return Math.ceil((STRIPES * keyBytes) / IV_UNIT_BYTES) * IV_UNIT_BYTES;
 }

@@ -10,6 +10,9 @@ const DEPTH_MAX = 32;
 /** 32 slots and as many tokens and digests have some thousands. */
 const VALUES_MAX = 50_000;
 
+/** Names are shown in messages. */
+const NAME_LENGTH_MAX = 64;
+
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
@@ -72,7 +75,10 @@ export class Json {
   }
 
   entries(): (readonly [string, Json])[] {
-    return Object.entries(this.#object()).map(([name, value]) => [name, new Json(value, this.#below(name))]);
+    return Object.entries(this.#object()).map(([name, value]) => {
+      if (name.length > NAME_LENGTH_MAX) throw damaged(`has a name of ${name.length} characters`);
+      return [name, new Json(value, this.#below(name))];
+    });
   }
 
   /** Short texts: names of ciphers, hashes and types. */

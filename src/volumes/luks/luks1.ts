@@ -14,13 +14,12 @@ import { DiskError } from "../../error.ts";
 import { rejectOverlaps } from "../table.ts";
 import { cipherNamed } from "./cipher.ts";
 import { hashNamed } from "./hash.ts";
-import type { Header, Slot } from "./header.ts";
+import { areaBytes, type Header, type Slot, STRIPES } from "./header.ts";
 
 const SECTOR_BYTES = 512;
 const SLOTS = 8;
 const ENABLED = 0x00ac71f3;
 const DISABLED = 0x0000dead;
-const STRIPES = 4000;
 const DIGEST_BYTES = 20;
 
 export const Luks1Layout = struct({
@@ -52,34 +51,25 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
   const { keyBytes } = header;
   const cipher = cipherNamed(`${header.cipherName}-${header.cipherMode}`, keyBytes);
   const hash = hashNamed(header.hash);
-  const areaBytes = Math.ceil((keyBytes * STRIPES) / SECTOR_BYTES) * SECTOR_BYTES;
+  if (header.digestIterations === 0) throw new DiskError("corrupt", "the digest has no iterations");
   const payloadAt = header.payloadSector * SECTOR_BYTES;
   const regions = [{ start: 0, end: bytes.length, name: "LUKS header" }];
   const slots: Slot[] = [];
   for (let i = 0; i < SLOTS; i++) {
     const slot = SlotLayout.decode(bytes, Luks1Layout.bytes + i * SlotLayout.bytes);
+    rejectSlot(i, slot);
     const start = slot.areaSector * SECTOR_BYTES;
-    const area = { start, end: start + areaBytes, name: `LUKS key slot ${i}` };
-    if (slot.state !== ENABLED && slot.state !== DISABLED) {
-      throw new DiskError("corrupt", `key slot ${i} has the state 0x${slot.state.toString(16)}`);
-    }
-    if (slot.stripes !== STRIPES) {
-      throw new DiskError("corrupt", `key slot ${i} has ${slot.stripes} stripes, not ${STRIPES}`);
-    }
+    const area = { start, end: start + areaBytes(keyBytes), name: `LUKS key slot ${i}` };
     regions.push(area);
     if (slot.state === DISABLED) continue;
     if (area.end > device.bytes) {
-      throw new DiskError(
-        "corrupt",
-        `key slot ${i} lies at ${start}-${area.end}, past the end at ${device.bytes}`,
-      );
+      throw new DiskError("corrupt", `key slot ${i} ends at ${area.end}, the device at ${device.bytes}`);
     }
     slots.push({
       name: String(i),
       area,
       cipher,
       areaKeyBytes: keyBytes,
-      stripes: STRIPES,
       stripesHash: hash,
       kdf: { type: "pbkdf2", hash, iterations: slot.iterations, salt: slot.salt },
     });
@@ -101,7 +91,6 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     sectorBytes: SECTOR_BYTES,
     payloadAt,
     payloadBytes: undefined,
-    firstNumber: 0,
     slots,
     digest: {
       hash,
@@ -112,4 +101,15 @@ export async function readLuks1(device: BlockDevice): Promise<Header> {
     regions,
     notes: [],
   };
+}
+
+function rejectSlot(i: number, { state, stripes, iterations }: ReturnType<typeof SlotLayout.decode>): void {
+  if (state !== ENABLED && state !== DISABLED) {
+    throw new DiskError("corrupt", `key slot ${i} has the state 0x${state.toString(16)}`);
+  }
+  if (stripes !== STRIPES) {
+    throw new DiskError("corrupt", `key slot ${i} has ${stripes} stripes, not ${STRIPES}`);
+  }
+  if (state === ENABLED && iterations === 0)
+    throw new DiskError("corrupt", `key slot ${i} has no iterations`);
 }

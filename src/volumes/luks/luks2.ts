@@ -41,6 +41,7 @@ export const Luks2Layout = struct({
 
 interface Copy {
   readonly bytes: number;
+  readonly jsonBytes: number;
   readonly sequence: number;
   readonly label: string;
   readonly uuid: string;
@@ -116,6 +117,7 @@ async function readCopy(device: BlockDevice, at: number): Promise<Copy> {
   const end = json.indexOf(0);
   return {
     bytes: copyBytes,
+    jsonBytes: json.length,
     sequence: header.sequence,
     label: header.label,
     uuid: header.uuid,

@@ -12,20 +12,20 @@ import type { Extent } from "../../bytes/extents.ts";
 import { printable } from "../../bytes/text.ts";
 import { DiskError } from "../../error.ts";
 import { rejectOverlaps } from "../table.ts";
-import { type CipherSpec, cipherNamed, IV_UNIT_BYTES } from "./cipher.ts";
+import { cipherNamed, IV_UNIT_BYTES } from "./cipher.ts";
 import { hashNamed } from "./hash.ts";
-import type { Digest, Header, Kdf, Slot } from "./header.ts";
+import { areaBytes, type Digest, type Header, type Kdf, type Slot, STRIPES } from "./header.ts";
 import type { Json } from "./json.ts";
 
 const SLOTS_MAX = 32;
 const KEY_BYTES_MAX = 512;
-const STRIPES = 4000;
 const SALT_BYTES_MAX = 1024;
 const UINT32_MAX = 2 ** 32 - 1;
-const BINARY_BYTES = 4096;
 
+/** What stands around the JSON. */
 interface Copy {
   readonly bytes: number;
+  readonly jsonBytes: number;
   readonly label: string;
   readonly uuid: string;
 }
@@ -35,8 +35,8 @@ export function headerOf(json: Json, copy: Copy, deviceBytes: number, notes: rea
   const config = json.get("config");
   rejectRequirements(config);
   const jsonBytes = config.get("json_size").size();
-  if (jsonBytes !== copy.bytes - BINARY_BYTES) {
-    throw new DiskError("corrupt", `json_size is ${jsonBytes} in a header of ${copy.bytes} bytes`);
+  if (jsonBytes !== copy.jsonBytes) {
+    throw new DiskError("corrupt", `json_size is ${jsonBytes}, its room ${copy.jsonBytes}`);
   }
   const areas = { start: 2 * copy.bytes, end: 2 * copy.bytes + config.get("keyslots_size").size() };
   const segment = onlySegment(json.get("segments"));
@@ -99,7 +99,9 @@ function rejectRequirements(config: Json): void {
   }
 }
 
-/** cryptsetup maps a volume of several segments only while it reencrypts. */
+/**
+ * cryptsetup maps a volume of several segments only while it reencrypts, and heeds `iv_tweak` nowhere else.
+ */
 function onlySegment(segments: Json): Json {
   const all = segments.entries();
   const [name, segment] = all[0] ?? [];
@@ -119,6 +121,11 @@ function onlySegment(segments: Json): Json {
       code: "luks-integrity",
     });
   }
+  if (segment!.get("iv_tweak").size() !== 0) {
+    throw new DiskError("unsupported", "the segment's sectors are not counted from 0", {
+      code: "luks-segments",
+    });
+  }
   if (segment!.has("flags") && segment!.get("flags").texts().length > 0) {
     throw new DiskError("unsupported", "the segment has flags of a reencryption", {
       code: "luks-reencryption",
@@ -131,27 +138,24 @@ function payloadOf(
   segment: Json,
   payloadAt: number,
   keyBytes: number,
-): Pick<Header, "cipher" | "sectorBytes" | "payloadAt" | "payloadBytes" | "firstNumber"> {
+): Pick<Header, "cipher" | "sectorBytes" | "payloadAt" | "payloadBytes"> {
   const sectorBytes = segment.get("sector_size").number(512, 4096);
   if ((sectorBytes & (sectorBytes - 1)) !== 0) {
     throw new DiskError("corrupt", `sectors of ${sectorBytes} bytes`);
   }
   const isDynamic = segment.get("size").text() === "dynamic";
   const payloadBytes = isDynamic ? undefined : segment.get("size").size();
-  const firstNumber = segment.get("iv_tweak").size();
-  if (payloadAt % IV_UNIT_BYTES !== 0 || (payloadBytes ?? 0) % sectorBytes !== 0 || firstNumber > 2 ** 52) {
-    throw new DiskError(
-      "corrupt",
-      `the segment has ${payloadBytes ?? "all"} bytes from ${payloadAt}, first sector ${firstNumber}`,
-    );
+  if (payloadAt % IV_UNIT_BYTES !== 0 || (payloadBytes ?? 0) % sectorBytes !== 0) {
+    throw new DiskError("corrupt", `the segment has ${payloadBytes ?? "all"} bytes from ${payloadAt}`);
   }
-  return {
-    cipher: cipherNamed(segment.get("encryption").text(), keyBytes),
-    sectorBytes,
-    payloadAt,
-    payloadBytes,
-    firstNumber,
-  };
+  const cipher = cipherNamed(segment.get("encryption").text(), keyBytes);
+  if (cipher.mode === "cbc" && sectorBytes > IV_UNIT_BYTES) {
+    // What is free in a filesystem of smaller blocks may end inside a sector, and CBC needs what is before a block.
+    throw new DiskError("unsupported", `${cipher.name} in sectors of ${sectorBytes} bytes`, {
+      code: "luks-cipher",
+    });
+  }
+  return { cipher, sectorBytes, payloadAt, payloadBytes };
 }
 
 /** The digest of the only segment, and the slots whose key it knows. */
@@ -184,39 +188,36 @@ function slotsOf(found: readonly (readonly [string, Json])[], areas: Extent, end
   if (found.length > SLOTS_MAX)
     throw new DiskError("corrupt", `${found.length} key slots, at most ${SLOTS_MAX}`);
   return found.map(([name, slot]) => {
+    if (!/^\d{1,9}$/.test(name))
+      throw new DiskError("corrupt", `a key slot is called ${JSON.stringify(name)}`);
     const type = slot.get("type").text();
     if (type !== "luks2") {
-      throw new DiskError(
-        "unsupported",
-        `key slot ${JSON.stringify(name)} is of type ${JSON.stringify(type)}`,
-        {
-          code: type === "reencrypt" ? "luks-reencryption" : "luks-slot",
-        },
-      );
+      throw new DiskError("unsupported", `key slot ${name} is of type ${JSON.stringify(type)}`, {
+        code: type === "reencrypt" ? "luks-reencryption" : "luks-slot",
+      });
     }
     const keyBytes = slot.get("key_size").number(1, KEY_BYTES_MAX);
     const af = slot.get("af");
     const area = slot.get("area");
     if (af.get("type").text() !== "luks1" || area.get("type").text() !== "raw") {
-      throw new DiskError("unsupported", `key slot ${JSON.stringify(name)} is stored in an unknown way`, {
+      throw new DiskError("unsupported", `key slot ${name} is stored in an unknown way`, {
         code: "luks-slot",
       });
     }
-    const stripes = af.get("stripes").number(STRIPES, STRIPES);
+    af.get("stripes").number(STRIPES, STRIPES);
     const start = area.get("offset").size();
     const extent = { start, end: start + area.get("size").size() };
-    const needed = Math.ceil((keyBytes * stripes) / IV_UNIT_BYTES) * IV_UNIT_BYTES;
-    if (start < areas.start || extent.end > end || extent.end - start < needed) {
+    if (start < areas.start || extent.end > end || extent.end - start < areaBytes(keyBytes)) {
       throw new DiskError(
         "corrupt",
-        `key slot ${JSON.stringify(name)} lies at ${start}-${extent.end}, not in ${areas.start}-${end}`,
+        `key slot ${name} lies at ${start}-${extent.end}, not in ${areas.start}-${end}`,
       );
     }
     const areaKeyBytes = area.get("key_size").number(1, KEY_BYTES_MAX);
-    const cipher: CipherSpec = cipherNamed(area.get("encryption").text(), areaKeyBytes);
+    const cipher = cipherNamed(area.get("encryption").text(), areaKeyBytes);
     const stripesHash = hashNamed(af.get("hash").text());
     const kdf = kdfOf(slot.get("kdf"));
-    return { name: printable(name), area: extent, cipher, areaKeyBytes, stripes, stripesHash, kdf, keyBytes };
+    return { name, area: extent, cipher, areaKeyBytes, stripesHash, kdf, keyBytes };
   });
 }
 

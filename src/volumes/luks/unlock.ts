@@ -16,8 +16,8 @@ import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Argon2 } from "../volume.ts";
 import { IV_UNIT_BYTES, SectorCipher } from "./cipher.ts";
-import { digest, hashBytes } from "./hash.ts";
-import type { Digest, Header, Kdf, Slot } from "./header.ts";
+import { digest } from "./hash.ts";
+import { areaBytes, type Digest, type Header, type Kdf, STRIPES } from "./header.ts";
 
 const derive = promisify(pbkdf2);
 
@@ -65,16 +65,12 @@ export async function volumeKey(
 ): Promise<Uint8Array | undefined> {
   for (const slot of header.slots) {
     const slotKey = await slotKeyOf(slot.kdf, slot.areaKeyBytes, passphrase, argon2);
-    const area = await readBytes(device, slot.area.start, areaBytes(slot, header.keyBytes));
+    const area = await readBytes(device, slot.area.start, areaBytes(header.keyBytes));
     new SectorCipher(slot.cipher, slotKey, IV_UNIT_BYTES).decrypt(area, 0);
-    const key = merge(area, header.keyBytes, slot);
+    const key = merge(area, header.keyBytes, slot.stripesHash);
     if (await fits(key, header.digest)) return key;
   }
   return undefined;
-}
-
-function areaBytes({ stripes }: Slot, keyBytes: number): number {
-  return Math.ceil((stripes * keyBytes) / IV_UNIT_BYTES) * IV_UNIT_BYTES;
 }
 
 function slotKeyOf(kdf: Kdf, bytes: number, passphrase: Uint8Array, argon2: Argon2): Promise<Uint8Array> {
@@ -83,12 +79,12 @@ function slotKeyOf(kdf: Kdf, bytes: number, passphrase: Uint8Array, argon2: Argo
     : argon2(passphrase, kdf, bytes);
 }
 
-function merge(area: Uint8Array, keyBytes: number, { stripes, stripesHash }: Slot): Uint8Array {
+function merge(area: Uint8Array, keyBytes: number, hash: string): Uint8Array {
   let key: Uint8Array = new Uint8Array(keyBytes);
-  for (let stripe = 0; stripe < stripes; stripe++) {
+  for (let stripe = 0; stripe < STRIPES; stripe++) {
     const at = stripe * keyBytes;
     for (let i = 0; i < keyBytes; i++) key[i]! ^= area[at + i]!;
-    if (stripe < stripes - 1) key = diffused(key, stripesHash);
+    if (stripe < STRIPES - 1) key = diffused(key, hash);
   }
   return key;
 }
@@ -97,7 +93,7 @@ function merge(area: Uint8Array, keyBytes: number, { stripes, stripesHash }: Slo
 function diffused(key: Uint8Array, hash: string): Uint8Array {
   const out = new Uint8Array(key.length);
   const number = new Uint8Array(4);
-  for (let at = 0, i = 0, length = hashBytes(hash); at < key.length; at += length, i++) {
+  for (let at = 0, i = 0, length = digest(hash).length; at < key.length; at += length, i++) {
     viewOf(number).setUint32(0, i);
     const block = key.subarray(at, at + length);
     out.set(digest(hash, number, block).subarray(0, block.length), at);

@@ -1,0 +1,150 @@
+/**
+ * XFS, versions 4 and 5: the allocation map, the walk over all inodes, and who owns what.
+ *
+ *   xfs.ts                 the door: what FileSystem asks for
+ *   xfs/superblock.ts      geometry                     xfs/features.ts  xfs/log.ts: whether it was left clean
+ *   xfs/headers.ts         AGF, AGI, AGFL               xfs/trees.ts: the B+trees of an allocation group
+ *   xfs/free-space.ts      free()
+ *   xfs/walk.ts            walk()                       xfs/chunks.ts  xfs/inode.ts  xfs/fork.ts  xfs/shared.ts  xfs/reverse-map.ts
+ *   xfs/owners.ts          describe(), find(), list()   xfs/paths.ts  xfs/directory.ts  xfs/structures.ts
+ *
+ * "XFS Algorithms & Data Structures" (xfs-documentation) is the specification; xfsprogs is the judge in the tests.
+ */
+import { ExtentSet } from "../bytes/extents.ts";
+import { uuidText } from "../bytes/struct.ts";
+import { printable } from "../bytes/text.ts";
+import { readBytes, type BlockDevice } from "../device/device.ts";
+import type {
+  FileSystem,
+  FileSystemReader,
+  FoundFile,
+  ListedFile,
+  OwnerDescription,
+  Visit,
+} from "./filesystem.ts";
+import { Guarded, Refused } from "./refused.ts";
+import { checkFeatures } from "./xfs/features.ts";
+import { freeExtents } from "./xfs/free-space.ts";
+import { readHeaders, type Volume } from "./xfs/headers.ts";
+import { checkLog } from "./xfs/log.ts";
+import { Owners } from "./xfs/owners.ts";
+import { MAGIC, readSuperblock, SuperblockLayout, type Superblock } from "./xfs/superblock.ts";
+import { walk } from "./xfs/walk.ts";
+
+export const xfs: FileSystemReader = {
+  name: "xfs",
+
+  async probe(member) {
+    if (member.bytes < SuperblockLayout.bytes) return false;
+    return Buffer.from(await readBytes(member, 0, MAGIC.length)).toString("latin1") === MAGIC;
+  },
+
+  async open(members) {
+    const filesystem = new XfsFileSystem(members[0]!);
+    await filesystem.open();
+    return filesystem;
+  },
+};
+
+class XfsFileSystem extends Guarded implements FileSystem {
+  readonly name = "xfs";
+  readonly witness = { map: "free space trees", walk: "inode walk" };
+  readonly #device: BlockDevice;
+  #sb: Superblock | undefined;
+  #volume: Volume | undefined;
+  #owners: Owners | undefined;
+
+  constructor(device: BlockDevice) {
+    super();
+    this.#device = device;
+  }
+
+  get label(): string {
+    return this.#sb === undefined
+      ? ""
+      : printable(Buffer.from(this.#sb.label).toString().replace(/\0.*$/s, ""));
+  }
+
+  get uuid(): string {
+    return uuidText(this.#sb?.uuid ?? new Uint8Array(16));
+  }
+
+  get blockBytes(): number {
+    return this.#sb?.blockBytes ?? 4096;
+  }
+
+  get bytes(): number {
+    return Math.min(this.#sb?.bytes ?? this.#device.bytes, this.#device.bytes);
+  }
+
+  async open(): Promise<void> {
+    await this.guarded(async () => {
+      const sb = (this.#sb = await readSuperblock(this.#device));
+      checkFeatures(sb);
+      checkState(this.#device, sb);
+    });
+    const sb = this.#sb;
+    if (sb === undefined || sb.bytes > this.#device.bytes) return;
+    // What is refused gives nothing away, but who owns its blocks can be told as far as it can be read.
+    await this.guarded(() => checkLog(this.#device, sb));
+    await this.guarded(async () => {
+      const ags = await readHeaders(this.#device, sb);
+      this.#volume = { device: this.#device, sb, ags };
+      this.#owners = new Owners(this.#volume);
+      if (ags.some(({ hasUnlinked }) => hasUnlinked)) {
+        this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
+      }
+    });
+  }
+
+  async free(): Promise<readonly ExtentSet[]> {
+    const volume = this.#volume;
+    const free = await this.guarded(async () => {
+      if (volume === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
+      return freeExtents(volume);
+    });
+    return [free ?? ExtentSet.EMPTY];
+  }
+
+  async walk(visit: Visit): Promise<void> {
+    const volume = this.#volume;
+    if (volume !== undefined) await this.guarded(() => walk(volume, visit));
+  }
+
+  async describe(owner: number): Promise<OwnerDescription> {
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
+  }
+
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
+  }
+
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
+  }
+}
+
+/** @throws Refused */
+function checkState(device: BlockDevice, sb: Superblock): void {
+  if (sb.bytes > device.bytes) {
+    throw new Refused(
+      "truncated",
+      `the filesystem has ${sb.bytes} bytes, the device only ${device.bytes}`,
+      "the image or the partition was cut: restore its size",
+    );
+  }
+  if (sb.realtimeBlocks > 0) {
+    throw new Refused(
+      "feature-unsupported",
+      `superblock: ${sb.realtimeBlocks} blocks on a realtime device found, which is not supported`,
+      "all of this filesystem counts as used",
+    );
+  }
+  if (sb.isInProgress) {
+    throw new Refused(
+      "not-clean",
+      "superblock: mkfs.xfs or a copy of the filesystem was not finished",
+      "make the filesystem again, or copy it again",
+    );
+  }
+}
