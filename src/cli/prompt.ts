@@ -20,18 +20,31 @@ export interface Aside {
   show(): void;
 }
 
-/** True for yes only. @throws DiskError `interrupted` on Ctrl-C */
+/**
+ * The answer to a question of the prompts library.
+ * @throws DiskError `interrupted` on Ctrl-C, and when the terminal goes away
+ */
+export async function answerTo<T>(ask: (context: { signal: AbortSignal }) => Promise<T>): Promise<T> {
+  const hangUp = new AbortController();
+  const stop = (): void => hangUp.abort();
+  process.stdin.once("end", stop);
+  try {
+    return await ask({ signal: hangUp.signal });
+  } catch (cause) {
+    throw new DiskError("interrupted", "nothing was changed", { cause });
+  } finally {
+    process.stdin.off("end", stop);
+  }
+}
+
+/** True for yes only. @throws DiskError `interrupted` */
 export async function ask(question: string, asides: Readonly<Record<string, Aside>> = {}): Promise<boolean> {
   const { input } = await import("@inquirer/prompts");
   const others = Object.entries(asides).map(([key, { word }]) => `, ${key}=${word}`);
   const message = `${question} [y/N${others.join("")}]`;
   for (;;) {
-    const answer = await input({ message, theme: { prefix: "" } }).then(
-      (text) => text.trim().toLowerCase(),
-      (error: unknown) => {
-        throw new DiskError("interrupted", "nothing was changed", { cause: error });
-      },
-    );
+    const text = await answerTo((context) => input({ message, theme: { prefix: "" } }, context));
+    const answer = text.trim().toLowerCase();
     const aside = Object.hasOwn(asides, answer) ? asides[answer] : undefined;
     if (aside === undefined) return answer === "y" || answer === "yes";
     aside.show();
