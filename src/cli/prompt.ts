@@ -27,13 +27,14 @@ export interface Aside {
 export async function answerTo<T>(ask: (context: { signal: AbortSignal }) => Promise<T>): Promise<T> {
   const hangUp = new AbortController();
   const stop = (): void => hangUp.abort();
-  process.stdin.once("end", stop);
+  // Nothing is left to wait for but an answer that cannot come.
+  process.once("beforeExit", stop);
   try {
     return await ask({ signal: hangUp.signal });
   } catch (cause) {
     throw new DiskError("interrupted", "nothing was changed", { cause });
   } finally {
-    process.stdin.off("end", stop);
+    process.off("beforeExit", stop);
   }
 }
 
