@@ -4,7 +4,7 @@
 import { readFileSync, statSync } from "node:fs";
 import { type Command, InvalidArgumentError } from "commander";
 import { parsePaths, type ReadFlags } from "./options.ts";
-import { answerTo } from "./prompt.ts";
+import { answerOf } from "./prompt.ts";
 import type { Face } from "./terminal.ts";
 
 /** As much as cryptsetup takes. */
@@ -44,6 +44,6 @@ export function asking<F extends ReadFlags>(flags: F, face: Face): F {
 async function askKey(volume: string): Promise<Uint8Array | undefined> {
   const { password } = await import("@inquirer/prompts");
   const message = `Passphrase of ${volume}:`;
-  const answer = await answerTo((context) => password({ message, theme: { prefix: "" } }, context));
+  const answer = await answerOf(password({ message, theme: { prefix: "" } }));
   return answer === "" ? undefined : Buffer.from(answer);
 }

@@ -2,6 +2,7 @@
  * The question before anything is written. It is asked on a terminal only; elsewhere `--yes` or `--dry-run` must say.
  */
 import { DiskError } from "../error.ts";
+import { EXIT } from "./failure.ts";
 import type { WriteFlags } from "./options.ts";
 import type { Face } from "./terminal.ts";
 
@@ -21,20 +22,18 @@ export interface Aside {
 }
 
 /**
- * The answer to a question of the prompts library.
- * @throws DiskError `interrupted` on Ctrl-C, and when the terminal goes away
+ * The answer to a question of the prompts library. A terminal that goes away ends the program: nothing was changed yet.
+ * @throws DiskError `interrupted` on Ctrl-C
  */
-export async function answerTo<T>(ask: (context: { signal: AbortSignal }) => Promise<T>): Promise<T> {
-  const hangUp = new AbortController();
-  const stop = (): void => hangUp.abort();
-  // Nothing is left to wait for but an answer that cannot come.
-  process.once("beforeExit", stop);
+export async function answerOf<T>(question: Promise<T>): Promise<T> {
+  const hangUp = (): never => process.exit(EXIT.interrupted);
+  process.once("beforeExit", hangUp);
   try {
-    return await ask({ signal: hangUp.signal });
+    return await question;
   } catch (cause) {
     throw new DiskError("interrupted", "nothing was changed", { cause });
   } finally {
-    process.off("beforeExit", stop);
+    process.off("beforeExit", hangUp);
   }
 }
 
@@ -44,7 +43,7 @@ export async function ask(question: string, asides: Readonly<Record<string, Asid
   const others = Object.entries(asides).map(([key, { word }]) => `, ${key}=${word}`);
   const message = `${question} [y/N${others.join("")}]`;
   for (;;) {
-    const text = await answerTo((context) => input({ message, theme: { prefix: "" } }, context));
+    const text = await answerOf(input({ message, theme: { prefix: "" } }));
     const answer = text.trim().toLowerCase();
     const aside = Object.hasOwn(asides, answer) ? asides[answer] : undefined;
     if (aside === undefined) return answer === "y" || answer === "yes";
