@@ -17,6 +17,7 @@ import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 import { xfs } from "./xfs.ts";
+import { xfsLog } from "./xfs-log.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
@@ -35,4 +36,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   volumes,
   luks,
   xfs,
+  xfsLog,
 ];

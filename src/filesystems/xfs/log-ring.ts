@@ -27,7 +27,7 @@ const CHECKSUM_AT = 32;
 const WORDS_AT = 44;
 const FURTHER_WORDS_AT = 4;
 /** Of a record's first header, as 64-bit and as 32-bit kernels count them, and of its further ones. */
-const HEADER_BYTES = [328, 324];
+export const HEADER_BYTES = [328, 324];
 const FURTHER_HEADER_BYTES = 260;
 
 /** What the header of a record says. */
@@ -126,10 +126,15 @@ export class LogRing {
 
 /** Whether the checksum of a record is right; tools leave it at zero. 32-bit kernels make their headers shorter. */
 export function hasChecksum(record: Uint8Array, { checksum, headers, bytes }: RecordHeader): boolean {
-  return HEADER_BYTES.some((headerBytes) => checksumOf(record, headers, bytes, headerBytes) === checksum);
+  return HEADER_BYTES.some((headerBytes) => recordChecksum(record, headers, bytes, headerBytes) === checksum);
 }
 
-function checksumOf(record: Uint8Array, headers: number, dataBytes: number, headerBytes: number): number {
+export function recordChecksum(
+  record: Uint8Array,
+  headers: number,
+  dataBytes: number,
+  headerBytes: number,
+): number {
   let crc = crc32c(0xffffffff, record, 0, CHECKSUM_AT);
   crc = crc32c(crc32c(crc, new Uint8Array(4)), record, CHECKSUM_AT + 4, headerBytes);
   for (let index = 1; index < Math.min(headers, Math.ceil(dataBytes / HEADER_COVERS_BYTES)); index++) {

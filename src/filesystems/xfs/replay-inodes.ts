@@ -2,7 +2,7 @@
  * Items of the log that change an inode.
  *
  *   | type u16 | regions u16 | fields u32 | u16 u16 | 0 u32 | inode u64 | device, 16 | first sector u64 | sectors u32 | offset u32 |
- *   | the inode as on disk, but in the order of the machine: 100 or 176 bytes |
+ *   | the inode as on disk, but in the order of the machine: 96 or 176 bytes |
  *   | its data fork: content, extents, or the root of a tree | its attribute fork, the same |
  *
  * 32-bit machines leave the 0 out. The root of a tree is in the log as a node, and on disk with a shorter header.
@@ -93,8 +93,9 @@ export async function replayInode(
   const view = viewOf(bytes);
   const core = item.regions[1];
   const coreBytes = sb.version === 5 ? NEW_BYTES : OLD_BYTES;
-  if (core?.length !== coreBytes || viewOf(core).getUint16(0, true) !== INODE_MAGIC) {
-    throw corrupt(`the inode at ${logged.at} logged in ${core?.length ?? 0} bytes, ${coreBytes} expected`);
+  const loggedBytes = sb.version === 5 ? NEW_BYTES : INODE_AT.nextUnlinked;
+  if (core?.length !== loggedBytes || viewOf(core).getUint16(0, true) !== INODE_MAGIC) {
+    throw corrupt(`the inode at ${logged.at} logged in ${core?.length ?? 0} bytes, ${loggedBytes} expected`);
   }
   if (view.getUint16(0) !== INODE_MAGIC) throw corrupt(`no inode at ${logged.at} found`);
   if (isNewer(sb, view, viewOf(core), place)) return;
