@@ -77,6 +77,7 @@ async function judge(image: string): Promise<string> {
 
   const [free] = await filesystem.free();
   assert.ok(filesystem.isUnclean);
+  assert.equal(free!.subtract(xfsDbFree(image)).bytes, 0, "free before, too");
   assert.ok(free!.equals(after.intersect(spare!)) && free!.bytes > BYTES / 2);
   await filesystem.walk((_, start, end, owner) => {
     assert.ok(!free!.touches({ start, end }), `${owner} at ${start} is free`);
