@@ -93,7 +93,7 @@ export const OF_XFS_REPLAY: readonly Mutation[] = [
     guard: "a record of another place in an XFS log refuses it",
     file: inside("log-records"),
     from: "if (!isOwn || header.place !== ",
-    to: "if (!isOwn && header.place !== ",
+    to: "if (!isOwn && header.place === ",
     tests,
     only: "torn end",
   },

@@ -50,6 +50,7 @@ export class LogRecords {
   /** Sectors of the first record and behind the last one. */
   #tail = 0;
   #head = 0;
+  #tailCycle = 0;
 
   constructor(ring: LogRing, sb: Superblock) {
     this.#ring = ring;
@@ -73,7 +74,9 @@ export class LogRecords {
   async *[Symbol.asyncIterator](): AsyncGenerator<LogRecord> {
     for (let sector = this.#tail, left = this.#distance(sector); left > 0;) {
       const found = await this.#headerAt(sector);
-      if (found === undefined) throw corrupt(`the record at sector ${sector} is gone`);
+      // A running guest may have written over it since it was checked.
+      if (found === undefined || found.sectors > left)
+        throw corrupt(`the record at sector ${sector} is gone`);
       const record = await this.#ring.read(sector, found.sectors);
       yield { place: found.place, operations: found.operations, data: unpack(record, found) };
       left -= found.sectors;
@@ -110,7 +113,6 @@ export class LogRecords {
     }
     if (last.header.sectors !== this.#span(last.sector, end))
       throw corrupt(`no record ends at sector ${end}`);
-    this.#checkOwner(last);
     const tail = Number(last.header.tail & 0xffffffffn);
     const cycle = Number(last.header.tail >> 32n);
     const isBefore =
@@ -119,7 +121,7 @@ export class LogRecords {
         : cycle === last.header.cycle - 1 && tail > last.sector;
     if (!isBefore || tail >= this.#ring.sectors)
       throw corrupt(`a tail at sector ${tail} of cycle ${cycle} found`);
-    [this.#tail, this.#head] = [tail, end];
+    [this.#tail, this.#tailCycle, this.#head] = [tail, cycle, end];
   }
 
   async #headerBefore(head: number): Promise<Found> {
@@ -135,6 +137,7 @@ export class LogRecords {
   /** The sector between tail and head where no whole record begins; undefined when all is well. */
   async #firstBad(): Promise<number | undefined> {
     let sector = this.#tail;
+    let headers: number | undefined;
     for (let left = this.#distance(sector); left > 0;) {
       const header = await this.#headerAt(sector);
       if (header === undefined || header.sectors > left) return sector;
@@ -144,7 +147,7 @@ export class LogRecords {
       if (header.checksum === 0 && !isWithout)
         throw corrupt(`a record without checksum at sector ${sector} found`);
       if (!isWithout && !hasChecksum(record, header)) return sector;
-      this.#checkOwner({ sector, header });
+      this.#checkOwner({ sector, header }, (headers ??= header.headers));
       left -= header.sectors;
       sector = this.#ring.step(sector, header.sectors);
     }
@@ -156,15 +159,19 @@ export class LogRecords {
   }
 
   /** @throws Refused for a whole record that another filesystem, another machine or another round left there */
-  #checkOwner({ sector, header }: Found): void {
+  #checkOwner({ sector, header }: Found, headers: number): void {
     if (header.format !== LITTLE_ENDIAN)
       throw unknown(`records of the format ${header.format} found, 1 expected`);
+    const cycle = sector >= this.#tail ? this.#tailCycle : this.#tailCycle + 1;
     const isOwn = Buffer.compare(header.uuid, this.#sb.uuid) === 0;
-    if (!isOwn || header.place !== (BigInt(header.cycle) << 32n) + BigInt(sector)) {
+    if (!isOwn || header.place !== (BigInt(cycle) << 32n) + BigInt(sector) || header.cycle !== cycle) {
       throw corrupt(
         `the record at sector ${sector} says it lies at ${header.place}, or in another filesystem`,
       );
     }
+    // The kernel takes the first one's for all.
+    if (header.headers !== headers)
+      throw corrupt(`records of ${header.headers} and ${headers} headers found`);
   }
 
   /** Whether what begins at `sector` may have been on its way when that before `head` was written. */
