@@ -3,7 +3,7 @@
  * rubbish in all that we call free the kernel must replay to the same files.
  */
 import assert from "node:assert/strict";
-import { copyFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
@@ -11,6 +11,7 @@ import { fileDevice } from "../../testing/file-device.ts";
 import { printOf, withMount } from "../../testing/kernel-guest.ts";
 import { attempt, requires, requiresRoot, run, scratch } from "../../testing/tools.ts";
 import { makeXfs, spoil, xfsDbFree } from "../../testing/xfs.ts";
+import type { Refused } from "../refused.ts";
 import { xfs } from "../xfs.ts";
 import { freeExtents } from "./free-space.ts";
 import { openVolume } from "./recovery.ts";
@@ -115,4 +116,54 @@ test("a filesystem that stopped while a file in pieces was cut off", async (t) =
     notes = await judge(image);
   }
   t.diagnostic(notes);
+});
+
+/** The image with a byte of its log changed, or the cycle of a sector from before: so many sectors before the head. */
+function torn(image: string, back: number, change: "flip" | "old"): string {
+  const copy = `${image}.torn`;
+  copyFileSync(image, copy);
+  const text = attempt("xfs_logprint", ["-t", image]).stdout;
+  const [first, head] = [/daddr: (\d+)/, /head: (\d+)/].map((number) => Number(number.exec(text)![1])) as [
+    number,
+    number,
+  ];
+  const bytes = readFileSync(copy);
+  const at = (first + head - back) * 512;
+  if (change === "old") bytes.fill(0, at, at + 4);
+  else bytes[at + 100]! ^= 0x55;
+  writeFileSync(copy, bytes);
+  return copy;
+}
+
+test("a log whose end is torn ends where it ends for the kernel", async (t) => {
+  if (!available(t) || !requires(t, "xfs_logprint")) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "-m rmapbt=1", `${BYTES}`);
+  withMount(image, WHOLE, "rw", (root) => {
+    const script = `cd "$1"; for i in $(seq 16); do head -c 100000 /dev/zero > f$i; sync f$i; done; xfs_io -x -c shutdown .`;
+    run("sh", ["-c", script, "sh", root]);
+  });
+  const found = new Set<number>();
+  for (const [back, change] of [
+    [1, "flip"],
+    [9, "old"],
+    [14, "flip"],
+    [60, "flip"],
+  ] as const) {
+    const copy = torn(image, back, change);
+    await using device = await fileDevice(copy);
+    const ours = await openVolume(device, await readSuperblock(device), true).then(
+      ({ volume }) => freeExtents(volume, "stale"),
+      (error: Refused) => error.refusal.code,
+    );
+    if (typeof ours === "string") {
+      assert.equal(ours, "journal-corrupt");
+      assert.throws(() => withMount(copy, WHOLE, "rw", () => {}), /mount/);
+    } else {
+      withMount(copy, WHOLE, "rw", () => {});
+      assert.deepEqual([...ours], [...xfsDbFree(copy)]);
+    }
+    found.add(typeof ours === "string" ? 0 : ours.bytes);
+  }
+  assert.equal(found.size, 4, [...found].join(" "));
 });
