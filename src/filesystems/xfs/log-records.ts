@@ -70,7 +70,7 @@ export class LogRecords {
     if (second !== undefined) throw corrupt(`no whole record at sector ${second} found either`);
   }
 
-  /** The records in order; the data of each is the receiver's until it asks for the next. */
+  /** The records in order. */
   async *[Symbol.asyncIterator](): AsyncGenerator<LogRecord> {
     for (let sector = this.#tail, left = this.#distance(sector); left > 0;) {
       const found = await this.#headerAt(sector);

@@ -38,6 +38,8 @@ interface Open {
   readonly place: bigint;
   header: Uint8Array;
   readonly items: { readonly expected: number; readonly regions: Uint8Array[][] }[];
+  /** The last record with a part of it, and what it holds of all of them. */
+  record: bigint;
   held: number;
 }
 
@@ -59,7 +61,7 @@ export async function* committed(records: AsyncIterable<LogRecord>): AsyncGenera
       at += length;
       const transaction = open.get(id);
       if (transaction === undefined) {
-        if ((flags & FLAG.start) !== 0) open.set(id, { place, header: new Uint8Array(), items: [], held: 0 });
+        if ((flags & FLAG.start) !== 0) open.set(id, opened(place));
         continue;
       }
       const kind = flags & ~FLAG.end;
@@ -70,7 +72,9 @@ export async function* committed(records: AsyncIterable<LogRecord>): AsyncGenera
         continue;
       }
       const before = transaction.held;
-      if ((kind & FLAG.wasContinued) !== 0) goOn(transaction, bytes);
+      if (transaction.record !== place) transaction.held += data.length;
+      transaction.record = place;
+      if ((kind & ~FLAG.continue) === FLAG.wasContinued) goOn(transaction, bytes);
       else if ((kind & ~FLAG.continue) === 0) add(transaction, bytes);
       else throw corrupt(`an operation with the flags ${flags} found`);
       held += transaction.held - before;
@@ -80,20 +84,27 @@ export async function* committed(records: AsyncIterable<LogRecord>): AsyncGenera
   }
 }
 
+const opened = (place: bigint): Open => ({
+  place,
+  header: new Uint8Array(),
+  items: [],
+  record: -1n,
+  held: 0,
+});
+
 /** Begins a region, or the header. */
 function add(transaction: Open, bytes: Uint8Array): void {
   if (bytes.length === 0) return;
   if (transaction.header.length < HEADER_BYTES) return addHeader(transaction, bytes);
-  transaction.held += bytes.length + PIECE_BYTES;
-  const piece = bytes.slice();
+  transaction.held += PIECE_BYTES;
   const last = transaction.items.at(-1);
   if (last !== undefined && last.regions.length < last.expected) {
-    last.regions.push([piece]);
+    last.regions.push([bytes]);
     return;
   }
-  const expected = piece.length < 4 ? 0 : viewOf(piece).getUint16(2, true);
+  const expected = bytes.length < 4 ? 0 : viewOf(bytes).getUint16(2, true);
   if (expected === 0 || expected > REGIONS_MAX) throw corrupt(`an item of ${expected} regions found`);
-  transaction.items.push({ expected, regions: [[piece]] });
+  transaction.items.push({ expected, regions: [[bytes]] });
 }
 
 /** Goes on with the last region, or the header. */
@@ -102,8 +113,8 @@ function goOn(transaction: Open, bytes: Uint8Array): void {
   const region = transaction.items.at(-1)?.regions.at(-1);
   if (region === undefined) throw corrupt("the continuation of nothing found");
   if (bytes.length === 0) return;
-  transaction.held += bytes.length + PIECE_BYTES;
-  region.push(bytes.slice());
+  transaction.held += PIECE_BYTES;
+  region.push(bytes);
 }
 
 function addHeader(transaction: Open, bytes: Uint8Array): void {
