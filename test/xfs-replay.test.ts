@@ -1,9 +1,9 @@
 /**
- * Logs of an XFS written by hand, one for each rule of a replay and for each refusal. That the rules are the kernel's is
- * seen where it replays itself (src/filesystems/xfs/replay.test.ts).
+ * Logs of an XFS written by hand, one for each rule of a replay and for each refusal. The kernel is the judge of
+ * some, and of its own logs in src/filesystems/xfs/replay.test.ts.
  */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { viewOf } from "../src/bytes/struct.ts";
@@ -14,7 +14,8 @@ import { openVolume } from "../src/filesystems/xfs/recovery.ts";
 import { checksumOf } from "../src/filesystems/xfs/refused.ts";
 import { readSuperblock } from "../src/filesystems/xfs/superblock.ts";
 import { fuzzDevice } from "../src/testing/fuzz.ts";
-import { requires, scratch } from "../src/testing/tools.ts";
+import { withMount } from "../src/testing/kernel-guest.ts";
+import { requires, requiresRoot, scratch } from "../src/testing/tools.ts";
 import {
   bufferItem,
   commit,
@@ -120,6 +121,25 @@ test("a buffer that is freed later is left alone, until then", async (t) => {
   assert.deepEqual(await logged(t, set(7, A), cancel(8), set(9, B), cancel(10)), replayed(false, 0));
 });
 
+test("the kernel replays what was written by hand, too", async (t) => {
+  const image = fresh(t);
+  if (image === undefined || !requiresRoot(t)) return;
+  const path = join(scratch(t), "image");
+  for (const [records, first] of [
+    [[set(7, A), set(8, B)], 0xbb],
+    [[set(7, A).slice(0, -1)], 0],
+    [[set(7, A), cancel(8)], 0],
+    [[set(7, A), cancel(8), set(9, B)], 0xbb],
+  ] as const) {
+    const copy = image.slice();
+    writeLog(copy, records);
+    writeFileSync(path, copy);
+    withMount(path, { start: 0, end: copy.length }, "rw", () => {});
+    assert.equal(readFileSync(path)[AT], first);
+    assert.equal((await verdict(copy)).first, first);
+  }
+});
+
 test("a block that is newer than the transaction is left alone", async (t) => {
   const image = fresh(t);
   if (image === undefined) return;
@@ -178,6 +198,9 @@ test("a torn end is cut off, damage farther back is refused", async (t) => {
     return verdict(copy);
   };
   const [first, last] = [places[0]!, places[9]!];
+  const alone = fresh(t)!;
+  alone[writeLog(alone, [set(7, A)])[0]! + 700]! ^= 1;
+  assert.deepEqual(await verdict(alone), refused("journal-corrupt"));
   assert.deepEqual(await verdict(image), replayed(false, 0xbb));
   assert.deepEqual(await wounded(last, 700, 1), replayed(false, 0xaa));
   // A sector of it did not arrive: there is the cycle before. A cycle that cannot be is damage.

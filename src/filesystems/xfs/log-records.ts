@@ -64,7 +64,9 @@ export class LogRecords {
     await this.#setHead(written);
     const torn = await this.#firstBad();
     if (torn === undefined) return;
-    if (!(await this.#wasInFlight(torn, written))) throw corrupt(`no whole record at sector ${torn} found`);
+    if (torn === this.#tail || !(await this.#wasInFlight(torn, written))) {
+      throw corrupt(`no whole record at sector ${torn} found`);
+    }
     await this.#setHead(torn);
     const second = await this.#firstBad();
     if (second !== undefined) throw corrupt(`no whole record at sector ${second} found either`);

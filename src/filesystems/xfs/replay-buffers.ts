@@ -201,13 +201,8 @@ export class BufferReplay {
     const [sb, view] = [this.#sb, viewOf(regions[0]!)];
     if (view.byteLength < CREATION_BYTES)
       throw corrupt(`a creation of inodes in ${view.byteLength} bytes found`);
-    const [ag, block, inodes, bytes, blocks] = [4, 8, 12, 16, 20].map((at) => view.getUint32(at)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
+    const [ag, block, inodes] = [view.getUint32(4), view.getUint32(8), view.getUint32(12)];
+    const [bytes, blocks] = [view.getUint32(16), view.getUint32(20)];
     const isFit = bytes === sb.inodeBytes && inodes === blocks * sb.inodesPerBlock && inodes <= INODES_MAX;
     const isInside = ag < sb.agCount && block >= sb.headerBlocks && block + blocks <= agLength(sb, ag);
     if (!isFit || !isInside || blocks === 0) {
