@@ -161,6 +161,8 @@ const damages = (stateAt: number): readonly Damage[] => [
     /^damaged: .*leads to cluster 7/,
   ],
   ["a name that nobody writes", (d) => d.set(d.entry + 3, 0x3a), /^damaged: .*character 0x3a/],
+  ["a name in Shift-JIS: trail bytes look like separators", (d) => d.set(d.entry + 3, 0x7c955c83, 4), /^$/],
+  ["a separator behind two of them", (d) => d.set(d.entry + 3, 0x5c5c83, 4), /^damaged: .*character 0x5c/],
   ["a lost cluster that leads nowhere", (d) => d.link(d.clusters, d.clusters + 99), /^damaged: .*followed/],
   ["a deleted file whose clusters stay", (d) => d.set(d.entry, 0xe5), /^$/],
 ];
@@ -188,6 +190,8 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
       more.push(["another version", (d) => d.set(42, 1, 2), /^feature-unsupported: .*version/]);
       more.push(["a root outside", (d) => d.set(44, 1 << 27, 4), /^damaged: .*root/]);
       more.push(["another backup", (d) => d.set(6 * 512 + 36, 1, 4), /^contradiction: .*backup/]);
+      more.push(["a backup that never was", (d) => d.bytes.fill(0, 6 * 512, 7 * 512), /^$/]);
+      more.push(["a partition that was moved", (d) => d.set(28, 4096, 4), /^$/]);
       more.push(["a backup outside", (d) => d.set(50, 50, 2), /^damaged: .*backup/]);
       more.push(["reserved bits of an entry", (d) => d.link(d.first + 9, 0xf0000000 + d.first + 10), /^$/]);
     }

@@ -126,10 +126,17 @@ const STRANGE = Uint8Array.from({ length: 256 }, (_, byte) =>
 /** Stands for 0xe5 at the start. */
 const KANJI = 0x05;
 
+/** From here on a byte may be the first half of a character in the code pages of East Asia. */
+const LEAD = 0x81;
+/** No second half is smaller: of what is strange only `\` and `|` can be one. */
+const TRAIL = 0x40;
+
 /** A byte of a short name that no system writes. */
 function strangeCharacter(bytes: Uint8Array, at: number): number | undefined {
   for (let i = bytes[at] === KANJI ? 1 : 0; i < 11; i++) {
-    if (STRANGE[bytes[at + i]!] === 1) return bytes[at + i];
+    const byte = bytes[at + i]!;
+    const isHalf = byte >= TRAIL && i > 0 && bytes[at + i - 1]! >= LEAD;
+    if (STRANGE[byte] === 1 && !isHalf) return byte;
   }
   return undefined;
 }
