@@ -410,6 +410,11 @@ test("H4: shadow copies that cannot be understood refuse the volume", async (t) 
       (bytes) => bytes.writeBigUInt64LE(BigInt(at.bitmap), at.bitmap + 40),
       "shadow-copies",
     ],
+    [
+      "two chains that meet",
+      (bytes) => bytes.writeBigUInt64LE(BigInt(at.bitmap), at.previous + 40),
+      "shadow-copies",
+    ],
     ["a block of another type", (bytes) => bytes.writeUInt8(5, at.list + 20), "shadow-copies"],
     ["an entry of an unknown type", (bytes) => bytes.writeUInt8(9, at.catalog + 384), "shadow-copies"],
     [

@@ -177,4 +177,22 @@ export const OF_NTFS: readonly Mutation[] = [
     tests: GUESTS,
     only: "what a bitmap needs",
   },
+  {
+    hazard: "H24",
+    guard: "chains of blocks of shadow copies do not meet",
+    file: `${ROOM}/shadow.ts`,
+    from: "|| seen.has(at)",
+    to: "|| (at === first && seen.has(at))",
+    tests: GUESTS,
+    only: "cannot be understood",
+  },
+  {
+    hazard: "H24",
+    guard: "an attribute does not have more clusters than the volume",
+    file: `${ROOM}/runs.ts`,
+    from: "this.#stored > this.#geometry.clusters",
+    to: "this.#stored > Number.MAX_SAFE_INTEGER",
+    tests: DAMAGE,
+    only: "twice",
+  },
 ];

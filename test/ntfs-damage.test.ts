@@ -299,6 +299,16 @@ const DAMAGES: readonly (readonly [string, (volume: NtfsBytes) => void, RegExp])
     /^damaged: .*clusters 32\d+\+13 found in 4095/,
   ],
   [
+    "runs that wind over the volume twice",
+    (v) => {
+      const at = v.record(2) + v.attribute(2, TYPE.data);
+      for (const size of [40, 48, 56]) v.bytes.writeUInt32LE(2 * 4094 * CLUSTER, at + size);
+      v.bytes.writeUInt32LE(2 * 4094 - 1, at + 24);
+      v.bytes.set([0x12, 0xfe, 0x0f, 1, 0x12, 0xfe, 0x0f, 0], v.runs(2, TYPE.data));
+    },
+    /^damaged: file record 2, attribute 0x80: more than the 4095 clusters of the volume/,
+  ],
+  [
     "runs that are too short",
     (v) => v.bytes.writeUInt8(12, v.runs(v.named("plain"), TYPE.data) + 1),
     /^damaged: .*runs up to VCN 12 found, 13 expected/,

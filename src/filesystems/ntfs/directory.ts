@@ -29,6 +29,8 @@ const ENTRY_LAST = 2;
 const BLOCK_BYTES_MIN = 512;
 const BLOCK_BYTES_MAX = 65_536;
 const READ_BYTES = 1 << 18;
+/** What is read at a time of the map of a directory's blocks. */
+const MAP_BYTES = 4096;
 
 const NAMESPACE_DOS = 2;
 const NAME_BYTES = 66;
@@ -91,7 +93,8 @@ export function visitRoot(
   const { at, bytes } = content;
   const indexed = view.getUint32(at, true);
   const blockBytes = view.getUint32(at + 8, true);
-  const isPossible = blockBytes >= BLOCK_BYTES_MIN && blockBytes <= BLOCK_BYTES_MAX && blockBytes % 512 === 0;
+  const isPower = Number.isInteger(Math.log2(blockBytes));
+  const isPossible = isPower && blockBytes >= BLOCK_BYTES_MIN && blockBytes <= BLOCK_BYTES_MAX;
   if (indexed !== TYPE.fileName || !isPossible) {
     throw damaged(`${name}: index of 0x${indexed.toString(16)} in blocks of ${blockBytes} bytes found`);
   }
@@ -112,11 +115,13 @@ async function visitBlocks(
     throw damaged(`directory ${number}: no map of its ${count} blocks, or a hole among them`);
   }
   const perRead = Math.max(8, Math.floor(READ_BYTES / blockBytes / 8) * 8);
-  const used = new Uint8Array(perRead / 8);
+  const window = new Uint8Array(MAP_BYTES);
   const { clusterBytes } = table.geometry;
   const vcnBytes = blockBytes >= clusterBytes ? clusterBytes : 512;
   for (let first = 0; first < count; first += perRead) {
-    await table.read(map, first / 8, used);
+    const mapped = (first / 8) % MAP_BYTES;
+    if (mapped === 0) await table.read(map, first / 8, window);
+    const used = window.subarray(mapped, mapped + perRead / 8);
     if (used.every((byte) => byte === 0)) continue;
     const bytes = new Uint8Array(Math.min(perRead, count - first) * blockBytes);
     await table.read(blocks, first * blockBytes, bytes);
