@@ -12,11 +12,11 @@
  *
  * libyal/libvshadow documentation/.
  */
+import { clearRuns } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { bits64le, raw, skip, struct, u32le, u64le, viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { Refused } from "../refused.ts";
-import { clearRuns } from "./bitmap.ts";
 
 /** {3808876b-c176-4e48-b7ae-04046e6cc752}, as it lies on disk. */
 export const IDENTIFIER = Buffer.from("6b87083876c1484eb7ae04046e6cc752", "hex");
