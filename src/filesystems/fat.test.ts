@@ -162,6 +162,7 @@ const damages = (stateAt: number): readonly Damage[] => [
   ],
   ["a name that nobody writes", (d) => d.set(d.entry + 3, 0x3a), /^damaged: .*character 0x3a/],
   ["a name in Shift-JIS: trail bytes look like separators", (d) => d.set(d.entry + 3, 0x7c955c83, 4), /^$/],
+  ["a name that begins with such a character", (d) => d.set(d.entry, 0x5c05, 2), /^$/],
   ["a separator behind two of them", (d) => d.set(d.entry + 3, 0x5c5c83, 4), /^damaged: .*character 0x5c/],
   ["a lost cluster that leads nowhere", (d) => d.link(d.clusters, d.clusters + 99), /^damaged: .*followed/],
   ["a deleted file whose clusters stay", (d) => d.set(d.entry, 0xe5), /^$/],

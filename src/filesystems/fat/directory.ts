@@ -133,10 +133,11 @@ const TRAIL = 0x40;
 
 /** A byte of a short name that no system writes. */
 function strangeCharacter(bytes: Uint8Array, at: number): number | undefined {
-  for (let i = bytes[at] === KANJI ? 1 : 0; i < 11; i++) {
-    const byte = bytes[at + i]!;
-    const isHalf = byte >= TRAIL && i > 0 && bytes[at + i - 1]! >= LEAD;
-    if (STRANGE[byte] === 1 && !isHalf) return byte;
+  let before = 0;
+  for (let i = 0; i < 11; i++) {
+    const byte = i === 0 && bytes[at] === KANJI ? DELETED : bytes[at + i]!;
+    if (STRANGE[byte] === 1 && (byte < TRAIL || before < LEAD)) return byte;
+    before = byte;
   }
   return undefined;
 }
