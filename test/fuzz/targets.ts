@@ -2,10 +2,13 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
+import { btrfs } from "./btrfs.ts";
 import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { exfat, fat } from "./fat.ts";
+import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { ntfs } from "./ntfs.ts";
@@ -31,10 +34,13 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  btrfs,
   hfsplus,
   ntfs,
   fat,
   exfat,
+  apfs,
+  f2fs,
   journal,
   sets,
   volumes,
