@@ -348,6 +348,21 @@ const DAMAGES: readonly (readonly [string, (volume: NtfsBytes) => void, RegExp])
     /^damaged: \$Bitmap: 511 bytes found, 512 expected/,
   ],
   [
+    "$Bitmap with a hole, which would read as free",
+    (v) => v.bytes.set([1, 1, 0], v.runs(6, TYPE.data)),
+    /^damaged: \$Bitmap has a hole/,
+  ],
+  [
+    "$MFT with a hole",
+    (v) => {
+      const runs = v.runs(0, TYPE.data) - v.record(0);
+      v.change(0, (record) =>
+        record.set([record[runs]!, record[runs + 1]! - 1, record[runs + 2]!, 1, 1, 0], runs),
+      );
+    },
+    /^damaged: \$MFT has a hole/,
+  ],
+  [
     "an index block that is torn",
     (v) => v.bytes.writeUInt16LE(9, v.indexBlock() + 510),
     /^damaged: directory \d+, index block 0: torn/,
