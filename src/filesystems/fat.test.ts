@@ -180,10 +180,15 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
     const image = readFileSync(makeFat(scratch(t), ["-F", `${bits}`], kibibytes));
     const more: Damage[] = [];
     const inTable = (value: number) => (draft: Draft) => draft.link(1, value);
-    if (bits !== 32) more.push(["a cut root directory", (d) => d.set(17, 1, 2), /^damaged: .*root entries/]);
+    if (bits !== 32) {
+      more.push(["a cut root directory", (d) => d.set(17, 1, 2), /^damaged: .*root entries/]);
+      more.push(["a table that is too short", (d) => d.set(22, 1, 2), /^damaged: .*a table of/]);
+    }
     if (bits === 16) {
       more.push(["H2: the dirty bit of the table", inTable(0x7fff), /^not-clean: /]);
       more.push(["the error bit of the table", inTable(0xbfff), /^error-state: /]);
+      const many = (d: Draft) => (d.set(13, 1), d.set(19, 0, 2), d.set(32, 1 << 20, 4));
+      more.push(["more clusters than 16 bits can name", many, /^damaged: .*at most 65524/]);
     } else if (bits === 32) {
       more.push(["H2: the dirty bit of the table", inTable(0x07ffffff), /^not-clean: /]);
       more.push(["the error bit of the table", inTable(0x0bffffff), /^error-state: /]);
@@ -201,6 +206,7 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
       damage(draft);
       assert.match(await refusalOf(fat, draft.bytes), refusal, what);
     }
+    assert.match(await refusalOf(fat, image.subarray(0, image.length >> 1)), /^truncated: /);
   });
 }
 
