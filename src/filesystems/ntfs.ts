@@ -7,7 +7,7 @@
  *   ntfs/state.ts           $Volume, hibernation                                ntfs/log.ts: $LogFile
  *   ntfs/shadow.ts          what shadow copies need
  *   ntfs/bitmap.ts          free()
- *   ntfs/walk.ts            walk()          ntfs/spread.ts
+ *   ntfs/walk.ts            walk()          ntfs/spread.ts  ntfs/index-batch.ts
  *   ntfs/owners.ts          describe(), find(), list()      ntfs/directory.ts  ntfs/names.ts
  *
  * libyal/libfsntfs documentation/ and layout.h of ntfs-3g are the specification; ntfsprogs, ntfs-3g, partclone and
