@@ -30,6 +30,7 @@ const PART = { 4: "XD2D", 5: "XDD3" } as const;
 const CHECKSUM_AT = 4;
 const TAIL_BYTES = 8;
 const HASH_BYTES = 8;
+const ENTRY_BYTES_MIN = 16;
 const UNUSED = 0xffff;
 const INDEX_AT = 2 ** 35;
 const READ_BYTES = 1 << 18;
@@ -129,14 +130,13 @@ function readBlock(
   const typeBytes = hasTypes(sb) ? 1 : 0;
   for (let at: number = HEADER_BYTES[sb.version]; at < end;) {
     const damage = () => damaged(`${where()}: an entry at ${at} that does not fit found`);
-    if (at + 16 > end) throw damage();
     if (view.getUint16(at) === UNUSED) {
       const length = view.getUint16(at + 2);
       if (length < 8 || length % 8 !== 0 || at + length > end) throw damage();
       at += length;
       continue;
     }
-    const nameBytes = view.getUint8(at + 8);
+    const nameBytes = at + ENTRY_BYTES_MIN > end ? 0 : view.getUint8(at + 8);
     const next = at + Math.ceil((9 + nameBytes + typeBytes + 2) / 8) * 8;
     if (nameBytes === 0 || next > end) throw damage();
     const inode = view.getUint32(at) * 2 ** 32 + view.getUint32(at + 4);

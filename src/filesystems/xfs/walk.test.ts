@@ -169,6 +169,19 @@ test("parent pointers and exchanged ranges, which are newer than mkfs.xfs here",
   await balances((await opened(t, image)).filesystem, image);
 });
 
+test("eight bytes may be unused at the end of a block of a directory", async (t) => {
+  if (!requires(t, "mkfs.xfs", "xfs_db") || !requiresRoot(t)) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "", "32M");
+  withMount(image, { start: 0, end: 32 * 2 ** 20 }, "rw", (root) => {
+    mkdirSync(join(root, "full"));
+    const names = ["a", "b", ...Array.from({ length: 400 }, (_, i) => `name${1000 + i}`)];
+    for (const name of names) writeFileSync(join(root, "full", name), "");
+  });
+  assert.match(xfsDb(image, "path /full", "dblock 0", "print"), /du\[\d+\]\.length = 0x8\n/);
+  await balances((await opened(t, image)).filesystem, image);
+});
+
 test("what was deleted while open counts as used, with a note", async (t) => {
   if (!requires(t, "mkfs.xfs", "xfs_db") || !requiresRoot(t)) return;
   const image = join(scratch(t), "image");
