@@ -230,6 +230,23 @@ const WOUNDS: readonly Wound[] = [
     commands: ["path /plain", "write -d core.mode 0"],
   },
   {
+    name: "a free inode has a mode",
+    code: "contradiction",
+    message: /inode \d+: it has a mode, but its chunk calls it free/,
+    inflict: (image) => {
+      const records = xfsDb(image, "agi 0", "addr root", "print recs");
+      const [, first, mask] = /\[(\d+),0,64,[1-9]\d*,(0x[0-9a-f]+)\]/.exec(records)!;
+      const inode = Number(first) + BigInt(mask!).toString(2).length - 1;
+      run("xfs_db", ["-x", "-c", `inode ${inode}`, "-c", "write -d core.mode 0100644", image]);
+    },
+  },
+  {
+    name: "a file shares its blocks without saying so",
+    code: "contradiction",
+    message: /block \d+ of inode \d+ belongs to another owner too/,
+    commands: ["path /clone", "write -d v3.reflink 0"],
+  },
+  {
     name: "a directory names a free inode",
     code: "contradiction",
     message: /inode 9999 is free, but directory inode \d+ names it/,
