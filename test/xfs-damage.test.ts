@@ -230,6 +230,12 @@ const WOUNDS: readonly Wound[] = [
     commands: ["path /plain", "write -d core.mode 0"],
   },
   {
+    name: "shared blocks where none can be",
+    code: "damaged",
+    message: /shared blocks of AG 0: \d+ blocks at 1 /,
+    commands: ["agf 0", "addr refcntroot", "write -d recs[1].startblock 1"],
+  },
+  {
     name: "a free inode has a mode",
     code: "contradiction",
     message: /inode \d+: it has a mode, but its chunk calls it free/,
@@ -320,6 +326,17 @@ const WOUNDS: readonly Wound[] = [
     code: "contradiction",
     message: /belongs to another owner too/,
     commands: ["path /other", "write -d u3.bmx[0].startblock 2"],
+  },
+  {
+    name: "a tree of extents leads to a block twice",
+    code: "contradiction",
+    message: /block \d+ of inode \d+ belongs to another owner too/,
+    inflict: (image) => {
+      const node = ["path /pieces", "addr u3.bmbt.ptrs[1]"];
+      const [, block] = /1:(\d+)/.exec(xfsDb(image, ...node, "print ptrs"))!;
+      const commands = [...node, `write -d ptrs[2] ${block}`].flatMap((command) => ["-c", command]);
+      run("xfs_db", ["-x", ...commands, image]);
+    },
   },
   {
     name: "a tree of extents of another inode",
