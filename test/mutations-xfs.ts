@@ -200,13 +200,13 @@ export const OF_XFS: readonly Mutation[] = [
     only: "without saying so",
   },
   {
-    hazard: "H24",
-    guard: "a block of a tree of extents is met once",
+    hazard: "H1",
+    guard: "a block of a tree of extents has one owner",
     file: inside("walk"),
     from: "    this.#claim(node.tally.inode, node.block, node.block + 1);\n",
     to: "",
     tests: DAMAGE,
-    only: "to a block twice",
+    only: "block of the tree of another",
   },
   {
     hazard: "H1",

@@ -328,14 +328,14 @@ const WOUNDS: readonly Wound[] = [
     commands: ["path /other", "write -d u3.bmx[0].startblock 2"],
   },
   {
-    name: "a tree of extents leads to a block twice",
+    name: "a file claims a block of the tree of another",
     code: "contradiction",
-    message: /block \d+ of inode \d+ belongs to another owner too/,
+    message: /belongs to another owner too/,
     inflict: (image) => {
-      const node = ["path /pieces", "addr u3.bmbt.ptrs[1]"];
-      const [, block] = /1:(\d+)/.exec(xfsDb(image, ...node, "print ptrs"))!;
-      const commands = [...node, `write -d ptrs[2] ${block}`].flatMap((command) => ["-c", command]);
-      run("xfs_db", ["-x", ...commands, image]);
+      const node = numberIn(xfsDb(image, "path /pieces", "print u3.bmbt.ptrs[1]"));
+      const values = [`u3.bmx[0].startblock ${node}`, "u3.bmx[0].blockcount 1", "core.nblocks 1"];
+      const commands = values.flatMap((value) => ["-c", `write -d ${value}`]);
+      run("xfs_db", ["-x", "-c", "path /other", ...commands, image]);
     },
   },
   {
