@@ -2,6 +2,10 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_BTRFS } from "./mutations-btrfs.ts";
+import { OF_FAT } from "./mutations-fat.ts";
+import { OF_APFS } from "./mutations-apfs.ts";
+import { OF_F2FS } from "./mutations-f2fs.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
@@ -9,6 +13,7 @@ import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
+import { OF_VOLUMES } from "./mutations-volumes.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -354,9 +359,14 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...OF_GUESTS,
   ...OF_IMAGES,
+  ...OF_BTRFS,
   ...OF_FILES,
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_NTFS,
+  ...OF_FAT,
+  ...OF_VOLUMES,
+  ...OF_APFS,
+  ...OF_F2FS,
 ];

@@ -16,7 +16,7 @@ import { hostSource } from "../host/source.ts";
 import type { Keys } from "../volumes/volume.ts";
 import { keysOf } from "./keys.ts";
 import { allRegionsOf, type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
-import { foreignImage } from "./recognise.ts";
+import { foreignImage } from "./foreign-image.ts";
 import type { OpenOptions } from "./results.ts";
 
 /** QEMU has no limit; nobody has been seen with more than a few dozen. */

@@ -15,7 +15,6 @@ import {
   regionsOf,
   startOf,
 } from "./layout.ts";
-import { HIBERNATED } from "./recognise.ts";
 import type { Proof, VolumeReport } from "./results.ts";
 
 /** How the filesystems of a disk are judged. */
@@ -207,12 +206,9 @@ function watchingMetadata(filesystem: FileSystem, metadata: readonly ExtentBuild
 
 /** H3: a resumed guest goes on with the filesystems as it remembers them, on whichever disk its memory lies. */
 function hibernationOf(layout: Layout): Refusal | undefined {
-  for (const { name, content } of allRegionsOf(layout)) {
+  for (const { content } of allRegionsOf(layout)) {
     const said = content.kind === "filesystem" ? content.filesystem.refusal : undefined;
-    const isSuspended = content.kind === "stranger" && content.name === HIBERNATED;
-    if (!isSuspended && said?.code !== "hibernated") continue;
-    const message = said?.message ?? `the guest is hibernated: volume ${name} holds its memory`;
-    return { code: "hibernated", message, hint: said?.hint ?? "resume the guest and shut it down" };
+    if (said?.code === "hibernated") return said;
   }
   return undefined;
 }

@@ -2,15 +2,20 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
+import { btrfs } from "./btrfs.ts";
 import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
+import { exfat, fat } from "./fat.ts";
+import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
+import { sets } from "./sets.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
@@ -29,9 +34,15 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  btrfs,
   hfsplus,
   ntfs,
+  fat,
+  exfat,
+  apfs,
+  f2fs,
   journal,
+  sets,
   volumes,
   luks,
   xfs,

@@ -16,7 +16,7 @@ import {
   type Region,
   UNREAD,
 } from "../layout.ts";
-import { foreignContent } from "../recognise.ts";
+import { strangerIn } from "../strangers.ts";
 
 /** A partition holding a volume group holding a disk image of partitions: deeper than this is a loop or a joke. */
 export const DEPTH_MAX = 4;
@@ -28,15 +28,21 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const readers = await readersOf(device);
     const schemes = await schemesOf(device);
     const member = schemes.find(({ hidesContent }) => hidesContent);
-    if (member) return await volumesIn(region, member, options, depth);
-    const foreign = readers.length > 0 ? await foreignContent(device) : undefined;
+    if (member) {
+      const sleeping = await sleepingIn(region, readers, options);
+      return sleeping ?? (await volumesIn(region, member, options, depth));
+    }
+    const foreign = readers.length > 0 ? (await strangerIn(device))?.name : undefined;
     const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
     if (readers.length > 0 && names.length > 1) {
-      return stranger(
-        null,
-        "ambiguous",
-        `looks like ${names.join(" and ")} at once`,
-        "wipe the stale signature (wipefs) in the guest",
+      return (
+        (await sleepingIn(region, readers, options)) ??
+        stranger(
+          null,
+          "ambiguous",
+          `looks like ${names.join(" and ")} at once`,
+          "wipe the stale signature (wipefs) in the guest",
+        )
       );
     }
     if (readers[0]) return await filesystemIn(region, readers[0], options);
@@ -64,6 +70,19 @@ async function filesystemIn(
   if (member) return member;
   const filesystem = await reader.open([region.device], options);
   return { kind: "filesystem", filesystem, reader, members: [region] };
+}
+
+/** Whatever else the region looks like: a guest that sleeps in it refuses the whole disk (H3). */
+async function sleepingIn(
+  region: Region,
+  readers: readonly FileSystemReader[],
+  options: LayoutOptions,
+): Promise<Content | undefined> {
+  for (const reader of readers) {
+    const content = await filesystemIn(region, reader, options);
+    if (content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated") return content;
+  }
+  return undefined;
 }
 
 async function volumesIn(
@@ -165,10 +184,10 @@ function nested(on: readonly Region[], volume: Volume): Region {
 }
 
 async function strangerOf(device: BlockDevice): Promise<Content> {
-  const name = (await foreignContent(device)) ?? null;
-  return name === null
+  const known = await strangerIn(device);
+  return known === undefined
     ? stranger(null, "unknown", "nothing here is recognised", "--also zeros returns what holds only zeros")
-    : stranger(name, "unsupported", `${name} is not read yet`, "trim inside the guest, or use --also zeros");
+    : stranger(known.name, "unsupported", `${known.name} is not read`, known.hint);
 }
 
 function stranger(name: string | null, code: string, message: string, hint: string): Content {
