@@ -115,6 +115,12 @@ const VOLUME: readonly Damage[] = [
     message: /inconsistent/,
   },
   {
+    name: "a startup file that is not whole",
+    damage: (volume) => volume.view.setUint32(volume.header("startup") + FORK.blocks, 5),
+    code: "contradiction",
+    message: /startup file: its extents are not 5 blocks/,
+  },
+  {
     name: "not unmounted",
     damage: (volume) => volume.view.setUint32(volume.header("attributes"), 0x2000),
     code: "not-clean",
@@ -320,6 +326,18 @@ const FILES_DAMAGED: readonly Damage[] = [
     damage: (volume) => volume.view.setUint32(volume.node("extents", 1) + 14 + 12, 1),
     code: "contradiction",
     message: /belongs to another owner too/,
+  },
+  {
+    name: "an attribute that is not whole",
+    damage: (volume) => volume.add(volume.node("attributesFile", 1) + 14 + 34 + 8 + FORK.blocks, 1),
+    code: "contradiction",
+    message: /an attribute of file 35: 20 blocks of 21 found/,
+  },
+  {
+    name: "extents of another file's attribute",
+    damage: (volume) => volume.add(volume.node("attributesFile", 1) + 14 + 34 + 88 + 4, 1),
+    code: "contradiction",
+    message: /extents of file 36 that follow none/,
   },
   {
     name: "an attribute of an unknown type",
