@@ -9,6 +9,7 @@ import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
+import { OF_VOLUMES } from "./mutations-volumes.ts";
 
 export interface Mutation {
   readonly hazard: string;
@@ -359,4 +360,5 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_NTFS,
+  ...OF_VOLUMES,
 ];

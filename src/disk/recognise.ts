@@ -3,6 +3,7 @@
  * instead of as "unknown".
  */
 import type { BlockDevice } from "../device/device.ts";
+import { recognise, type Stranger } from "./strangers.ts";
 
 interface Signature {
   readonly name: string;
@@ -24,24 +25,10 @@ const IMAGES: readonly Signature[] = [
 /** Swap that holds the memory of a guest that will be resumed (H3). */
 export const HIBERNATED = "hibernated Linux swap";
 
-/** The last ten bytes of the first page, whose length is the guest's. */
-function swapSignatures(name: string, magics: readonly string[]): Signature[] {
-  const pages = [4096, 8192, 16384, 32768, 65536];
-  return pages.flatMap((page) => magics.map((magic) => ({ name, at: page - 10, magic })));
-}
-
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
-  { name: "F2FS", at: 0x400, magic: "\x10\x20\xf5\xf2" },
-  ...swapSignatures(HIBERNATED, ["S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"]),
-  ...swapSignatures("Linux swap", ["SWAPSPACE2", "SWAP-SPACE"]),
   { name: "APFS", at: 32, magic: "NXSB" },
-  { name: "ReFS", at: 3, magic: "ReFS\0" },
-  { name: "squashfs", at: 0, magic: "hsqs" },
-  { name: "ISO 9660", at: 0x8001, magic: "CD001" },
-  { name: "Linux RAID", at: 4096, magic: "\xfc\x4e\x2b\xa9" },
-  { name: "Linux RAID", at: 0, magic: "\xfc\x4e\x2b\xa9" },
   { name: "LVM2", at: 512, magic: "LABELONE" },
 ];
 
@@ -62,6 +49,10 @@ async function firstMatch(
 /** The name of an image format that is known but not supported. */
 export const foreignImage = (file: BlockDevice): Promise<string | undefined> => firstMatch(file, IMAGES);
 
-/** The name of a filesystem or other content that is known but not understood. */
-export const foreignContent = (device: BlockDevice): Promise<string | undefined> =>
-  firstMatch(device, CONTENTS);
+/** What the device holds, as far as it is known and not read. */
+export async function strangerIn(device: BlockDevice): Promise<Stranger | undefined> {
+  const name = await firstMatch(device, CONTENTS);
+  return name === undefined
+    ? recognise(device)
+    : { name, hint: "trim inside the guest, or use --also zeros" };
+}

@@ -5,6 +5,7 @@ import { fat } from "./fat.ts";
 import type { FileSystemReader } from "./filesystem.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { ntfs } from "./ntfs.ts";
+import { swap } from "./swap.ts";
 import { xfs } from "./xfs.ts";
 
-export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus, xfs];
+export const FILESYSTEMS: readonly FileSystemReader[] = [ext, fat, exfat, ntfs, hfsplus, xfs, swap];

@@ -4,11 +4,13 @@
  */
 import { apm } from "./apm.ts";
 import { bitlocker } from "./bitlocker.ts";
+import { bsd } from "./bsd.ts";
 import { gpt } from "./gpt.ts";
 import { luks } from "./luks.ts";
 import { lvm } from "./lvm.ts";
 import { mbr } from "./mbr.ts";
+import { mdraid } from "./mdraid.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, bitlocker, apm, gpt, mbr, lvm, luks];
+export const SCHEMES: readonly VolumeScheme[] = [raid, mdraid, bitlocker, apm, gpt, mbr, bsd, lvm, luks];

@@ -250,6 +250,24 @@ test("a hybrid MBR must agree", async (t) => {
   assert.equal(refusalCode(await gpt.open([disk])), "gpt-hybrid");
 });
 
+test("a hybrid MBR counts sectors of 4096 bytes where the GPT does", async (t) => {
+  if (!requires(t, "sgdisk", "losetup") || !requiresRoot(t)) return;
+  const path = blankDisk(t, 64 * MiB);
+  const expected = withLoop(path, 4096, (device) => {
+    run("sgdisk", ["-n1:2M:+8M", "-n2:16M:+4M", "-n3:24M:+4M", "-h", "1:3", device]);
+    return expectedExtents(device);
+  });
+  const disk = await SimulatedFile.load(path);
+  const table = await gpt.open([disk]);
+  assert.deepEqual(volumeExtents(table), expected);
+  assert.deepEqual(table.notes, ["hybrid MBR"]);
+  for (const field of [8, 12]) {
+    const changed = await SimulatedFile.load(path);
+    await damage(changed, 446 + 16 + field);
+    assert.equal(refusalCode(await gpt.open([changed])), "gpt-hybrid", `field at ${field}`);
+  }
+});
+
 test("a disk that was made larger keeps its old end", async (t) => {
   if (!requires(t, "sgdisk")) return;
   const path = sgdiskDisk(t);

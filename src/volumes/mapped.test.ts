@@ -63,6 +63,12 @@ test("reading, mapping, places and find agree with one another", async () => {
   }
 });
 
+test("a read past the end is a bug of the reader, and never other bytes", async () => {
+  const disk = SimulatedFile.from(new Uint8Array(100));
+  const { device } = mappedVolume(IDENTITY, [disk], [linear({ disk: 0, start: 0, end: 10 })]);
+  await assert.rejects(device.read(5, new Uint8Array(6)), /lies in 10 bytes/);
+});
+
 test("what lies in two places is not written through one of them", () => {
   const file = SimulatedFile.from(new Uint8Array(100));
   const disk = Object.assign(file, { locate: (at: number, bytes: number) => ({ file, at, bytes }) });

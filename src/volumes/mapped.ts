@@ -10,7 +10,8 @@
  * columns, row by row. Nothing is kept for a chunk.
  */
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, Place, Run } from "../device/device.ts";
+import type { BlockDevice, Place as HostPlace, Run } from "../device/device.ts";
+import { assert } from "../error.ts";
 import type { Volume } from "./volume.ts";
 
 /** A stretch of one of the disks. */
@@ -47,38 +48,20 @@ export function mappedVolume(
   return {
     ...identity,
     device: new MappedDevice(disks, map),
-    *places(range) {
-      for (const part of map.parts(range)) {
-        for (let copy = 0; copy < part.segment.copies; copy++) {
-          yield { ...placeOf(part, copy), bytes: part.bytes };
-        }
-      }
-    },
+    places: (range) => map.places(range, "every copy"),
     find: (disk, at) => map.find(disk, at),
   };
-}
-
-/** What of one chunk lies in a range. */
-interface Part {
-  readonly segment: Segment;
-  /** Counted in the segment. */
-  readonly chunk: number;
-  /** Where it begins in the chunk, and in the volume. */
-  readonly inChunk: number;
-  readonly at: number;
-  readonly bytes: number;
-}
-
-function placeOf({ segment, chunk, inChunk }: Part, copy: number): { disk: number; at: number } {
-  const { columns, chunkBytes, copies } = segment;
-  const slot = chunk * copies + copy;
-  const { disk, start } = columns[slot % columns.length]!;
-  return { disk, at: start + Math.floor(slot / columns.length) * chunkBytes + inChunk };
 }
 
 function bytesOf({ columns, chunkBytes, copies }: Segment): number {
   const rows = Math.floor((columns[0]!.end - columns[0]!.start) / chunkBytes);
   return Math.floor((rows * columns.length) / copies) * chunkBytes;
+}
+
+interface Place {
+  readonly disk: number;
+  readonly at: number;
+  readonly bytes: number;
 }
 
 class SegmentMap {
@@ -95,16 +78,27 @@ class SegmentMap {
     this.bytes = starts.at(-1)!;
   }
 
-  *parts({ start, end }: Extent): Generator<Part> {
+  /** Ascending in the volume. In one loop: a volume may have millions of chunks. */
+  *places({ start, end }: Extent, which: "every copy" | "first copies"): Generator<Place> {
     for (let i = this.#segmentAt(start); i < this.#segments.length && this.#starts[i]! < end; i++) {
-      const segment = this.#segments[i]!;
+      const { columns, chunkBytes, copies } = this.#segments[i]!;
       const base = this.#starts[i]!;
       const to = Math.min(end, this.#starts[i + 1]!);
-      for (let at = Math.max(start, base); at < to;) {
-        const chunk = Math.floor((at - base) / segment.chunkBytes);
-        const inChunk = at - base - chunk * segment.chunkBytes;
-        const bytes = Math.min(segment.chunkBytes - inChunk, to - at);
-        yield { segment, chunk, inChunk, at, bytes };
+      let at = Math.max(start, base);
+      const slot = Math.floor((at - base) / chunkBytes) * copies;
+      let column = slot % columns.length;
+      let rowAt = Math.floor(slot / columns.length) * chunkBytes;
+      while (at < to) {
+        const inChunk = (at - base) % chunkBytes;
+        const bytes = Math.min(chunkBytes - inChunk, to - at);
+        for (let copy = 0; copy < copies; copy++) {
+          const { disk, start: columnAt } = columns[column]!;
+          if (copy === 0 || which === "every copy") yield { disk, at: columnAt + rowAt + inChunk, bytes };
+          if (++column === columns.length) {
+            column = 0;
+            rowAt += chunkBytes;
+          }
+        }
         at += bytes;
       }
     }
@@ -149,29 +143,31 @@ class MappedDevice implements BlockDevice {
   }
 
   async read(at: number, into: Uint8Array): Promise<void> {
-    for (const part of this.#map.parts({ start: at, end: at + into.length })) {
-      const place = placeOf(part, 0);
-      await this.#disks[place.disk]!.read(place.at, into.subarray(part.at - at, part.at - at + part.bytes));
+    assert(at >= 0 && at + into.length <= this.bytes, `${at}+${into.length} lies in ${this.bytes} bytes`);
+    let done = 0;
+    for (const place of this.#map.places({ start: at, end: at + into.length }, "first copies")) {
+      await this.#disks[place.disk]!.read(place.at, into.subarray(done, done + place.bytes));
+      done += place.bytes;
     }
   }
 
   async *map(range: Extent): AsyncIterable<readonly Run[]> {
-    for (const part of this.#map.parts(range)) {
-      const { disk, at } = placeOf(part, 0);
-      const by = part.at - at;
-      for await (const runs of this.#disks[disk]!.map({ start: at, end: at + part.bytes })) {
+    let done = range.start;
+    for (const { disk, at, bytes } of this.#map.places(range, "first copies")) {
+      const by = done - at;
+      for await (const runs of this.#disks[disk]!.map({ start: at, end: at + bytes })) {
         yield runs.map((run) => ({ ...run, start: run.start + by, end: run.end + by }));
       }
+      done += bytes;
     }
   }
 
   /** What lies in several places is not written through one of them. */
-  locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    const [first, second] = this.#map.parts({ start: at, end: at + bytes });
+  locate(at: number, bytes: number, access: "read" | "write"): HostPlace | undefined {
+    const which = access === "write" ? "every copy" : "first copies";
+    const [first, second] = this.#map.places({ start: at, end: at + bytes }, which);
     if (first === undefined || second !== undefined) return undefined;
-    if (access === "write" && first.segment.copies > 1) return undefined;
-    const place = placeOf(first, 0);
-    return this.#disks[place.disk]!.locate?.(place.at, bytes, access);
+    return this.#disks[first.disk]!.locate?.(first.at, bytes, access);
   }
 
   /** The disks belong to whoever opened them. */

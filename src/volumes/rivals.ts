@@ -18,6 +18,7 @@ const RIVALS: readonly { readonly name: string; readonly at: number; readonly ma
   { name: "ext2, ext3 or ext4", at: 1080, magic: "\x53\xef" },
   { name: "F2FS", at: 1024, magic: "\x10\x20\xf5\xf2" },
   { name: "Btrfs", at: 65_600, magic: "_BHRfS_M" },
+  { name: "a BSD disklabel", at: 512, magic: "\x57\x45\x56\x82" },
   ...LABEL_SECTORS.map((at) => ({ name: "LVM2", at, magic: "LABELONE" })),
   ...SWAP_PAGES.flatMap((page) =>
     ["SWAPSPACE2", "S1SUSPEND\0"].map((magic) => ({ name: "Linux swap", at: page - magic.length, magic })),

@@ -46,13 +46,16 @@ export async function bitmapObstacle(
   const { chunkBytes, syncSectors } = header;
   if (chunkBytes < SECTOR_BYTES || syncSectors < arraySectors)
     return `its write-intent bitmap is of ${syncSectors} sectors in chunks of ${chunkBytes} bytes, the set of ${arraySectors}`;
-  const bytes = Math.ceil(Math.ceil((syncSectors * SECTOR_BYTES) / chunkBytes) / 8);
+  const bits = Math.ceil((syncSectors * SECTOR_BYTES) / chunkBytes);
+  const bytes = Math.ceil(bits / 8);
   const start = area.start + BITMAP_HEADER_BYTES;
   if (bytes > BITMAP_BYTES_MAX || start + bytes > area.end)
     return `its write-intent bitmap of ${bytes} bytes does not fit where it lies`;
   for (let done = 0; done < bytes; done += READ_BYTES) {
-    const bits = Buffer.from(await readBytes(disk, start + done, Math.min(READ_BYTES, bytes - done)));
-    if (bits.some((byte) => byte !== 0))
+    const part = Buffer.from(await readBytes(disk, start + done, Math.min(READ_BYTES, bytes - done)));
+    // What mdadm made of ones and no chunk belongs to stays so.
+    if (done + part.length === bytes && bits % 8 !== 0) part[part.length - 1]! &= (1 << (bits % 8)) - 1;
+    if (part.some((byte) => byte !== 0))
       return "its write-intent bitmap has bits set: it was not stopped cleanly";
   }
   return undefined;

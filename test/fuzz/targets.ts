@@ -11,6 +11,7 @@ import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
 import { qcow2 } from "./qcow2.ts";
+import { sets } from "./sets.ts";
 import { vdi } from "./vdi.ts";
 import { vhd } from "./vhd.ts";
 import { vhdx } from "./vhdx.ts";
@@ -32,6 +33,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   hfsplus,
   ntfs,
   journal,
+  sets,
   volumes,
   luks,
   xfs,

@@ -16,7 +16,7 @@ import {
   type Region,
   UNREAD,
 } from "../layout.ts";
-import { foreignContent } from "../recognise.ts";
+import { strangerIn } from "../recognise.ts";
 
 /** A partition holding a volume group holding a disk image of partitions: deeper than this is a loop or a joke. */
 export const DEPTH_MAX = 4;
@@ -29,7 +29,7 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const schemes = await schemesOf(device);
     const member = schemes.find(({ hidesContent }) => hidesContent);
     if (member) return await volumesIn(region, member, options, depth);
-    const foreign = readers.length > 0 ? await foreignContent(device) : undefined;
+    const foreign = readers.length > 0 ? (await strangerIn(device))?.name : undefined;
     const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
     if (readers.length > 0 && names.length > 1) {
       return stranger(
@@ -165,10 +165,10 @@ function nested(on: readonly Region[], volume: Volume): Region {
 }
 
 async function strangerOf(device: BlockDevice): Promise<Content> {
-  const name = (await foreignContent(device)) ?? null;
-  return name === null
+  const known = await strangerIn(device);
+  return known === undefined
     ? stranger(null, "unknown", "nothing here is recognised", "--also zeros returns what holds only zeros")
-    : stranger(name, "unsupported", `${name} is not read yet`, "trim inside the guest, or use --also zeros");
+    : stranger(known.name, "unsupported", `${known.name} is not read`, known.hint);
 }
 
 function stranger(name: string | null, code: string, message: string, hint: string): Content {

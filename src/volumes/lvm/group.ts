@@ -13,8 +13,8 @@ import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import { DiskError, type Refusal } from "../../error.ts";
 import type { Segment, Stretch } from "../mapped.ts";
 import { type Region, rejectOverlaps } from "../table.ts";
-import { readLogical, refusalOf, usersOf } from "./logical.ts";
-import { mirrorOf, openMirror } from "./mirror.ts";
+import { type Logical, readLogical, refusalOf, usersOf } from "./logical.ts";
+import { mirrorOf, outOfSync } from "./mirror.ts";
 import { labelUuid, type Member, physicalVolumes } from "./physical.ts";
 import { parseText, type Section } from "./text.ts";
 
@@ -74,18 +74,8 @@ export async function readGroup(text: string, members: readonly Member[]): Promi
     rejectOverlaps([...held[disk]!, ...areas], "lvm-overlap");
   }
   const users = usersOf(parts);
-  const disks = members.map(({ disk }) => disk);
-  const opened: LogicalVolume[] = [];
-  const serving: (Region & Stretch)[] = [];
-  const hidden = new Set<string>();
-  for (const part of parts) {
-    const mirror = mirrorOf(part, parts, users);
-    if (mirror === undefined) continue;
-    const refusal = await openMirror(disks, mirror);
-    opened.push({ name: `${name}/${part.lv}`, segments: mirror.segments, ...(refusal && { refusal }) });
-    for (const lv of [part.lv, ...mirror.parts]) hidden.add(lv);
-    serving.push(...mirror.metas.map((meta) => ({ name: `mirror log of ${name}/${part.lv}`, ...meta })));
-  }
+  const mirrors = await openMirrors(name, parts, users, members);
+  const { hidden, serving } = mirrors;
   const others = parts.filter(({ lv }) => !hidden.has(lv));
   return {
     name,
@@ -96,7 +86,7 @@ export async function readGroup(text: string, members: readonly Member[]): Promi
         segments: part.segments,
         ...refusalOf(part, users.get(part.lv)),
       })),
-      ...opened,
+      ...mirrors.volumes,
     ],
     free: members.map((_, disk) => {
       const { extents } = volumes.list.find((one) => one.disk === disk)!;
@@ -104,6 +94,29 @@ export async function readGroup(text: string, members: readonly Member[]): Promi
     }),
     serving,
   };
+}
+
+/** The mirrors among the logical volumes, with the names of all that each is made of. */
+async function openMirrors(
+  group: string,
+  parts: readonly Logical[],
+  users: ReturnType<typeof usersOf>,
+  members: readonly Member[],
+) {
+  const byName = new Map(parts.map((part) => [part.lv, part]));
+  const disks = members.map(({ disk }) => disk);
+  const volumes: LogicalVolume[] = [];
+  const serving: (Region & Stretch)[] = [];
+  const hidden = new Set<string>();
+  for (const part of parts) {
+    const mirror = mirrorOf(part, byName, users);
+    if (mirror === undefined) continue;
+    const refusal = await outOfSync(disks, mirror);
+    volumes.push({ name: `${group}/${part.lv}`, segments: mirror.segments, ...(refusal && { refusal }) });
+    for (const lv of [part.lv, ...mirror.parts]) hidden.add(lv);
+    serving.push(...mirror.metas.map((meta) => ({ name: `mirror log of ${group}/${part.lv}`, ...meta })));
+  }
+  return { volumes, serving, hidden };
 }
 
 function groupIn(text: string): readonly [string, Section] {

@@ -159,7 +159,11 @@ function stripeBytes(what: string, segment: Section, columnBytes: number): numbe
 export function usersOf(volumes: readonly Logical[]): ReadonlyMap<string, readonly string[]> {
   const users = new Map<string, string[]>();
   for (const { lv, mentions } of volumes) {
-    for (const name of mentions) users.set(name, [...(users.get(name) ?? []), lv]);
+    for (const name of mentions) {
+      const known = users.get(name);
+      if (known === undefined) users.set(name, [lv]);
+      else known.push(lv);
+    }
   }
   return users;
 }

@@ -19,6 +19,8 @@ const MAGIC = 0x64_52_6d_44;
 const BITMAP_AT = 4096;
 const SECTOR_BYTES = 512;
 const FEATURE_V190 = 1;
+/** LVM itself makes ten at most. */
+const IMAGES_MAX = 64;
 /** A position behind every end: there is nothing left to synchronise. */
 const NOWHERE = 0xffff_ffff_ffff_ffffn;
 
@@ -71,14 +73,14 @@ const SEGMENT_NAMES: ReadonlySet<string> = new Set([
 /** The mirror that `volume` is, of images as plain as can be; undefined where it is none. */
 export function mirrorOf(
   volume: Logical,
-  all: readonly Logical[],
+  all: ReadonlyMap<string, Logical>,
   users: ReadonlyMap<string, readonly string[]>,
 ): Mirror | undefined {
   const [first, second] = volume.section.sections();
   if (first === undefined || second !== undefined || volume.status !== undefined) return undefined;
   const names = imageNames(first[1]);
   if (names === undefined || users.has(volume.lv)) return undefined;
-  const parts = names.map((name) => all.find(({ lv }) => lv === name));
+  const parts = names.map((name) => all.get(name));
   const plain = parts.filter(
     (part) => part !== undefined && isPlainPart(part) && users.get(part.lv)?.length === 1,
   ) as Logical[];
@@ -97,7 +99,8 @@ function imageNames(segment: Section): readonly string[] | undefined {
   if (segment.string("type") !== "raid1") return undefined;
   if (segment.names().some((name) => !SEGMENT_NAMES.has(name))) return undefined;
   const names = segment.array("raids");
-  if (names.length < 4 || names.length !== segment.number("device_count") * 2) return undefined;
+  if (names.length < 4 || names.length > 2 * IMAGES_MAX) return undefined;
+  if (names.length !== segment.number("device_count") * 2) return undefined;
   return names.every((name) => typeof name === "string") ? names : undefined;
 }
 
@@ -136,14 +139,11 @@ function aligned(images: readonly (readonly Stretch[])[]): Segment[] {
 }
 
 /** Why its images may differ; undefined when they are in sync. @throws DiskError `io` */
-export async function openMirror(
-  disks: readonly BlockDevice[],
-  mirror: Mirror,
-): Promise<Refusal | undefined> {
+export async function outOfSync(disks: readonly BlockDevice[], mirror: Mirror): Promise<Refusal | undefined> {
   let events: bigint | undefined;
   for (const [position, meta] of mirror.metas.entries()) {
     const disk = disks[meta.disk]!;
-    if (meta.end - meta.start < BITMAP_AT) return outOfSync(mirror, "its superblock has no room");
+    if (meta.end - meta.start < BITMAP_AT) return refused(mirror, "its superblock has no room");
     const superblock = RaidSuperblock.decode(await readBytes(disk, meta.start, SECTOR_BYTES));
     events ??= superblock.events;
     const obstacle =
@@ -153,7 +153,7 @@ export async function openMirror(
         { start: meta.start + BITMAP_AT, end: meta.end },
         mirror.bytes / SECTOR_BYTES,
       ));
-    if (obstacle !== undefined) return outOfSync(mirror, `image ${position}: ${obstacle}`);
+    if (obstacle !== undefined) return refused(mirror, `image ${position}: ${obstacle}`);
   }
   return undefined;
 }
@@ -179,7 +179,7 @@ function superblockObstacle(
   return undefined;
 }
 
-function outOfSync({ lv }: Mirror, message: string): Refusal {
+function refused({ lv }: Mirror, message: string): Refusal {
   return {
     code: "lvm-mirror",
     message: `logical volume ${lv}: ${message}`,
