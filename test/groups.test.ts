@@ -130,6 +130,26 @@ test("a volume over two disks is described, and its files are found on each", as
   assert.match(offsets[0]!.trail.join(", "), /member of LVM2 volume group vg0, lvm2 volume vg0\/root/);
 });
 
+test("a group on the volumes of another group", async (t) => {
+  if (!available(t)) return;
+  const inner = group(t);
+  const outer = lvmDisks(t, [2 * DISK_BYTES, 2 * DISK_BYTES], ([a, b]) => [
+    ["vgcreate", "-s", "1M", "host", a!, b!],
+    lvcreate("-L", `${DISK_BYTES}b`, "-n", "first", "host", a!),
+    lvcreate("-L", `${DISK_BYTES}b`, "-n", "second", "host", b!),
+  ]) as [string, string];
+  for (const [i, disk] of inner.disks.entries())
+    run("dd", [`if=${disk}`, `of=${outer[i]}`, "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none"]);
+  const [disk, companion] = outer;
+  const options = { format: "raw", companions: [companion] };
+  const { volumes } = await survey(disk, options);
+  const root = volumes.find(({ name }) => name === "vg0/root");
+  assert.equal(root?.state, "clean", root?.reason?.message);
+  const { offsets } = await explain(disk, { ...options, offsets: [EXTENTS_AT + EXTENTS_AT + 1080] });
+  assert.equal(offsets[0]!.owner, "superblock");
+  assert.match(offsets[0]!.trail.join(", "), /volume host\/first .*, lvm2 volume vg0\/root/);
+});
+
 test("the command line takes all images of a call, and --with, for one guest", (t) => {
   if (!available(t)) return;
   const { disks } = group(t);

@@ -54,7 +54,7 @@ const LEFTOVERS: readonly Leftover[] = [
 ];
 
 /** Subvolumes in which distributions put their root, on Btrfs. */
-const ROOTS = ["", "/@", "/@rootfs", "/root"];
+const SUBVOLUMES = ["/@", "/@rootfs", "/root"];
 /** Names looked at for one report; what lies behind is not counted, and the report says so. */
 const NAMES_MAX = 20_000;
 const DEPTH_MAX = 32;
@@ -81,14 +81,18 @@ export async function leftoversOn(layout: Layout): Promise<WorthlessReport[]> {
   return reports.sort((a, b) => b.bytes - a.bytes);
 }
 
+/** Paths at which a guest's `/` may lie in its filesystem. */
+export function rootsOf({ name }: FileSystem): readonly string[] {
+  return name === "btrfs" ? ["", ...SUBVOLUMES] : [""];
+}
+
 async function existing(filesystem: FileSystem, folders: readonly string[]): Promise<string[]> {
-  const roots = filesystem.name === "btrfs" ? ROOTS : [""];
   const patterns = folders.flatMap((folder) => {
     const alone = /^\/(?:var|home)(\/.+)$/.exec(folder)?.[1];
     return alone === undefined || alone === "/tmp" ? [folder] : [folder, alone];
   });
   const paths = new Set<string>();
-  for (const root of roots) {
+  for (const root of rootsOf(filesystem)) {
     for (const pattern of patterns)
       for (const path of await expand(filesystem, root + pattern)) paths.add(path);
   }

@@ -22,9 +22,6 @@ const IMAGES: readonly Signature[] = [
   { name: "EWF", at: 0, magic: "EVF\x09\x0d\x0a\xff\0" },
 ];
 
-/** Swap that holds the memory of a guest that will be resumed (H3). */
-export const HIBERNATED = "hibernated Linux swap";
-
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },

@@ -5,6 +5,7 @@ import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
 import type { Refusal } from "../error.ts";
 import type { FileSystem, Visit } from "../filesystems/filesystem.ts";
 import { type Proven, prove } from "../reclaim/prove.ts";
+import { holdsNoFilesystem } from "../volumes/partition-types.ts";
 import {
   allRegionsOf,
   type FileSystemContent,
@@ -15,7 +16,6 @@ import {
   regionsOf,
   startOf,
 } from "./layout.ts";
-import { HIBERNATED } from "./recognise.ts";
 import type { Proof, VolumeReport } from "./results.ts";
 
 /** How the filesystems of a disk are judged. */
@@ -208,11 +208,10 @@ function watchingMetadata(filesystem: FileSystem, metadata: readonly ExtentBuild
 /** H3: a resumed guest goes on with the filesystems as it remembers them, on whichever disk its memory lies. */
 function hibernationOf(layout: Layout): Refusal | undefined {
   for (const { name, content } of allRegionsOf(layout)) {
-    const said = content.kind === "filesystem" ? content.filesystem.refusal : undefined;
-    const isSuspended = content.kind === "stranger" && content.name === HIBERNATED;
-    if (!isSuspended && said?.code !== "hibernated") continue;
-    const message = said?.message ?? `the guest is hibernated: volume ${name} holds its memory`;
-    return { code: "hibernated", message, hint: said?.hint ?? "resume the guest and shut it down" };
+    const isFilesystem = content.kind === "filesystem";
+    const said = isFilesystem ? content.filesystem.refusal : content.kind === "stranger" && content.reason;
+    if (!said || said.code !== "hibernated") continue;
+    return { ...said, message: `${said.message} (${name === "" ? "the disk" : `volume ${name}`})` };
   }
   return undefined;
 }
@@ -222,9 +221,10 @@ function doubtAbout(layout: Layout, volumes: readonly VolumeReport[]): string | 
   const refused = volumes.find(({ state }) => state === "refused");
   if (refused) return `volume ${refused.name} is refused: ${refused.reason?.message}`;
   let marks = 0;
-  for (const { name, content } of allRegionsOf(layout)) {
+  for (const { name, type, content } of allRegionsOf(layout)) {
     const which = name === "" ? "the disk" : `volume ${name}`;
-    if (content.kind === "stranger" && content.name !== null) return `${which} (${content.name}) is not read`;
+    if (content.kind === "stranger" && !(content.reason.code === "unknown" && holdsNoFilesystem(type)))
+      return `${which} is not read: ${content.reason.message}`;
     if (content.kind === "member" && content.reason) return `${which} is ${content.reason.message}`;
     if (content.kind === "table" && content.table.refusal)
       return `${which}: ${content.table.refusal.message}`;

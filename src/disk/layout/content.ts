@@ -3,7 +3,7 @@
  * at once counts as used.
  */
 import type { BlockDevice } from "../../device/device.ts";
-import { DiskError } from "../../error.ts";
+import { DiskError, type Refusal } from "../../error.ts";
 import type { FileSystemReader } from "../../filesystems/filesystem.ts";
 import { SCHEMES } from "../../volumes/all.ts";
 import type { Volume, VolumeScheme, VolumeTable } from "../../volumes/volume.ts";
@@ -32,6 +32,8 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const foreign = readers.length > 0 ? (await strangerIn(device))?.name : undefined;
     const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
     if (readers.length > 0 && names.length > 1) {
+      const asleep = await hibernationIn(device, readers, options);
+      if (asleep) return { kind: "stranger", name: null, reason: asleep };
       return stranger(
         null,
         "ambiguous",
@@ -47,6 +49,19 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const hint = error.hint ?? "everything here counts as used";
     return stranger(null, error.code ?? error.kind, error.message, hint);
   }
+}
+
+/** H3: a guest's memory forbids everything, whatever else the device looks like. */
+async function hibernationIn(
+  device: BlockDevice,
+  readers: readonly FileSystemReader[],
+  options: LayoutOptions,
+): Promise<Refusal | undefined> {
+  for (const reader of readers) {
+    const { refusal } = await reader.open([device], options);
+    if (refusal?.code === "hibernated") return refusal;
+  }
+  return undefined;
 }
 
 async function schemesOf(device: BlockDevice): Promise<VolumeScheme[]> {
