@@ -109,6 +109,15 @@ export const OF_VOLUMES: readonly Mutation[] = [
     only: "sleeps",
   },
   {
+    hazard: "H3",
+    guard: "a guest that sleeps in a volume of two faces is noticed",
+    file: "src/disk/layout/content.ts",
+    from: "(await sleepingIn(region, readers, options)) ??",
+    to: "",
+    tests: ["test/volumes.test.ts"],
+    only: "two faces",
+  },
+  {
     hazard: "H1",
     guard: "the header of a swap area stays",
     file: "src/filesystems/swap.ts",

@@ -2,6 +2,9 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_FAT } from "./mutations-fat.ts";
+import { OF_APFS } from "./mutations-apfs.ts";
+import { OF_F2FS } from "./mutations-f2fs.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
@@ -360,5 +363,8 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_NTFS,
+  ...OF_FAT,
   ...OF_VOLUMES,
+  ...OF_APFS,
+  ...OF_F2FS,
 ];

@@ -124,6 +124,40 @@ test("a swap partition keeps its header, and gives back the rest on demand", asy
   assert.equal(e2fsck(disk, root).status, 0);
 });
 
+test("H3: a guest that sleeps in a volume of two faces refuses the disk", async (t) => {
+  if (!available(t)) return;
+  const disk = blankDisk(t, 32 * MiB);
+  run("sfdisk", ["-q", disk], "label: gpt\nstart=2048, size=32768\nstart=34816, size=16384, type=swap\n");
+  const root = { start: 2048 * SECTOR_BYTES, end: 34816 * SECTOR_BYTES };
+  makeFilesystem(disk, root, ["-t", "ext4", "-b", "1024"]);
+  const area = 34816 * SECTOR_BYTES;
+  write(disk, area, Buffer.from("XFSB"));
+  write(disk, area + 4086, Buffer.from("SWAPSPACE2"));
+  const awake = await survey(disk, { format: "raw" });
+  assert.deepEqual(
+    awake.volumes.map(({ reason }) => reason?.code),
+    [undefined, "ambiguous"],
+  );
+  write(disk, area + 4086, Buffer.from("S1SUSPEND\0"));
+  const { volumes, reclaimableBytes } = await survey(disk, { format: "raw" });
+  assert.deepEqual(
+    volumes.map(({ reason }) => reason?.code),
+    ["hibernated", "hibernated"],
+  );
+  assert.equal(reclaimableBytes, 0);
+  // One half of a mirror shows it, too.
+  const bytes = 16384 * SECTOR_BYTES;
+  const place = PLACES["1.0"](bytes);
+  const values = { level: 1, usedSectors: 8192, dataSectors: 8192, superOffset: place / SECTOR_BYTES };
+  write(disk, area, Buffer.alloc(4));
+  write(disk, area + place, memberSuperblock(0, 2, values));
+  const half = await survey(disk, { format: "raw" });
+  assert.deepEqual(
+    half.volumes.map(({ reason }) => reason?.code),
+    ["hibernated", "hibernated"],
+  );
+});
+
 test("a disk inside of a partition is a disk", async (t) => {
   if (!available(t)) return;
   const inner = blankDisk(t, 24 * MiB);

@@ -25,7 +25,6 @@ const IMAGES: readonly Signature[] = [
 /** Filesystems, volume managers and encryption that are only named. */
 const CONTENTS: readonly Signature[] = [
   { name: "Btrfs", at: 0x10040, magic: "_BHRfS_M" },
-  { name: "APFS", at: 32, magic: "NXSB" },
   { name: "LVM2", at: 512, magic: "LABELONE" },
 ];
 

@@ -207,11 +207,9 @@ function watchingMetadata(filesystem: FileSystem, metadata: readonly ExtentBuild
 
 /** H3: a resumed guest goes on with the filesystems as it remembers them, on whichever disk its memory lies. */
 function hibernationOf(layout: Layout): Refusal | undefined {
-  for (const { name, content } of allRegionsOf(layout)) {
-    const isFilesystem = content.kind === "filesystem";
-    const said = isFilesystem ? content.filesystem.refusal : content.kind === "stranger" && content.reason;
-    if (!said || said.code !== "hibernated") continue;
-    return { ...said, message: `${said.message} (${name === "" ? "the disk" : `volume ${name}`})` };
+  for (const { content } of allRegionsOf(layout)) {
+    const said = content.kind === "filesystem" ? content.filesystem.refusal : undefined;
+    if (said?.code === "hibernated") return said;
   }
   return undefined;
 }

@@ -11,7 +11,7 @@
 import { readBytes, type BlockDevice } from "../device/device.ts";
 import { viewOf } from "../bytes/struct.ts";
 import { pipelined } from "./reading.ts";
-import { Refused } from "./refused.ts";
+import { findings, Refused } from "./refused.ts";
 
 export type EntryBits = 12 | 16 | 28 | 32;
 
@@ -87,8 +87,11 @@ export class AllocationTable {
     this.#pages.set(number, page);
   }
 
-  /** Calls `found` for every maximal run of clusters `[start, end)` that are free. */
-  async freeRuns(found: (start: number, end: number) => void): Promise<void> {
+  /**
+   * Calls `found` for every maximal run of clusters `[start, end)` that are free.
+   * @throws Refused, with `hint`, when any entry leads nowhere: whoever wrote that may have written more
+   */
+  async freeRuns(hint: string, found: (start: number, end: number) => void): Promise<void> {
     function* pages(read: (number: number) => Promise<Uint32Array>, count: number) {
       for (let number = 0; number < count; number++) yield read(number);
     }
@@ -98,7 +101,11 @@ export class AllocationTable {
       pages((number) => this.#readPage(number), this.#pageCount),
       (page) => {
         for (let index = at === 0 ? FIRST_CLUSTER : 0; index < page.length; index++) {
-          if ((page[index] === FREE) === start >= 0) continue;
+          const entry = page[index]!;
+          if (entry !== FREE && entry < BAD && !this.holds(entry)) {
+            throw findings(hint).damaged(`cluster ${at + index} is followed by ${entry} of ${this.clusters}`);
+          }
+          if ((entry === FREE) === start >= 0) continue;
           if (start >= 0) found(start, at + index);
           start = start >= 0 ? -1 : at + index;
         }

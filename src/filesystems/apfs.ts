@@ -1,23 +1,50 @@
-/** APFS. */
+/**
+ * APFS: a container with one map of free space for all of its volumes and their snapshots.
+ *
+ *   apfs.ts                  the door: what FileSystem asks for
+ *   apfs/checkpoint.ts       the newest checkpoint            apfs/superblock.ts  apfs/objects.ts
+ *   apfs/free.ts             free()                           apfs/spaceman.ts
+ *   apfs/contents.ts         volumes, and what is unfinished  apfs/volume.ts  apfs/omap.ts
+ *   apfs/walk.ts             walk()                           apfs/claims.ts  apfs/snapshots.ts  apfs/records.ts
+ *   apfs/owners.ts           describe(), find(), list()       apfs/file-tree.ts  apfs/inode.ts  apfs/structures.ts
+ *   apfs/tree.ts             B-trees                          apfs/node.ts
+ *
+ * The Apple File System Reference (2020-06-22) is the specification; partclone, apfsck, The Sleuth Kit and the Linux
+ * driver are the judges in the tests.
+ */
 import { ExtentSet } from "../bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import { openContainer, type Container } from "./apfs/checkpoint.ts";
-import { freeExtents } from "./apfs/spaceman.ts";
+import { openContainer } from "./apfs/checkpoint.ts";
+import { checkReaper, readContents, type Contents } from "./apfs/contents.ts";
+import { freeExtents } from "./apfs/free.ts";
+import { Owners } from "./apfs/owners.ts";
 import { MAGIC, uuidOf } from "./apfs/superblock.ts";
+import { checkVolume, nameOf, SEALED, UNENCRYPTED } from "./apfs/volume.ts";
+import { walk } from "./apfs/walk.ts";
 import { Guarded } from "./refused.ts";
-import type { FileSystem, FileSystemReader, FoundFile, ListedFile, OwnerDescription, Visit } from "./filesystem.ts";
+import type {
+  FileSystem,
+  FileSystemReader,
+  FoundFile,
+  ListedFile,
+  OwnerDescription,
+  Visit,
+} from "./filesystem.ts";
+
+const MAGIC_AT = 32;
+const SMALLEST_BYTES = 4096;
 
 export const apfs: FileSystemReader = {
   name: "apfs",
 
   async probe(member) {
-    if (member.bytes < 4096) return false;
-    const magic = await readBytes(member, 32, 4);
+    if (member.bytes < SMALLEST_BYTES) return false;
+    const magic = await readBytes(member, MAGIC_AT, 4);
     return Buffer.from(magic).readUInt32LE() === MAGIC;
   },
 
-  async open([device]) {
-    const container = new ApfsContainer(device!);
+  async open(members) {
+    const container = new ApfsContainer(members[0]!);
     await container.open();
     return container;
   },
@@ -25,22 +52,77 @@ export const apfs: FileSystemReader = {
 
 class ApfsContainer extends Guarded implements FileSystem {
   readonly name = "apfs";
-  readonly witness = { map: "space manager", walk: "object maps + extent records" };
+  readonly witness = { map: "bitmaps", walk: "object walk" };
   readonly #device: BlockDevice;
-  #container: Container | undefined;
-  constructor(device: BlockDevice) { super(); this.#device = device; }
-  get label() { return ""; }
-  get uuid() { return this.#container ? uuidOf(this.#container.sb) : ""; }
-  get blockBytes() { return this.#container?.blockBytes ?? 4096; }
-  get bytes() { return this.#container ? this.#container.blocks * this.#container.blockBytes : this.#device.bytes; }
-  async open() { this.#container = await this.guarded(() => openContainer(this.#device)); }
-  async free() {
-    const container = this.#container;
-    const free = await this.guarded(async () => container && !this.refusal ? freeExtents(container) : ExtentSet.EMPTY);
+  #contents: Contents | undefined;
+  #owners: Owners | undefined;
+
+  constructor(device: BlockDevice) {
+    super();
+    this.#device = device;
+  }
+
+  get label(): string {
+    return this.#contents?.volumes.map(({ sb }) => nameOf(sb)).join(", ") ?? "";
+  }
+
+  get uuid(): string {
+    return this.#contents === undefined ? "" : uuidOf(this.#contents.container.sb);
+  }
+
+  get blockBytes(): number {
+    return this.#contents?.container.blockBytes ?? SMALLEST_BYTES;
+  }
+
+  get bytes(): number {
+    if (this.#contents === undefined) return this.#device.bytes;
+    const { blocks, blockBytes } = this.#contents.container;
+    return blocks * blockBytes;
+  }
+
+  /** What is refused gives nothing away, but is read on, so that owners can be told. */
+  async open(): Promise<void> {
+    const container = await this.guarded(() => openContainer(this.#device));
+    if (container === undefined) return;
+    await this.guarded(() => checkReaper(container));
+    const contents = (this.#contents = await this.guarded(() => readContents(container)));
+    if (contents === undefined) return;
+    this.#owners = new Owners(contents);
+    if (container.isBehind) {
+      this.notes.push("the guest was not shut down in order: its last checkpoint counts");
+    }
+    for (const { sb } of contents.volumes) {
+      await this.guarded(async () => checkVolume(sb));
+      if ((sb.flags & UNENCRYPTED) === 0n) this.notes.push(`volume ${nameOf(sb)} is encrypted`);
+      if ((sb.incompat & SEALED) !== 0n) this.notes.push(`volume ${nameOf(sb)} is sealed`);
+      if (sb.snapshots > 0)
+        this.notes.push(`volume ${nameOf(sb)}: ${sb.snapshots} snapshots keep their blocks`);
+    }
+  }
+
+  async free(): Promise<readonly ExtentSet[]> {
+    const free = await this.guarded(async () => {
+      if (this.#contents === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
+      return freeExtents(this.#contents.container);
+    });
     return [free ?? ExtentSet.EMPTY];
   }
-  async walk(_visit: Visit) {}
-  async describe(_owner: number): Promise<OwnerDescription> { return { kind: "unknown", name: "" }; }
-  async find(_path: string): Promise<FoundFile | undefined> { return undefined; }
-  async list(_path: string): Promise<readonly ListedFile[] | undefined> { return undefined; }
+
+  async walk(visit: Visit): Promise<void> {
+    await this.guarded(async () => {
+      if (this.#contents !== undefined) await walk(this.#contents, visit);
+    });
+  }
+
+  async describe(owner: number): Promise<OwnerDescription> {
+    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
+  }
+
+  async find(path: string): Promise<FoundFile | undefined> {
+    return this.#owners?.find(path);
+  }
+
+  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path);
+  }
 }

@@ -7,7 +7,7 @@
 import { slice } from "../device/slice.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { BAD, END, FIRST_CLUSTER, FREE, type AllocationTable } from "./allocation-table.ts";
-import { findings } from "./refused.ts";
+import { findings, type Refused } from "./refused.ts";
 
 export interface ClusterHeap {
   readonly device: BlockDevice;
@@ -61,38 +61,47 @@ export async function visitClusters(
   run: VisitRun,
 ): Promise<void> {
   const { table, clusterBytes } = heap;
-  const { damaged } = findings(heap.hint);
   const { first, bytes } = holding;
   const wanted = bytes === undefined ? undefined : Math.ceil(bytes / clusterBytes);
   if (first === 0) {
     if (wanted === 0) return;
-    throw damaged(`an entry of ${bytes ?? "some"} bytes has no cluster`);
+    throw damageOf(heap, `an entry of ${bytes ?? "some"} bytes has no cluster`);
   }
-  if (!table.holds(first) || wanted === 0) {
-    throw damaged(`cluster ${first} found for ${bytes ?? "some"} bytes, ${table.clusters} clusters expected`);
+  if (!table.holds(first) || wanted === 0 || (wanted ?? 0) > table.clusters) {
+    throw damageOf(
+      heap,
+      `cluster ${first} found for ${bytes ?? "some"} bytes, ${table.clusters} clusters expected`,
+    );
   }
   if (holding.isContiguous) {
     if (wanted === undefined || !table.holds(first + wanted - 1)) {
-      throw damaged(`${wanted} clusters in a row from ${first} reach behind the last of ${table.clusters}`);
+      throw damageOf(
+        heap,
+        `${wanted} clusters in a row from ${first} reach behind the last of ${table.clusters}`,
+      );
     }
     return run(first, wanted);
   }
   const most = wanted ?? Math.max(1, Math.floor(bytesMax / clusterBytes));
   const found = await followChain(heap, first, most, run);
   if (wanted !== undefined && found !== wanted) {
-    throw damaged(`the chain from cluster ${first}: ${found} clusters found, ${wanted} expected`);
+    throw damageOf(heap, `the chain from cluster ${first}: ${found} clusters found, ${wanted} expected`);
   }
 }
 
 /** @returns how many clusters the chain has */
 async function followChain(heap: ClusterHeap, first: number, most: number, run: VisitRun): Promise<number> {
   const { table } = heap;
-  const { damaged } = findings(heap.hint);
   let start = first;
   let count = 0;
+  // A loop comes by a cluster that is remembered for longer and longer.
+  let remembered = 0;
   for (let cluster = first; ;) {
+    if (cluster === remembered)
+      throw damageOf(heap, `the chain from cluster ${first} comes back to ${cluster}`);
+    if ((count & (count + 1)) === 0) remembered = cluster;
     if (++count > most)
-      throw damaged(`the chain from cluster ${first} is longer than the ${most} clusters expected`);
+      throw damageOf(heap, `the chain from cluster ${first} is longer than the ${most} clusters expected`);
     let next = table.entry(cluster);
     if (next === undefined) {
       await table.load(cluster);
@@ -106,10 +115,15 @@ async function followChain(heap: ClusterHeap, first: number, most: number, run: 
     if (next === END) return count;
     if (!table.holds(next)) {
       const what = next === FREE ? "free" : next === BAD ? "bad" : `followed by ${next}`;
-      throw damaged(`the chain from cluster ${first}: cluster ${cluster} is ${what}`);
+      throw damageOf(heap, `the chain from cluster ${first}: cluster ${cluster} is ${what}`);
     }
     start = cluster = next;
   }
+}
+
+/** Made only when it is thrown: chains are followed by the million. */
+function damageOf({ hint }: ClusterHeap, message: string): Refused {
+  return findings(hint).damaged(message);
 }
 
 const READ_BYTES_MAX = 1 << 20;

@@ -137,17 +137,18 @@ export class TreeNames {
     const { heap, root, directoryBytesMax } = this.#tree;
     const extents: { fileOffset: number; at: number; bytes: number; unwritten: boolean }[] = [];
     if (entry.first === 0 && (entry === root || entry.bytes === 0)) return extents;
+    const written = entry.isDirectory || entry.validBytes === entry.bytes ? Infinity : entry.validBytes;
     let fileOffset = 0;
-    const written = entry.isDirectory ? Infinity : entry.validBytes;
-    const add = (at: number, from: number, to: number, unwritten: boolean) => {
-      if (from < to)
-        extents.push({ fileOffset: from, at: at + from - fileOffset, bytes: to - from, unwritten });
-    };
     await visitClusters(heap, entry, directoryBytesMax, (first, clusters) => {
-      const end = fileOffset + clusters * heap.clusterBytes;
-      const split = Math.min(end, Math.ceil(written / heap.clusterBytes) * heap.clusterBytes);
-      add(clusterAt(heap, first), fileOffset, split, false);
-      add(clusterAt(heap, first), Math.max(fileOffset, split), end, true);
+      const [start, end] = [fileOffset, fileOffset + clusters * heap.clusterBytes];
+      const split = Math.min(Math.max(start, written), end);
+      for (const [from, to, unwritten] of [
+        [start, split, false],
+        [split, end, true],
+      ] as const) {
+        const at = clusterAt(heap, first) + from - start;
+        if (from < to) extents.push({ fileOffset: from, at, bytes: to - from, unwritten });
+      }
       fileOffset = end;
     });
     return extents;

@@ -12,6 +12,7 @@ import { FIRST_CLUSTER } from "./allocation-table.ts";
 import {
   clusterAt,
   contentOfRuns,
+  gridBytes,
   heapOf,
   visitClusters,
   type ClusterHeap,
@@ -63,6 +64,14 @@ export class TreeWalker {
 
   constructor(walk: TreeWalk) {
     this.#walk = walk;
+  }
+
+  /** What lies outside of the clusters, rounded outward to the blocks of the volume. */
+  visitFixed(start: number, end: number, owner: number): void {
+    const grid = gridBytes(this.#walk.heap);
+    const from = Math.floor(start / grid) * grid;
+    const to = Math.ceil(end / grid) * grid;
+    if (from < to) this.#walk.visit(0, from, to, owner);
   }
 
   /** Clusters of the filesystem's own. @throws Refused when they are somebody else's too */
@@ -165,7 +174,7 @@ export class TreeWalker {
     const taken = this.#claimed.nextSet(first, end);
     if (taken < end) {
       throw findings(heap.hint).contradiction(
-        `cluster ${taken} of the chain from cluster ${Math.max(owner, FIRST_CLUSTER)} belongs to another owner too`,
+        `cluster ${taken} of those in a row from ${first} belongs to another owner too`,
       );
     }
     this.#claimed.setRange(first, end);

@@ -4,7 +4,8 @@
  *   exfat.ts                 the door: what FileSystem asks for
  *   exfat/boot-region.ts     where everything lies, checksums, whether it was left clean
  *   exfat/root.ts            the bitmap, the up-case table and the label, which the root directory names
- *   exfat/entry-sets.ts      directories          exfat/up-case.ts: how names are compared
+ *   exfat/entry-sets.ts      directories
+ *   exfat/tree.ts            the tree that names are looked up in          exfat/up-case.ts: how they are compared
  *   allocation-table.ts, cluster-chains.ts, cluster-walk.ts, cluster-tree.ts: what FAT has as well
  *
  * "exFAT file system specification" of Microsoft; fsck.exfat is the judge in the tests.
@@ -14,8 +15,8 @@ import { serialText } from "../bytes/struct.ts";
 import { printable } from "../bytes/text.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
 import { AllocationTable } from "./allocation-table.ts";
-import { contentOf, gridBytes, type ClusterHeap, type Holding } from "./cluster-chains.ts";
-import { TreeNames, type Tree, type TreeEntry } from "./cluster-tree.ts";
+import { gridBytes, type ClusterHeap, type Holding } from "./cluster-chains.ts";
+import { TreeNames } from "./cluster-tree.ts";
 import { TreeWalker, type Found } from "./cluster-walk.ts";
 import {
   BootSector,
@@ -26,9 +27,9 @@ import {
   type Geometry,
 } from "./exfat/boot-region.ts";
 import { damaged, HINT } from "./exfat/damage.ts";
-import { ATTRIBUTE, DIRECTORY_BYTES_MAX, nameOf, SetScan, type Stream } from "./exfat/entry-sets.ts";
+import { ATTRIBUTE, DIRECTORY_BYTES_MAX, SetScan, type Stream } from "./exfat/entry-sets.ts";
 import { freeClusters, readSystem, type System } from "./exfat/root.ts";
-import { folded, type UpCase } from "./exfat/up-case.ts";
+import { rootHolding, treeOf } from "./exfat/tree.ts";
 import { Guarded } from "./refused.ts";
 import type {
   FileSystem,
@@ -66,7 +67,7 @@ const STRUCTURES: ReadonlyMap<number, string> = new Map([
 
 class ExfatFileSystem extends Guarded implements FileSystem {
   readonly name = "exfat";
-  readonly witness = { map: "allocation bitmap", walk: "directory tree" };
+  readonly witness = { map: "bitmap", walk: "tree walk" };
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #heap: ClusterHeap | undefined;
@@ -123,9 +124,8 @@ class ExfatFileSystem extends Guarded implements FileSystem {
 
   async walk(visit: Visit): Promise<void> {
     const [heap, geometry, system] = [this.#heap, this.#geometry, this.#system];
-    if (heap === undefined || geometry === undefined) return;
-    visitFixed(heap, geometry, visit);
-    if (system !== undefined) await this.guarded(() => walk(heap, geometry, system, visit));
+    if (heap === undefined || geometry === undefined || system === undefined) return;
+    await this.guarded(() => walk(heap, geometry, system, visit));
   }
 
   async describe(owner: number): Promise<OwnerDescription> {
@@ -143,25 +143,8 @@ class ExfatFileSystem extends Guarded implements FileSystem {
   }
 }
 
-function rootHolding({ rootCluster }: Geometry) {
-  return { first: rootCluster, bytes: undefined, isContiguous: false };
-}
-
-/** The gaps around the table are nobody's, and stay. */
-function visitFixed(heap: ClusterHeap, { fatAt, heapAt, bytes }: Geometry, visit: Visit): void {
-  const grid = gridBytes(heap);
-  const outward = (start: number, end: number, owner: number) => {
-    const from = Math.floor(start / grid) * grid;
-    const to = Math.ceil(end / grid) * grid;
-    if (from < to) visit(0, from, to, owner);
-  };
-  outward(0, fatAt, OWNER.boot);
-  outward(fatAt, heapAt, OWNER.table);
-  outward(heapAt + heap.table.clusters * heap.clusterBytes, bytes, OWNER.rest);
-}
-
 async function walk(heap: ClusterHeap, geometry: Geometry, system: System, visit: Visit): Promise<void> {
-  const { rootCluster } = geometry;
+  const { fatAt, heapAt, bytes, rootCluster } = geometry;
   const walker = new TreeWalker({
     heap,
     directoryBytesMax: DIRECTORY_BYTES_MAX,
@@ -171,6 +154,10 @@ async function walk(heap: ClusterHeap, geometry: Geometry, system: System, visit
       return new SetScan(where, self === rootCluster, system.upCase, sinkOf(heap, where, found));
     },
   });
+  // The gaps around the table are nobody's, and stay.
+  walker.visitFixed(0, fatAt, OWNER.boot);
+  walker.visitFixed(fatAt, heapAt, OWNER.table);
+  walker.visitFixed(heapAt + heap.table.clusters * heap.clusterBytes, bytes, OWNER.rest);
   await walker.claimOwn(system.bitmap, OWNER.bitmap);
   await walker.claimOwn(system.upCaseTable, OWNER.upCase);
   await walker.walkFrom(rootHolding(geometry));
@@ -196,42 +183,4 @@ function checkDirectory({ clusterBytes }: ClusterHeap, where: string, { bytes, v
   if (!isWhole || validBytes !== bytes) {
     throw damaged(`${where}: a directory of ${bytes} bytes, ${validBytes} valid, found`);
   }
-}
-
-function treeOf(heap: ClusterHeap, geometry: Geometry, upCase: UpCase): Tree {
-  const root = { ...rootHolding(geometry), name: "", shortName: "", isDirectory: true, validBytes: 0 };
-  return {
-    heap,
-    root,
-    directoryBytesMax: DIRECTORY_BYTES_MAX,
-    folded: (name) => folded(name, upCase),
-    async *entries(directory) {
-      let found: TreeEntry[] = [];
-      const scan = new SetScan(`directory in cluster ${directory.first}`, directory === root, undefined, {
-        file: (set, stream, attributes) => found.push(entryOf(set, stream, attributes)),
-        extra: () => {},
-        system: () => {},
-      });
-      for await (const bytes of contentOf(heap, directory, DIRECTORY_BYTES_MAX)) {
-        const goesOn = scan.next(bytes);
-        yield* found;
-        found = [];
-        if (!goesOn) return;
-      }
-    },
-  };
-}
-
-function entryOf(set: Uint8Array, stream: Stream, attributes: number): TreeEntry {
-  const { first, bytes, validBytes, isContiguous } = stream;
-  return {
-    first,
-    bytes,
-    validBytes,
-    isContiguous,
-    name: printable(nameOf(set, stream)).replaceAll("/", "\\x2f"),
-    shortName: "",
-    isDirectory: (attributes & ATTRIBUTE.directory) !== 0,
-    ...((attributes & ATTRIBUTE.encrypted) !== 0 && { fixed: "encrypted" }),
-  };
 }

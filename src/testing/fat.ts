@@ -3,14 +3,15 @@
  */
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
+import type { ExtentSet } from "../bytes/extents.ts";
+import { blklsFree } from "./cluster-volume.ts";
 import { Random } from "./seeds.ts";
 import { attempt, run } from "./tools.ts";
 
 export const FAT_TOOLS = ["mkfs.fat", "fsck.fat", "mcopy", "mdel", "mmd", "mattrib"];
 
 /** Names short, long, in small letters, in other scripts, and files of every number of clusters down to none. */
-export function growFatTree(folder: string): void {
+function growFatTree(folder: string): void {
   const random = new Random(7);
   const file = (name: string, bytes: number) => writeFileSync(join(folder, name), random.bytes(bytes));
   for (const name of ["many", "deep", "deep/er", "deep/er/and deeper still", "empty directory"]) {
@@ -29,6 +30,7 @@ export function growFatTree(folder: string): void {
 /** mkfs.fat with `options`, then the tree, then deletions and new files that fill the holes. */
 export function makeFat(folder: string, options: readonly string[], kibibytes: number): string {
   const [image, tree] = [join(folder, "fat.img"), join(folder, "tree")];
+  mkdirSync(folder, { recursive: true });
   growFatTree(tree);
   run("mkfs.fat", ["-C", ...options, image, String(kibibytes)]);
   const names = readdirSync(tree).map((name) => join(tree, name));
@@ -44,18 +46,13 @@ export function makeFat(folder: string, options: readonly string[], kibibytes: n
   return image;
 }
 
-/** The sectors that blkls calls unallocated, in bytes; it counts those behind the last cluster in, which are not. */
-export function blklsFree(image: string): ExtentSet {
+/** What blkls calls unallocated among the clusters. */
+export function fatFree(image: string): ExtentSet {
   const told = attempt("fsck.fat", ["-n", "-v", image]).stdout;
   const number = (pattern: RegExp) => Number(pattern.exec(told)![1]);
-  const sectorBytes = number(/(\d+) bytes per logical sector/);
   const start = number(/Data area starts at byte (\d+)/);
   const end = start + number(/data clusters \((\d+) bytes\)/);
-  const free = new ExtentBuilder();
-  for (const [, sector] of run("blkls", ["-l", "-A", image]).matchAll(/^(\d+)\|f$/gm)) {
-    free.add(Number(sector) * sectorBytes, (Number(sector) + 1) * sectorBytes);
-  }
-  return free.build().within({ start, end });
+  return blklsFree(image, number(/(\d+) bytes per logical sector/), { start, end });
 }
 
 /** Runs of clusters of a file, from mshowfat: `::/name <5-7> <9>`. */

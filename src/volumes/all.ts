@@ -13,4 +13,4 @@ import { mdraid } from "./mdraid.ts";
 import { raid } from "./raid.ts";
 import type { VolumeScheme } from "./volume.ts";
 
-export const SCHEMES: readonly VolumeScheme[] = [raid, mdraid, bitlocker, apm, gpt, mbr, bsd, lvm, luks];
+export const SCHEMES: readonly VolumeScheme[] = [raid, bitlocker, apm, gpt, mbr, lvm, luks, mdraid, bsd];

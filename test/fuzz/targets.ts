@@ -2,9 +2,12 @@
  * Every parser of bytes that a guest or a stranger wrote.
  */
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
+import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
 import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
+import { exfat, fat } from "./fat.ts";
+import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { ntfs } from "./ntfs.ts";
@@ -32,6 +35,10 @@ export const TARGETS: readonly FuzzTarget[] = [
   ext,
   hfsplus,
   ntfs,
+  fat,
+  exfat,
+  apfs,
+  f2fs,
   journal,
   sets,
   volumes,

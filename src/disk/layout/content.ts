@@ -3,7 +3,7 @@
  * at once counts as used.
  */
 import type { BlockDevice } from "../../device/device.ts";
-import { DiskError, type Refusal } from "../../error.ts";
+import { DiskError } from "../../error.ts";
 import type { FileSystemReader } from "../../filesystems/filesystem.ts";
 import { SCHEMES } from "../../volumes/all.ts";
 import type { Volume, VolumeScheme, VolumeTable } from "../../volumes/volume.ts";
@@ -28,17 +28,21 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const readers = await readersOf(device);
     const schemes = await schemesOf(device);
     const member = schemes.find(({ hidesContent }) => hidesContent);
-    if (member) return await volumesIn(region, member, options, depth);
+    if (member) {
+      const sleeping = await sleepingIn(region, readers, options);
+      return sleeping ?? (await volumesIn(region, member, options, depth));
+    }
     const foreign = readers.length > 0 ? (await strangerIn(device))?.name : undefined;
     const names = [...readers, ...schemes].map(({ name }) => name).concat(foreign ?? []);
     if (readers.length > 0 && names.length > 1) {
-      const asleep = await hibernationIn(device, readers, options);
-      if (asleep) return { kind: "stranger", name: null, reason: asleep };
-      return stranger(
-        null,
-        "ambiguous",
-        `looks like ${names.join(" and ")} at once`,
-        "wipe the stale signature (wipefs) in the guest",
+      return (
+        (await sleepingIn(region, readers, options)) ??
+        stranger(
+          null,
+          "ambiguous",
+          `looks like ${names.join(" and ")} at once`,
+          "wipe the stale signature (wipefs) in the guest",
+        )
       );
     }
     if (readers[0]) return await filesystemIn(region, readers[0], options);
@@ -49,19 +53,6 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     const hint = error.hint ?? "everything here counts as used";
     return stranger(null, error.code ?? error.kind, error.message, hint);
   }
-}
-
-/** H3: a guest's memory forbids everything, whatever else the device looks like. */
-async function hibernationIn(
-  device: BlockDevice,
-  readers: readonly FileSystemReader[],
-  options: LayoutOptions,
-): Promise<Refusal | undefined> {
-  for (const reader of readers) {
-    const { refusal } = await reader.open([device], options);
-    if (refusal?.code === "hibernated") return refusal;
-  }
-  return undefined;
 }
 
 async function schemesOf(device: BlockDevice): Promise<VolumeScheme[]> {
@@ -79,6 +70,19 @@ async function filesystemIn(
   if (member) return member;
   const filesystem = await reader.open([region.device], options);
   return { kind: "filesystem", filesystem, reader, members: [region] };
+}
+
+/** Whatever else the region looks like: a guest that sleeps in it refuses the whole disk (H3). */
+async function sleepingIn(
+  region: Region,
+  readers: readonly FileSystemReader[],
+  options: LayoutOptions,
+): Promise<Content | undefined> {
+  for (const reader of readers) {
+    const content = await filesystemIn(region, reader, options);
+    if (content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated") return content;
+  }
+  return undefined;
 }
 
 async function volumesIn(

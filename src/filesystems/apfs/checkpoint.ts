@@ -12,11 +12,10 @@ import type { BlockDevice } from "../../device/device.ts";
 import {
   checkRange,
   hasValidChecksum,
+  looseU64,
   OBJECT_BYTES,
   readBlocks,
   STORAGE,
-  storageOf,
-  subtypeOf,
   TYPE,
   typeOf,
   verifyChecksum,
@@ -24,9 +23,17 @@ import {
   type Area,
 } from "./objects.ts";
 import { damaged, unknown } from "./refused.ts";
-import { checkContainer, MAGIC, readFirstSuperblock, SuperblockLayout, type Superblock } from "./superblock.ts";
+import {
+  checkContainer,
+  MAGIC,
+  readFirstSuperblock,
+  SuperblockLayout,
+  type Superblock,
+} from "./superblock.ts";
 
 const DESCRIPTOR_BLOCKS_MAX = 1 << 14;
+/** More earlier checkpoints than this are never whole. */
+const EARLIER_MAX = 64;
 const OBJECT_BYTES_MAX = 1 << 22;
 const READ_BLOCKS = 64;
 /** Set in a number of blocks: the area is no stretch but a tree of them. */
@@ -72,9 +79,16 @@ export async function openContainer(device: BlockDevice): Promise<Container> {
     transaction: Number.MAX_SAFE_INTEGER,
   });
   const copy = SuperblockLayout.decode(first.bytes);
-  const { base, blocks } = ring(first.area, "checkpoint descriptor area", copy.descriptorBase, copy.descriptorBlocks);
+  const { base, blocks } = ring(
+    first.area,
+    "checkpoint descriptor area",
+    copy.descriptorBase,
+    copy.descriptorBlocks,
+  );
   if (blocks > DESCRIPTOR_BLOCKS_MAX) {
-    throw unknown(`checkpoint descriptor area: ${blocks} blocks found, at most ${DESCRIPTOR_BLOCKS_MAX} expected`);
+    throw unknown(
+      `checkpoint descriptor area: ${blocks} blocks found, at most ${DESCRIPTOR_BLOCKS_MAX} expected`,
+    );
   }
   const found = await superblocksOf(first.area, base, blocks);
   const [newest, ...earlier] = found.sort((a, b) => b.transaction - a.transaction);
@@ -88,7 +102,7 @@ export async function openContainer(device: BlockDevice): Promise<Container> {
     ...area,
     ...(await readCheckpoint(area, newest)),
     isBehind: copy.transaction < newest.transaction,
-    earlier,
+    earlier: earlier.slice(0, EARLIER_MAX),
   };
 }
 
@@ -111,7 +125,9 @@ export async function readCheckpoint(
     readMap(bytes, block, sb, index === maps - 1, (id, ephemeral) => {
       const end = ephemeral.block + Math.ceil(ephemeral.bytes / area.blockBytes);
       if (ephemeral.block < data.base || end > data.base + data.blocks) {
-        throw damaged(`checkpoint map in block ${block}: object at ${ephemeral.block} is not in the data area`);
+        throw damaged(
+          `checkpoint map in block ${block}: object at ${ephemeral.block} is not in the data area`,
+        );
       }
       if (ephemerals.has(id)) throw damaged(`checkpoint map in block ${block}: object ${id} found twice`);
       ephemerals.set(id, ephemeral);
@@ -134,10 +150,13 @@ function readMap(
   }
   const flags = view.getUint32(OBJECT_BYTES, true);
   if (flags !== (isLast ? MAP_LAST : 0)) {
-    throw damaged(`checkpoint map in block ${block}: flags ${flags} found, ${isLast ? MAP_LAST : 0} expected`);
+    throw damaged(
+      `checkpoint map in block ${block}: flags ${flags} found, ${isLast ? MAP_LAST : 0} expected`,
+    );
   }
   const room = Math.floor((bytes.length - OBJECT_BYTES - 8) / MappingLayout.bytes);
-  if (count > room) throw damaged(`checkpoint map in block ${block}: ${count} entries found, room for ${room}`);
+  if (count > room)
+    throw damaged(`checkpoint map in block ${block}: ${count} entries found, room for ${room}`);
   for (let index = 0; index < count; index++) {
     const { id, ...ephemeral } = MappingLayout.decode(bytes, OBJECT_BYTES + 8 + index * MappingLayout.bytes);
     add(id, ephemeral);
@@ -178,33 +197,29 @@ function isSuperblock(block: Uint8Array): boolean {
   );
 }
 
-/** An object that lives in the checkpoint itself. @throws Refused */
+/** An object that lives in the checkpoint itself, and was written with it. @throws Refused */
 export async function readEphemeral(
-  area: Area & Pick<Container, "sb" | "ephemerals">,
+  container: Container,
   what: string,
   id: number,
   type: number,
-): Promise<Uint8Array> {
-  const mapping = area.ephemerals.get(id);
+  subtype = 0,
+): Promise<{ readonly bytes: Uint8Array; readonly block: number }> {
+  const { transaction } = container.sb;
+  const mapping = container.ephemerals.get(id);
   if (mapping === undefined) throw damaged(`${what}: object ${id} is not in the checkpoint`);
   const { block, bytes: length } = mapping;
-  if (length === 0 || length > OBJECT_BYTES_MAX || length % area.blockBytes !== 0) {
+  if (length === 0 || length > OBJECT_BYTES_MAX || length % container.blockBytes !== 0) {
     throw damaged(`${what}: object of ${length} bytes found, whole blocks expected`);
   }
-  const bytes = await readBlocks(area, what, block, length / area.blockBytes);
+  const bytes = await readBlocks(container, what, block, length / container.blockBytes);
+  verifyObject(bytes, block, { type, subtype, id, storage: STORAGE.ephemeral, transaction });
   const view = viewOf(bytes);
-  verifyObject(bytes, block, {
-    type,
-    subtype: mapping.subtype,
-    id,
-    storage: STORAGE.ephemeral,
-    transaction: area.sb.transaction,
-  });
-  if (view.getUint32(24, true) !== mapping.type || storageOf(view) !== STORAGE.ephemeral) {
-    throw damaged(`${what}: type 0x${view.getUint32(24, true).toString(16)} found, 0x${mapping.type.toString(16)} expected`);
+  if (view.getUint32(24, true) !== mapping.type || subtype !== mapping.subtype) {
+    throw damaged(`${what} in block ${block}: not of the type that the checkpoint map says`);
   }
-  if (view.getBigUint64(16, true) !== BigInt(area.sb.transaction) || subtypeOf(view) !== mapping.subtype) {
-    throw damaged(`${what} in block ${block}: not of transaction ${area.sb.transaction}`);
+  if (looseU64(view, 16) !== transaction) {
+    throw damaged(`${what} in block ${block}: not of transaction ${transaction}`);
   }
-  return bytes;
+  return { bytes, block };
 }

@@ -8,7 +8,7 @@
  * before the info. With fixed lengths an entry of the table is two offsets, else two offsets with lengths. "B-Trees" of
  * the Apple File System Reference.
  */
-import { struct, u16le, u32le, u64le, viewOf } from "../../bytes/struct.ts";
+import { struct, u32le, u64le, viewOf } from "../../bytes/struct.ts";
 import { damaged, unknown } from "./refused.ts";
 
 export const FLAG = { root: 0x1, leaf: 0x2, fixed: 0x4, hashed: 0x8, noHeader: 0x10 } as const;
@@ -34,7 +34,13 @@ export const InfoLayout = struct({
 export type TreeInfo = ReturnType<typeof InfoLayout.decode>;
 
 /** A record, as offsets into the node. */
-export type VisitRecord = (view: DataView, key: number, keyBytes: number, value: number, valueBytes: number) => void;
+export type VisitRecord = (
+  view: DataView,
+  key: number,
+  keyBytes: number,
+  value: number,
+  valueBytes: number,
+) => void;
 
 export interface Node {
   readonly view: DataView;
@@ -48,7 +54,8 @@ export interface Node {
 export function readNode(bytes: Uint8Array, block: number): Node {
   const view = viewOf(bytes);
   const flags = view.getUint16(32, true) & ~FLAG_CHECKED;
-  if ((flags & ~FLAGS_KNOWN) !== 0) throw unknown(`node in block ${block}: flags 0x${flags.toString(16)} found`);
+  if ((flags & ~FLAGS_KNOWN) !== 0)
+    throw unknown(`node in block ${block}: flags 0x${flags.toString(16)} found`);
   const level = view.getUint16(34, true);
   if ((level === 0) !== ((flags & FLAG.leaf) !== 0)) {
     throw damaged(`node in block ${block}: flags 0x${flags.toString(16)} found at level ${level}`);
@@ -107,7 +114,8 @@ export function visitChildren(
   visit: (child: bigint, key: number, keyBytes: number) => void,
 ): void {
   visitRecords(node, info, (view, key, keyBytes, value, valueBytes) => {
-    if (valueBytes < CHILD_BYTES) throw damaged(`node in block ${node.block}: child of ${valueBytes} bytes found`);
+    if (valueBytes < CHILD_BYTES)
+      throw damaged(`node in block ${node.block}: child of ${valueBytes} bytes found`);
     visit(view.getBigUint64(value, true), key, keyBytes);
   });
 }

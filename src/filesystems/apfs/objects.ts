@@ -28,6 +28,7 @@ export const TYPE = {
   extentTree: 0x0f,
   snapshotTree: 0x10,
   reaper: 0x11,
+  reapList: 0x12,
   objectMapSnapshots: 0x13,
   jumpstart: 0x14,
   snapshotExtra: 0x1d,
@@ -52,14 +53,14 @@ export interface Area {
 
 /** The type without its flags. */
 export const typeOf = (view: DataView): number => view.getUint32(24, true) & 0xffff;
-export const storageOf = (view: DataView): number => (view.getUint32(24, true) & STORAGE_MASK) >>> 0;
+const storageOf = (view: DataView): number => (view.getUint32(24, true) & STORAGE_MASK) >>> 0;
 export const subtypeOf = (view: DataView): number => view.getUint32(28, true);
 
 const WORDS_BEFORE_OVERFLOW = 1024;
 const MODULUS = 2 ** 32 - 1;
 
 /** Fletcher-64 of an object, as its two halves. Sums of 1024 words are exact in a double. */
-function fletcher64(bytes: Uint8Array): readonly [low: number, high: number] {
+export function fletcher64(bytes: Uint8Array): readonly [low: number, high: number] {
   const isAligned = bytes.byteOffset % 4 === 0;
   const whole = isAligned ? bytes : bytes.slice();
   const words = new Uint32Array(whole.buffer, whole.byteOffset + 8, (whole.length - 8) >>> 2);
@@ -124,7 +125,8 @@ export function verifyObject(bytes: Uint8Array, block: number, expected: Expecte
   };
   if (typeOf(view) !== expected.type) complain("type", typeOf(view), expected.type);
   if (storageOf(view) !== expected.storage) complain("storage", storageOf(view), expected.storage);
-  if (subtypeOf(view) !== (expected.subtype ?? 0)) complain("subtype", subtypeOf(view), expected.subtype ?? 0);
+  if (subtypeOf(view) !== (expected.subtype ?? 0))
+    complain("subtype", subtypeOf(view), expected.subtype ?? 0);
   const id = looseU64(view, 8);
   if (id !== expected.id) complain("id", id, expected.id);
   const transaction = looseU64(view, 16);

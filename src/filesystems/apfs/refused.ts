@@ -11,7 +11,7 @@ export const badChecksum = (structure: string, found: string, expected: string):
 
 /** Something that is not understood, by its name. */
 export const unknown = (message: string): Refused =>
-  new Refused("unsupported", message, "update ullage, or let the guest itself give its space back");
+  new Refused("feature-unsupported", message, "update ullage, or let the guest itself give its space back");
 
 /** Something that the guest has begun and not ended. */
 export const unfinished = (code: string, message: string): Refused =>

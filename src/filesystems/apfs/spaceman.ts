@@ -7,7 +7,6 @@
  * Bitmaps, chunk-info and address blocks lie in the internal pool, a stretch that counts as used. Bitmaps have no
  * checksum; their counts of free blocks must agree. "Space Manager" of the Apple File System Reference.
  */
-import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import { skip, struct, u32le, u64le, viewOf, bits64le } from "../../bytes/struct.ts";
 import { readScattered } from "../reading.ts";
 import { readEphemeral, type Container } from "./checkpoint.ts";
@@ -15,7 +14,7 @@ import { checkRange, looseU64, OBJECT_BYTES, STORAGE, TYPE, verifyObject } from 
 import { contradiction, damaged, unknown } from "./refused.ts";
 import { walkEphemeralTree } from "./tree.ts";
 
-const Device = {
+const DeviceLayout = struct({
   blocks: u64le,
   chunks: u64le,
   infoBlocks: u32le,
@@ -23,8 +22,7 @@ const Device = {
   freeBlocks: u64le,
   addressesAt: u32le,
   reserved: skip(12),
-};
-const DeviceLayout = struct(Device);
+});
 const QueueLayout = struct({ blocks: u64le, tree: u64le, oldest: u64le, nodesMax: skip(16) });
 const DEVICES_AT = 48;
 const QUEUES_AT = 200;
@@ -59,8 +57,9 @@ const ChunkLayout = struct({
 });
 const CHUNKS_AT = OBJECT_BYTES + 8;
 const CHUNKS_MAX = 1 << 24;
-const QUEUE_NAMES = ["free queue of the internal pool", "free queue", "free queue of the second tier"];
-const MAIN_QUEUE = 1;
+const QUEUES = 3;
+/** Only a Fusion drive has the queue of a second tier. */
+const QUEUE_OF_TIER_2 = 2;
 
 /** The stretches that belong to the space manager itself. */
 export interface Pool {
@@ -78,13 +77,15 @@ export type SpaceManager = ReturnType<typeof SpaceLayout.decode> & {
 
 /** @throws Refused */
 export async function readSpaceManager(container: Container): Promise<SpaceManager> {
-  const object = await readEphemeral(container, "space manager", container.sb.spaceManager, TYPE.spaceManager);
+  const { spaceManager } = container.sb;
+  const { bytes: object } = await readEphemeral(container, "space manager", spaceManager, TYPE.spaceManager);
   const fields = SpaceLayout.decode(object);
   const { blockBytes } = container;
   const device = DeviceLayout.decode(object, DEVICES_AT);
   const tier2 = DeviceLayout.decode(object, DEVICES_AT + DeviceLayout.bytes);
   if ((fields.flags & ~FLAG_VERSIONED) !== 0) throw unknown(`space manager: flags ${fields.flags} found`);
-  if (tier2.blocks !== 0 || tier2.infoBlocks !== 0) throw unknown("space manager: a second tier (Fusion) found");
+  if (tier2.blocks !== 0 || tier2.infoBlocks !== 0)
+    throw unknown("space manager: a second tier (Fusion) found");
   const chunksPerInfo = Math.floor((blockBytes - CHUNKS_AT) / ChunkLayout.bytes);
   const infosPerAddress = Math.floor((blockBytes - CHUNKS_AT) / 8);
   const chunks = Math.ceil(container.blocks / (blockBytes * 8));
@@ -101,7 +102,8 @@ export async function readSpaceManager(container: Container): Promise<SpaceManag
     const found = { ...fields, ...device }[name as keyof typeof expected];
     if (found !== wanted) throw damaged(`space manager: ${name} ${found} found, ${wanted} expected`);
   }
-  if (chunks > CHUNKS_MAX) throw unknown(`space manager: ${chunks} chunks found, at most ${CHUNKS_MAX} expected`);
+  if (chunks > CHUNKS_MAX)
+    throw unknown(`space manager: ${chunks} chunks found, at most ${CHUNKS_MAX} expected`);
   const pool: Pool = {
     base: fields.poolBase,
     blocks: fields.poolBlocks,
@@ -113,21 +115,14 @@ export async function readSpaceManager(container: Container): Promise<SpaceManag
   return { ...fields, object, device, pool };
 }
 
-/** What the bitmaps call free, in bytes, less what waits in the free queues. @throws Refused */
-export async function freeExtents(container: Container): Promise<ExtentSet> {
-  const manager = await readSpaceManager(container);
-  const chunks = await readChunks(container, manager);
-  const free = await freeOfChunks(container, manager, chunks);
-  return free.subtract(await queued(container, manager));
-}
-
-interface Chunks {
+export interface Chunks {
   readonly free: Uint32Array;
   /** 0: all of the chunk is free. */
   readonly bitmap: Float64Array;
 }
 
-async function readChunks(container: Container, manager: SpaceManager): Promise<Chunks> {
+/** @throws Refused */
+export async function readChunks(container: Container, manager: SpaceManager): Promise<Chunks> {
   const { device } = manager;
   const chunks: Chunks = { free: new Uint32Array(device.chunks), bitmap: new Float64Array(device.chunks) };
   const infos = await infoBlocks(container, manager);
@@ -147,10 +142,14 @@ async function readChunks(container: Container, manager: SpaceManager): Promise<
       chunks.free[chunk] = info.freeBlocks & COUNT_MASK;
     }
   });
+  const total = chunks.free.reduce((sum, free) => sum + free, 0);
+  if (total !== device.freeBlocks) {
+    throw contradiction(`space manager: ${total} free blocks found, ${device.freeBlocks} expected`);
+  }
   return chunks;
 }
 
-function blocksOf(container: Container, manager: SpaceManager, chunk: number): number {
+export function blocksOf(container: Container, manager: SpaceManager, chunk: number): number {
   return Math.min(manager.blocksPerChunk, container.blocks - chunk * manager.blocksPerChunk);
 }
 
@@ -160,18 +159,27 @@ async function infoBlocks(container: Container, manager: SpaceManager): Promise<
   const isDirect = device.addressBlocks === 0;
   const listed = isDirect ? device.infoBlocks : device.addressBlocks;
   if (device.addressesAt % 8 !== 0 || device.addressesAt + listed * 8 > object.length) {
-    throw damaged(`space manager: ${listed} addresses at ${device.addressesAt} found in ${object.length} bytes`);
+    throw damaged(
+      `space manager: ${listed} addresses at ${device.addressesAt} found in ${object.length} bytes`,
+    );
   }
   const addresses = addressesIn(object, device.addressesAt, listed);
   if (isDirect) return addresses;
   const wanted = Math.ceil(device.infoBlocks / manager.infosPerAddress);
   if (listed !== wanted) throw damaged(`space manager: ${listed} address blocks found, ${wanted} expected`);
   const infos: number[] = [];
-  await readPoolObjects(container, manager, "address block", TYPE.chunkInfoAddresses, addresses, (index, bytes) => {
-    const count = Math.min(manager.infosPerAddress, device.infoBlocks - index * manager.infosPerAddress);
-    checkIndex("address block", viewOf(bytes), index, count);
-    infos.push(...addressesIn(bytes, CHUNKS_AT, count));
-  });
+  await readPoolObjects(
+    container,
+    manager,
+    "address block",
+    TYPE.chunkInfoAddresses,
+    addresses,
+    (index, bytes) => {
+      const count = Math.min(manager.infosPerAddress, device.infoBlocks - index * manager.infosPerAddress);
+      checkIndex("address block", viewOf(bytes), index, count);
+      infos.push(...addressesIn(bytes, CHUNKS_AT, count));
+    },
+  );
   return infos;
 }
 
@@ -181,7 +189,10 @@ function addressesIn(bytes: Uint8Array, at: number, count: number): number[] {
 }
 
 function checkIndex(what: string, view: DataView, index: number, count: number): void {
-  const [foundIndex, foundCount] = [view.getUint32(OBJECT_BYTES, true), view.getUint32(OBJECT_BYTES + 4, true)];
+  const [foundIndex, foundCount] = [
+    view.getUint32(OBJECT_BYTES, true),
+    view.getUint32(OBJECT_BYTES + 4, true),
+  ];
   if (foundIndex === index && foundCount === count) return;
   throw damaged(`${what} ${index}: number ${foundIndex} with ${foundCount} found, ${count} expected`);
 }
@@ -209,84 +220,37 @@ async function readPoolObjects(
   });
 }
 
-async function freeOfChunks(container: Container, manager: SpaceManager, chunks: Chunks): Promise<ExtentSet> {
-  const free = new ExtentBuilder(manager.device.chunks);
-  const { blockBytes } = container;
-  const mapped: number[] = [];
-  let total = 0;
-  const add = (chunk: number, start: number, end: number) => {
-    const base = chunk * manager.blocksPerChunk;
-    free.add((base + start) * blockBytes, (base + end) * blockBytes);
-  };
-  const count = (chunk: number, found: number) => {
-    total += found;
-    if (found !== chunks.free[chunk]) {
-      throw contradiction(`bitmap of chunk ${chunk}: ${found} free blocks found, ${chunks.free[chunk]} expected`);
-    }
-  };
-  for (let chunk = 0; chunk < chunks.bitmap.length; chunk++) {
-    if (chunks.bitmap[chunk] !== 0) {
-      mapped.push(chunk);
-      continue;
-    }
-    const blocks = blocksOf(container, manager, chunk);
-    add(chunk, 0, blocks);
-    count(chunk, blocks);
-  }
-  const positions = Float64Array.from(mapped, (chunk) => chunks.bitmap[chunk]!);
-  await readScattered(container.device, blockBytes, positions, (index, bitmap) => {
-    const chunk = mapped[index]!;
-    let found = 0;
-    clearRuns(bitmap, blocksOf(container, manager, chunk), (start, end) => {
-      found += end - start;
-      add(chunk, start, end);
-    });
-    count(chunk, found);
-  });
-  if (total !== manager.device.freeBlocks) {
-    throw contradiction(`space manager: ${total} free blocks found, ${manager.device.freeBlocks} expected`);
-  }
-  return free.build();
-}
-
-/** Blocks that recent checkpoints need and the newest does not: the bitmaps call them used until they leave the queue. */
-async function queued(container: Container, manager: SpaceManager): Promise<ExtentSet> {
-  const waiting = new ExtentBuilder();
-  for (let index = 0; index < QUEUE_NAMES.length; index++) {
-    const name = QUEUE_NAMES[index]!;
+/**
+ * The free queues: what was given up lately, and is marked as in use until it leaves its queue.
+ * @throws Refused
+ */
+export async function visitQueues(
+  container: Container,
+  manager: SpaceManager,
+  visit: (start: number, blocks: number) => void,
+): Promise<void> {
+  for (let index = 0; index < QUEUES; index++) {
+    const name = `free queue ${index}`;
     const queue = QueueLayout.decode(manager.object, QUEUES_AT + index * QueueLayout.bytes);
-    if (index > MAIN_QUEUE && queue.tree !== 0) throw unknown(`${name}: a queue of a Fusion drive found`);
     if (queue.tree === 0) continue;
+    if (index === QUEUE_OF_TIER_2) throw unknown(`${name}: a queue of a Fusion drive found`);
     let total = 0;
-    await walkEphemeralTree(container, name, queue.tree, TYPE.freeQueue, (view, key, keyBytes, value, valueBytes) => {
-      if (keyBytes !== 16 || (valueBytes !== 8 && valueBytes !== 0)) {
-        throw damaged(`${name}: record of ${keyBytes} and ${valueBytes} bytes found`);
-      }
-      const [start, blocks] = [looseU64(view, key + 8), valueBytes === 0 ? 1 : looseU64(view, value)];
-      checkRange(container, name, start, blocks);
-      total += blocks;
-      waiting.add(start * container.blockBytes, (start + blocks) * container.blockBytes);
-    });
-    if (total !== queue.blocks) throw contradiction(`${name}: ${total} blocks found, ${queue.blocks} expected`);
+    await walkEphemeralTree(
+      container,
+      name,
+      queue.tree,
+      TYPE.freeQueue,
+      (view, key, keyBytes, value, valueBytes) => {
+        if (keyBytes !== 16 || (valueBytes !== 8 && valueBytes !== 0)) {
+          throw damaged(`${name}: record of ${keyBytes} and ${valueBytes} bytes found`);
+        }
+        const [start, blocks] = [looseU64(view, key + 8), valueBytes === 0 ? 1 : looseU64(view, value)];
+        checkRange(container, name, start, blocks);
+        total += blocks;
+        visit(start, blocks);
+      },
+    );
+    if (total !== queue.blocks)
+      throw contradiction(`${name}: ${total} blocks found, ${queue.blocks} expected`);
   }
-  return waiting.build();
-}
-
-/** Calls `found` for every run of clear bits among the first `bits`, a word at a time. */
-function clearRuns(bitmap: Uint8Array, bits: number, found: (start: number, end: number) => void): void {
-  const words = new Int32Array(bitmap.buffer, bitmap.byteOffset, Math.ceil(bits / 32));
-  let start = -1;
-  for (let at = 0; at < bits;) {
-    const word = words[at >>> 5]! ^ (start < 0 ? -1 : 0);
-    const wanted = word & (-1 << (at & 31));
-    if (wanted === 0) {
-      at = ((at >>> 5) + 1) * 32;
-      continue;
-    }
-    at = (at >>> 5) * 32 + 31 - Math.clz32(wanted & -wanted);
-    if (at >= bits) break;
-    if (start >= 0) found(start, at);
-    start = start < 0 ? at : -1;
-  }
-  if (start >= 0) found(start, bits);
 }

@@ -126,7 +126,9 @@ export function refuseUnknownBits(what: string, found: bigint, known: bigint): v
 /** Ids of the volume superblocks, in the order of the container. */
 export function volumeIds(sb: Superblock): number[] {
   const view = viewOf(sb.volumes);
-  return Array.from({ length: sb.volumesMax }, (_, index) => looseU64(view, index * 8)).filter((id) => id > 0);
+  return Array.from({ length: sb.volumesMax }, (_, index) => looseU64(view, index * 8)).filter(
+    (id) => id > 0,
+  );
 }
 
 export const uuidOf = (sb: Superblock): string => uuidText(sb.uuid);

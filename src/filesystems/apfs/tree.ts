@@ -6,11 +6,18 @@
  * Every level is one below that above it and no node comes twice, so that a walk ends.
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
-import { viewOf } from "../../bytes/struct.ts";
 import { readScattered } from "../reading.ts";
 import { readEphemeral, type Container } from "./checkpoint.ts";
-import { FLAG, readInfo, readNode, visitChildren, visitRecords, type TreeInfo, type VisitRecord } from "./node.ts";
-import { checkRange, readPhysical, STORAGE, TYPE, typeOf, verifyObject, type Area } from "./objects.ts";
+import {
+  FLAG,
+  readInfo,
+  readNode,
+  visitChildren,
+  visitRecords,
+  type TreeInfo,
+  type VisitRecord,
+} from "./node.ts";
+import { checkRange, readPhysical, STORAGE, TYPE, verifyObject, type Area } from "./objects.ts";
 import { damaged, unknown } from "./refused.ts";
 
 /** A physical tree. */
@@ -32,7 +39,7 @@ export interface TreeSink {
 const LEVELS_MAX = 16;
 
 /** Visits all nodes and the records of all leaves, in any order. @throws Refused */
-export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<TreeInfo> {
+export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<void> {
   const bytes = await readPhysical(area, tree.name, tree.root, { ...tree, type: TYPE.treeRoot });
   const root = readNode(bytes, tree.root);
   const info = readInfo(root);
@@ -41,6 +48,14 @@ export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<
   let records = 0;
   let nodes = 0;
   let waiting: number[] = [];
+  const blockOf = (child: bigint): number => {
+    const block = Number(child);
+    checkRange(area, tree.name, block, 1);
+    if (seen.has(block) || block === tree.root)
+      throw damaged(`${tree.name}: node in block ${block} found twice`);
+    seen.setRange(block, block + 1);
+    return block;
+  };
   const take = (taken: Uint8Array, block: number, level: number) => {
     const node = readNode(taken, block);
     const isRoot = (node.flags & FLAG.root) !== 0;
@@ -49,16 +64,9 @@ export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<
     }
     sink.node(block);
     nodes++;
-    if (level > 0) return visitChildren(node, info, (child) => waiting.push(take64(child)));
+    if (level > 0) return visitChildren(node, info, (child) => waiting.push(blockOf(child)));
     records += node.records;
     visitRecords(node, info, sink.record);
-  };
-  const take64 = (child: bigint): number => {
-    const block = Number(child);
-    checkRange(area, tree.name, block, 1);
-    if (seen.has(block) || block === tree.root) throw damaged(`${tree.name}: node in block ${block} found twice`);
-    seen.setRange(block, block + 1);
-    return block;
   };
   take(bytes, tree.root, root.level);
   for (let level = root.level - 1; level >= 0; level--) {
@@ -75,7 +83,6 @@ export async function walkTree(area: Area, tree: Tree, sink: TreeSink): Promise<
       `${tree.name}: ${records} records in ${nodes} nodes found, ${info.records} in ${info.nodes} expected`,
     );
   }
-  return info;
 }
 
 /** The records of an ephemeral tree, whose nodes are all in the checkpoint. @throws Refused */
@@ -90,12 +97,9 @@ export async function walkEphemeralTree(
   const ids = [root];
   let info: TreeInfo | undefined;
   for (let id = ids.pop(); id !== undefined; id = ids.pop()) {
-    const mapping = container.ephemerals.get(id);
-    if (mapping !== undefined && mapping.subtype !== subtype) {
-      throw damaged(`${name}: node of subtype ${mapping.subtype} found, ${subtype} expected`);
-    }
-    const bytes = await readEphemeral(container, name, id, id === root ? TYPE.treeRoot : TYPE.treeNode);
-    const node = readNode(bytes, mapping!.block);
+    const type = id === root ? TYPE.treeRoot : TYPE.treeNode;
+    const { bytes, block } = await readEphemeral(container, name, id, type, subtype);
+    const node = readNode(bytes, block);
     info ??= readInfo(node);
     if (node.level === 0) {
       visitRecords(node, info, visit);
@@ -107,12 +111,6 @@ export async function walkEphemeralTree(
       ids.push(Number(child));
     });
   }
-}
-
-/** Whether a block that somebody maps is a node, and of which kind of tree. */
-export function isNode(bytes: Uint8Array): boolean {
-  const type = typeOf(viewOf(bytes));
-  return type === TYPE.treeRoot || type === TYPE.treeNode;
 }
 
 /** @throws Refused where `type` of a superblock says that a tree is not found by its block */

@@ -41,7 +41,6 @@ export interface Geometry {
   readonly sectorBytes: number;
   readonly clusterBytes: number;
   readonly fatAt: number;
-  readonly fatBytes: number;
   readonly heapAt: number;
   readonly clusters: number;
   readonly rootCluster: number;
@@ -98,7 +97,6 @@ export async function readGeometry(device: BlockDevice): Promise<Geometry> {
     sectorBytes,
     clusterBytes: sectorBytes * clusterSectors,
     fatAt: fatOffset * sectorBytes,
-    fatBytes: fatLength * sectorBytes,
     heapAt: heapOffset * sectorBytes,
     clusters,
     rootCluster,
@@ -121,7 +119,7 @@ function unvouched(message: string): Refused {
   return new Refused("feature-unsupported", message, "trim inside the guest");
 }
 
-/** @throws Refused when the volume was not left clean */
+/** @throws Refused when the volume is cut, or was not left clean */
 export function checkFlags(device: BlockDevice, { bytes, flags }: Geometry): void {
   const found = `boot sector: volume flags 0x${flags.toString(16)}`;
   if (bytes > device.bytes) {
@@ -139,12 +137,11 @@ export function checkFlags(device: BlockDevice, { bytes, flags }: Geometry): voi
     );
   }
   if ((flags & FLAG.mediaFailure) !== 0) {
-    throw new Refused("error-state", `${found}: the medium has failed`, HINT_OF_FAILURE);
+    const hint = "run chkdsk /r on it in the guest, then try again";
+    throw new Refused("error-state", `${found}: the medium has failed`, hint);
   }
   if ((flags & ~FLAG.clearToZero) !== 0) throw unvouched(`${found} found, 0 expected`);
 }
-
-const HINT_OF_FAILURE = "run chkdsk /r on it in the guest, then try again";
 
 /** Bytes of the boot sector that say where everything lies. */
 const PARAMETERS = { start: 64, end: 106 };

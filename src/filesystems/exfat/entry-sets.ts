@@ -15,7 +15,7 @@ import { Refused } from "../refused.ts";
 import { badChecksum, damaged } from "./damage.ts";
 import type { UpCase } from "./up-case.ts";
 
-export const ENTRY_BYTES = 32;
+const ENTRY_BYTES = 32;
 export const DIRECTORY_BYTES_MAX = 256 * 2 ** 20;
 export const ATTRIBUTE = { directory: 0x10, encrypted: 0x4000 };
 
@@ -57,9 +57,10 @@ export class SetScan implements DirectoryScan {
   readonly #isRoot: boolean;
   readonly #upCase: UpCase | undefined;
   readonly #sink: Sink;
-  /** A set that the end of a stretch cuts, up to there. */
-  readonly #cut: Uint8Array = new Uint8Array(256 * ENTRY_BYTES);
+  /** Room for a set that the end of a stretch cuts, and how much of it is there. */
+  #cut: Uint8Array = new Uint8Array(0);
   #cutBytes = 0;
+  readonly #units = new Uint16Array(UNITS_MAX);
 
   /** @param upCase verifies the hashes of names */
   constructor(where: string, isRoot: boolean, upCase: UpCase | undefined, sink: Sink) {
@@ -71,15 +72,14 @@ export class SetScan implements DirectoryScan {
 
   next(bytes: Uint8Array): boolean {
     let at = 0;
-    while (this.#cutBytes > 0) {
-      const missing = setBytes(this.#cut[0]!, this.#cut[1]!) - this.#cutBytes;
+    if (this.#cutBytes > 0) {
+      const missing = this.#cut.length - this.#cutBytes;
       const taken = Math.min(missing, bytes.length);
       this.#cut.set(bytes.subarray(0, taken), this.#cutBytes);
       this.#cutBytes += taken;
       if (taken < missing) return true;
-      const whole = this.#cut.subarray(0, this.#cutBytes);
       this.#cutBytes = 0;
-      this.#set(whole);
+      this.#set(this.#cut);
       at = taken;
     }
     while (at < bytes.length) {
@@ -87,6 +87,7 @@ export class SetScan implements DirectoryScan {
       if (type === 0) return false;
       const length = setBytes(type, bytes[at + 1]!);
       if (at + length > bytes.length) {
+        this.#cut = new Uint8Array(length);
         this.#cut.set(bytes.subarray(at));
         this.#cutBytes = bytes.length - at;
         return true;
@@ -163,8 +164,9 @@ export class SetScan implements DirectoryScan {
     return { first, bytes, isContiguous: (flags & CONTIGUOUS) !== 0 };
   }
 
-  #checkName(view: DataView, set: Uint8Array, { nameUnits }: Stream): void {
-    const end = 2 * ENTRY_BYTES + Math.ceil(nameUnits / NAME_UNITS) * ENTRY_BYTES;
+  #checkName(view: DataView, set: Uint8Array, stream: Stream): void {
+    const { nameUnits } = stream;
+    const end = nameEnd(stream);
     if (nameUnits === 0 || end > set.length) {
       throw damaged(`${this.#where}: a name of ${nameUnits} characters found in ${set.length} bytes`);
     }
@@ -173,8 +175,9 @@ export class SetScan implements DirectoryScan {
         throw damaged(`${this.#where}: an entry 0x${set[at]!.toString(16)} found, a name expected`);
       }
     }
+    checkUnits(this.#units, nameUnits, readUnits(view, stream, this.#units), this.#where);
     if (this.#upCase === undefined) return;
-    const expected = nameHash(view, nameUnits, this.#upCase);
+    const expected = nameHash(this.#units, nameUnits, this.#upCase);
     const stored = view.getUint16(ENTRY_BYTES + 4, true);
     if (stored !== expected) throw badChecksum(`${this.#where}: hash of a name`, stored, expected);
   }
@@ -207,27 +210,55 @@ function nameEnd({ nameUnits }: Stream): number {
   return (2 + Math.ceil(nameUnits / NAME_UNITS)) * ENTRY_BYTES;
 }
 
-/** Calls `unit` for every UTF-16 unit of the name of a set. */
-function nameUnits(view: DataView, count: number, unit: (unit: number) => void): void {
+/** All that the entries of a name have room for. */
+const UNITS_MAX = 18 * NAME_UNITS;
+
+/** Reads the UTF-16 units of a name and the rest of its last entry. @returns how many */
+function readUnits(view: DataView, stream: Stream, units: Uint16Array): number {
+  const end = nameEnd(stream);
+  let count = 0;
+  for (let entry = 2 * ENTRY_BYTES; entry < end; entry += ENTRY_BYTES) {
+    for (let at = entry + 2; at < entry + ENTRY_BYTES; at += 2) units[count++] = view.getUint16(at, true);
+  }
+  return count;
+}
+
+export function nameOf(set: Uint8Array, stream: Stream): string {
+  const units = new Uint16Array(UNITS_MAX);
+  readUnits(viewOf(set), stream, units);
+  return String.fromCharCode(...units.subarray(0, stream.nameUnits));
+}
+
+/** By unit: what no name may have, controls and what paths and patterns are made of. */
+const FORBIDDEN = Uint8Array.from({ length: 128 }, (_, unit) =>
+  unit < 32 || '"*/:<>?\\|'.includes(String.fromCharCode(unit)) ? 1 : 0,
+);
+const DOT = 0x2e;
+
+/** @throws Refused when the guest would not have written such a name */
+function checkUnits(units: Uint16Array, count: number, room: number, where: string): void {
+  let dots = 0;
   for (let i = 0; i < count; i++) {
-    const entry = 2 + Math.floor(i / NAME_UNITS);
-    unit(view.getUint16(entry * ENTRY_BYTES + 2 + (i % NAME_UNITS) * 2, true));
+    const unit = units[i]!;
+    if (unit === DOT) dots++;
+    if (unit < 128 && FORBIDDEN[unit] === 1) {
+      throw damaged(`${where}: a name with the character 0x${unit.toString(16)} found`);
+    }
+  }
+  if (dots === count && count <= 2)
+    throw damaged(`${where}: a file with the name of a directory's link found`);
+  for (let i = count; i < room; i++) {
+    if (units[i] !== 0) throw damaged(`${where}: a name that goes on behind its ${count} characters found`);
   }
 }
 
-export function nameOf(set: Uint8Array, { nameUnits: count }: Stream): string {
-  let name = "";
-  nameUnits(viewOf(set), count, (unit) => (name += String.fromCharCode(unit)));
-  return name;
-}
-
-function nameHash(view: DataView, count: number, upCase: UpCase): number {
+function nameHash(units: Uint16Array, count: number, upCase: UpCase): number {
   let hash = 0;
-  nameUnits(view, count, (unit) => {
-    const upper = upCase[unit]!;
+  for (let i = 0; i < count; i++) {
+    const upper = upCase[units[i]!]!;
     hash = (((hash << 15) | (hash >> 1)) + (upper & 0xff)) & 0xffff;
     hash = (((hash << 15) | (hash >> 1)) + (upper >> 8)) & 0xffff;
-  });
+  }
   return hash;
 }
 

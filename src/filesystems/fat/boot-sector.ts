@@ -129,7 +129,12 @@ export async function readGeometry(device: BlockDevice): Promise<Geometry> {
   const part = large ?? Fat16Part.decode(bytes, BootSector.bytes);
   if (large !== undefined) checkFat32(large);
   const fatSectors = large?.fatSectors32 ?? boot.fatSectors16;
-  const rootSectors = Math.ceil((rootEntries * ROOT_ENTRY_BYTES) / sectorBytes);
+  const rootSectors = (rootEntries * ROOT_ENTRY_BYTES) / sectorBytes;
+  if (!Number.isInteger(rootSectors)) {
+    throw damaged(
+      `boot sector: ${rootEntries} root entries found, whole sectors of ${sectorBytes} bytes expected`,
+    );
+  }
   const heapSector = reservedSectors + fats * fatSectors + rootSectors;
   const clusters = Math.floor((sectors - heapSector) / boot.clusterSectors);
   if (clusters < 1) throw damaged(`boot sector: ${sectors} sectors found, more than ${heapSector} expected`);

@@ -10,10 +10,11 @@
 import { printable } from "../../bytes/text.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import type { DirectoryScan, Found } from "../cluster-walk.ts";
+import type { Refused } from "../refused.ts";
 import { damaged } from "./damage.ts";
 import type { Geometry } from "./boot-sector.ts";
 
-export const ENTRY_BYTES = 32;
+const ENTRY_BYTES = 32;
 /** Entries are counted by 16 bits. */
 export const DIRECTORY_BYTES_MAX = 65536 * ENTRY_BYTES;
 
@@ -71,33 +72,36 @@ export class ClusterScan implements DirectoryScan {
   end(): void {}
 
   #visit(view: DataView, bytes: Uint8Array, at: number): void {
-    const { bits } = this.#geometry;
-    const where = `directory in cluster ${this.#self}, entry ${this.#index}`;
-    if (this.#hasEnded) throw damaged(`${where}: in use behind the end of the directory`);
+    if (this.#hasEnded) throw this.#damaged("in use behind the end of the directory");
     const attributes = bytes[at + ATTRIBUTES_AT]!;
     if ((attributes & ATTRIBUTE.unknown) !== 0) {
-      throw damaged(`${where}: attributes 0x${attributes.toString(16)} found, at most 0x3f expected`);
+      throw this.#damaged(`attributes 0x${attributes.toString(16)} found, at most 0x3f expected`);
     }
     if (attributes === ATTRIBUTE.long) return;
-    const first = firstCluster(view, at, bits);
-    if ((attributes & ATTRIBUTE.label) !== 0) {
-      if (first === 0 && (attributes & ATTRIBUTE.directory) === 0) return;
-      throw damaged(`${where}: a label with cluster ${first} found, none expected`);
-    }
+    const first = firstCluster(view, at, this.#geometry.bits);
     const isDirectory = (attributes & ATTRIBUTE.directory) !== 0;
-    if (isDirectory && this.#isDots(bytes, at, first, where)) return;
-    if (isDirectory) this.#found("directory", { first, bytes: undefined, isContiguous: false });
-    else {
-      const length = view.getUint32(at + 28, true);
-      if (length !== 0 || first !== 0) this.#found("file", { first, bytes: length, isContiguous: false });
+    if ((attributes & ATTRIBUTE.label) !== 0) {
+      if (first === 0 && !isDirectory) return;
+      throw this.#damaged(`a label with cluster ${first} found, none expected`);
     }
+    const strange = strangeCharacter(bytes, at);
+    if (strange !== undefined) {
+      throw this.#damaged(`a name with the character 0x${strange.toString(16)} found`);
+    }
+    if (isDirectory) {
+      if (!this.#isLink(bytes, at, first))
+        this.#found("directory", { first, bytes: undefined, isContiguous: false });
+      return;
+    }
+    const length = view.getUint32(at + 28, true);
+    if (length !== 0 || first !== 0) this.#found("file", { first, bytes: length, isContiguous: false });
   }
 
-  /** Whether it is the link to the directory itself or to its parent, which have their places. */
-  #isDots(bytes: Uint8Array, at: number, first: number, where: string): boolean {
+  /** Whether it is `.` or `..`, which have their places. */
+  #isLink(bytes: Uint8Array, at: number, first: number): boolean {
     const { rootCluster } = this.#geometry;
     if (this.#index > 1 || this.#self === rootCluster) return false;
-    const name = Buffer.from(bytes.buffer, bytes.byteOffset + at, 11)
+    const name = Buffer.from(bytes.subarray(at, at + 11))
       .toString("latin1")
       .trimEnd();
     if (name !== (this.#index === 0 ? "." : "..")) return false;
@@ -105,10 +109,29 @@ export class ClusterScan implements DirectoryScan {
     // Some write the number of the root, where 0 is meant.
     const isRoot = this.#index === 1 && expected === 0 && first === rootCluster;
     if (first !== expected && !isRoot) {
-      throw damaged(`${where}: "${name}" leads to cluster ${first}, ${expected} expected`);
+      throw this.#damaged(`"${name}" leads to cluster ${first}, ${expected} expected`);
     }
     return true;
   }
+
+  #damaged(what: string): Refused {
+    return damaged(`directory in cluster ${this.#self}, entry ${this.#index}: ${what}`);
+  }
+}
+
+/** 1 for what no name has: controls, and what paths and patterns are made of. */
+const STRANGE = Uint8Array.from({ length: 256 }, (_, byte) =>
+  byte < 32 || '"*/:<>?\\|'.includes(String.fromCharCode(byte)) ? 1 : 0,
+);
+/** Stands for 0xe5 at the start. */
+const KANJI = 0x05;
+
+/** A byte of a short name that no system writes. */
+function strangeCharacter(bytes: Uint8Array, at: number): number | undefined {
+  for (let i = bytes[at] === KANJI ? 1 : 0; i < 11; i++) {
+    if (STRANGE[bytes[at + i]!] === 1) return bytes[at + i];
+  }
+  return undefined;
 }
 
 /** Reads whole entries, with names, piece by piece; stops where Windows would. */
@@ -181,7 +204,7 @@ const SMALL = { base: 0x08, extension: 0x10 };
 /** `README  TXT` as `README.TXT`. */
 export function shortText({ shortName, smallLetters }: ShortEntry): string {
   const bytes = shortName.slice();
-  if (bytes[0] === 0x05) bytes[0] = DELETED;
+  if (bytes[0] === KANJI) bytes[0] = DELETED;
   const base = shown(bytes.subarray(0, 8), (smallLetters & SMALL.base) !== 0);
   const extension = shown(bytes.subarray(8), (smallLetters & SMALL.extension) !== 0);
   return extension === "" ? base : `${base}.${extension}`;

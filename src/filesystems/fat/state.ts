@@ -7,6 +7,7 @@
  * only.
  */
 import { readBytes, type BlockDevice } from "../../device/device.ts";
+import { FIRST_CLUSTER } from "../allocation-table.ts";
 import { pipelined } from "../reading.ts";
 import { Refused } from "../refused.ts";
 import { contradiction, damaged } from "./damage.ts";
@@ -52,11 +53,13 @@ const COMPARED_BYTES = 1 << 20;
 
 /** @throws Refused when a copy of the allocation table is not like the first */
 export async function compareCopies(device: BlockDevice, geometry: Geometry): Promise<void> {
-  const { fatAt, fatBytes, fats } = geometry;
+  const { fatAt, fatBytes, fats, clusters, bits } = geometry;
+  // What a table has room for beyond its clusters means nothing, and may be most of a hostile disk (H24).
+  const usedBytes = Math.ceil(((clusters + FIRST_CLUSTER) * (bits === 28 ? 32 : bits)) / 8);
   function* pairs() {
     for (let copy = 1; copy < fats; copy++) {
-      for (let at = 0; at < fatBytes; at += COMPARED_BYTES) {
-        yield pair(copy, at, Math.min(COMPARED_BYTES, fatBytes - at));
+      for (let at = 0; at < usedBytes; at += COMPARED_BYTES) {
+        yield pair(copy, at, Math.min(COMPARED_BYTES, usedBytes - at));
       }
     }
   }
@@ -71,7 +74,7 @@ export async function compareCopies(device: BlockDevice, geometry: Geometry): Pr
     if (Buffer.compare(first, second) === 0) return;
     const difference = first.findIndex((byte, index) => byte !== second[index]);
     throw contradiction(
-      `copies 1 and ${copy + 1} of the allocation table differ at ${at + difference} of ${fatBytes} bytes`,
+      `copies 1 and ${copy + 1} of the allocation table differ at ${at + difference} of ${usedBytes} bytes`,
     );
   });
 }
