@@ -180,7 +180,7 @@ const wholeOf = ({ device }: Region): ExtentSet => ExtentSet.of({ start: 0, end:
 function bytesByDisk(members: readonly Region[]): Map<number, number> {
   const bytesOf = new Map<number, number>();
   for (const member of members) {
-    for (const { disk, bytes } of member.places({ start: 0, end: member.device.bytes })) {
+    for (const { disk, bytes } of member.footprint({ start: 0, end: member.device.bytes })) {
       bytesOf.set(disk, (bytesOf.get(disk) ?? 0) + bytes);
     }
   }

@@ -171,6 +171,11 @@ function nested(on: readonly Region[], volume: Volume): Region {
         yield* on[disk]!.places({ start: at, end: at + bytes });
       }
     },
+    *footprint(range) {
+      for (const { disk, at, bytes } of volume.footprint(range)) {
+        yield* on[disk]!.footprint({ start: at, end: at + bytes });
+      }
+    },
     find(disk, at) {
       for (const [number, outer] of on.entries()) {
         const inOuter = outer.find(disk, at);
