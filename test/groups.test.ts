@@ -4,10 +4,22 @@
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { closeSync, copyFileSync, openSync, readSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  copyFileSync,
+  linkSync,
+  openSync,
+  readFileSync,
+  readSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { explain, info, reclaim, survey } from "../src/disk.ts";
+import { convert, explain, info, reclaim, survey } from "../src/disk.ts";
+import { openWritable } from "../src/disk/open.ts";
+import { DiskError } from "../src/error.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
 import { lvcreate, lvmDisks } from "../src/testing/lvm.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
@@ -102,6 +114,52 @@ test("H36: both disks give back what is free on them, and the volume stays whole
   const { status, stdout } = e2fsck(volume, VOLUME);
   assert.equal(status, 0, stdout);
   assert.equal(printOf(volume, VOLUME), print);
+});
+
+test("a disk counts once, whatever it is called", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const folder = scratch(t);
+  const [hard, soft] = [join(folder, "hard.raw"), join(folder, "soft.raw")];
+  linkSync(disks[0], hard);
+  symlinkSync(disks[1], soft);
+  const done = await reclaim(disks[0], { format: "raw", companions: [hard, disks[1], soft] });
+  assert.ok(done.applied && done.reclaimedBytes > MiB);
+});
+
+test("H36: who uses another member is in the way, and nobody else is", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const stranger = blankDisk(t, MiB);
+  const copy = join(scratch(t), "copy.raw");
+  const isBusy = (error: unknown) => error instanceof DiskError && error.kind === "busy";
+  const locked = (path: string) => openWritable(path, { format: "raw" });
+  {
+    await using _ = await locked(disks[1]);
+    const options = { format: "raw", companions: [disks[1]] };
+    assert.equal((await survey(disks[0], options)).exact, false);
+    await assert.rejects(reclaim(disks[0], options), isBusy);
+    await assert.rejects(convert(disks[0], copy, options), isBusy);
+  }
+  await using _ = await locked(stranger);
+  const options = { format: "raw", companions: [stranger, disks[1]] };
+  assert.equal((await survey(disks[0], options)).exact, true);
+  assert.equal((await reclaim(disks[0], options)).applied, true);
+  assert.equal((await convert(disks[0], copy, options)).destination, copy);
+});
+
+test("H17: nothing is judged through an image that is damaged", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const qcow2 = join(scratch(t), "b.qcow2");
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", disks[1], qcow2]);
+  const bytes = readFileSync(qcow2);
+  const counts = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
+  bytes.writeUInt16BE(0, counts + 2 * 5);
+  writeFileSync(qcow2, bytes);
+  for (const dryRun of [true, false]) {
+    await assert.rejects(reclaim(disks[0], { companions: [qcow2], dryRun }), /b\.qcow2 has 2 errors/);
+  }
 });
 
 test("a volume over two disks is described, and its files are found on each", async (t) => {

@@ -15,7 +15,8 @@ import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
 import type { Keys } from "../volumes/volume.ts";
 import { keysOf } from "./keys.ts";
-import { allRegionsOf, type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
+import { disksBeside, distinctFrom, isUnreadable, missesMembers } from "./companions.ts";
+import { allRegionsOf, type Layout, type LayoutOptions, layOut } from "./layout.ts";
 import { foreignImage } from "./recognise.ts";
 import type { OpenOptions } from "./results.ts";
 
@@ -91,19 +92,36 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     });
   }
 
-  /** Other disks are opened only when something on this one needs them (H36). */
   async #layOut(): Promise<Layout> {
     const alone = await layOut([this.image], this.#layoutOptions());
-    const own = path.resolve(this.path);
-    const others = (this.options.companions ?? []).filter((file) => path.resolve(file) !== own);
-    if (others.length === 0 || !this.#openCompanion || !missesMembers(alone)) return alone;
+    const openCompanion = this.#openCompanion;
+    if (openCompanion === undefined || !missesMembers(alone)) return alone;
+    const others = distinctFrom(this.path, this.options.companions ?? []);
+    if (others.length === 0) return alone;
     const opened: Disk[] = [];
     this.#companions = opened;
-    for (const file of new Set(others)) {
-      const companion = await unlessUnreadable(this.#openCompanion(file));
-      if (companion) opened.push(companion);
+    let obstacle: unknown;
+    for (const file of others) {
+      try {
+        opened.push(await openCompanion(file));
+      } catch (error) {
+        if (!isUnreadable(error)) obstacle ??= error;
+      }
     }
-    return await layOut([this.image, ...opened.map(({ image }) => image)], this.#layoutOptions());
+    const layout = await this.#layOutTogether();
+    if (missesMembers(layout)) {
+      if (obstacle !== undefined) throw obstacle;
+      return layout;
+    }
+    const beside = disksBeside(layout);
+    if (beside.size === 1 + opened.length) return layout;
+    this.#companions = opened.filter((_, i) => beside.has(i + 1));
+    for (const [i, disk] of opened.entries()) if (!beside.has(i + 1)) await disk[Symbol.asyncDispose]();
+    return await this.#layOutTogether();
+  }
+
+  #layOutTogether(): Promise<Layout> {
+    return layOut([this.image, ...this.#companions.map(({ image }) => image)], this.#layoutOptions());
   }
 
   #layoutOptions(): LayoutOptions {
@@ -120,24 +138,6 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     for (const other of [...this.#companions, ...this.#headers]) await other[Symbol.asyncDispose]();
     await this.image[Symbol.asyncDispose]();
   }
-}
-
-/** What cannot be read is no member of anything; the set then says what is missing. @throws DiskError `busy`, `io` */
-async function unlessUnreadable(opening: Promise<Disk>): Promise<Disk | undefined> {
-  try {
-    return await opening;
-  } catch (error) {
-    if (error instanceof DiskError && UNREADABLE.has(error.kind)) return undefined;
-    throw error;
-  }
-}
-
-const UNREADABLE: ReadonlySet<string> = new Set(["corrupt", "unsupported", "refused"]);
-
-function missesMembers(layout: Layout): boolean {
-  return [...regionsOf(layout)].some(
-    ({ content }) => content.kind === "member" && content.reason !== undefined,
-  );
 }
 
 /**
