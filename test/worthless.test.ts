@@ -168,6 +168,19 @@ test("H1: a page file whose clusters another file has, too, stays; without the w
   assert.match((await keptOf({ also: ["pagefile"] }))[0]!, /belongs to another/);
 });
 
+test("of a folder with many files, so many are counted and no more", async (t) => {
+  if (!available(t)) return;
+  const disk = guest(t);
+  withMount(disk, FILESYSTEM, "rw", (root) => {
+    mkdirSync(join(root, "tmp"));
+    for (let i = 0; i < 1100; i++) writeFileSync(join(root, `tmp/${i}`), "x");
+  });
+  const { worthless } = await survey(disk, { format: "raw" });
+  const [temporary] = worthless.filter(({ path }) => path === "/tmp");
+  assert.deepEqual([temporary?.bytes, temporary?.isPartial], [1000 * 4 * KiB, true]);
+  assert.ok(worthless.filter(({ path }) => path !== "/tmp").every(({ isPartial }) => !isPartial));
+});
+
 test("names of Windows mean nothing where Windows cannot be", async (t) => {
   if (!available(t)) return;
   const disk = guest(t);

@@ -100,6 +100,8 @@ export interface WorthlessReport {
   readonly path: string;
   /** On this image. */
   readonly bytes: number;
+  /** True: only a part of the folder was looked at, and it holds more. */
+  readonly isPartial: boolean;
   /** The word that clears it; null where somebody might miss it. */
   readonly also: WorthlessWord | null;
   /** What the guest itself would do: `apt-get clean`; null when nothing needs to be done. */

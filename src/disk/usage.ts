@@ -147,7 +147,16 @@ function whyKept({ path }: Worthless, doubt: string | undefined, proof: Proof): 
 }
 
 function reportOf({ kind, volume, path, extents, kept }: Worthless): WorthlessReport {
-  return { kind, volume, path, bytes: extents.bytes, also: kind, command: null, kept: kept ?? null };
+  return {
+    kind,
+    volume,
+    path,
+    bytes: extents.bytes,
+    isPartial: false,
+    also: kind,
+    command: null,
+    kept: kept ?? null,
+  };
 }
 
 /**
