@@ -17,7 +17,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { convert, explain, info, reclaim, survey } from "../src/disk.ts";
+import { convert, explain, info, reclaim, survey, type SurveyOptions } from "../src/disk.ts";
 import { openWritable } from "../src/disk/open.ts";
 import { DiskError } from "../src/error.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
@@ -142,10 +142,22 @@ test("H36: who uses another member is in the way, and nobody else is", async (t)
     await assert.rejects(convert(disks[0], copy, options), isBusy);
   }
   await using _ = await locked(stranger);
-  const options = { format: "raw", companions: [stranger, disks[1]] };
+  const options = { format: "raw", candidates: [stranger, disks[1]] };
   assert.equal((await survey(disks[0], options)).exact, true);
   assert.equal((await reclaim(disks[0], options)).applied, true);
   assert.equal((await convert(disks[0], copy, options)).destination, copy);
+});
+
+test("H3: a guest that sleeps on another of its disks keeps everything on this one", async (t) => {
+  if (!available(t)) return;
+  const [disk, other] = [blankDisk(t, 16 * MiB), blankDisk(t, 4 * MiB)];
+  makeFilesystem(disk, { start: 0, end: 16 * MiB }, ["-t", "ext4"]);
+  run("mkswap", [other]);
+  run("dd", [`of=${other}`, "bs=1", "seek=4086", "conv=notrunc", "status=none"], "S1SUSPEND\0");
+  const stateWith = async (options: SurveyOptions) =>
+    (await survey(disk, { format: "raw", ...options })).volumes.map(({ reason }) => reason?.code);
+  assert.deepEqual(await stateWith({ companions: [other] }), ["hibernated"]);
+  assert.deepEqual(await stateWith({ candidates: [other] }), [undefined]);
 });
 
 test("H17: nothing is judged through an image that is damaged", async (t) => {

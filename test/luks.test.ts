@@ -183,6 +183,10 @@ test("a passphrase is asked for once, and only where no key file fits", async (t
   const found = await explain(path, { askKey, file: "/kept" });
   assert.equal(found.file?.bytes, 3 * MiB);
   assert.equal(asked.length, 1);
+  const interrupted = async () => {
+    throw new DiskError("interrupted", "Ctrl-C");
+  };
+  await assert.rejects(survey(path, { askKey: interrupted }), /Ctrl-C/);
   const unknown = await survey(path, { askKey: async () => undefined });
   assert.equal(unknown.volumes[0]!.reason?.code, "locked");
 });

@@ -1,6 +1,6 @@
 /**
- * Other disks of the same guest, where volumes lie on several (H36). They are opened only when members are missing on the
- * judged disk, and only those stay open that complete something with it:
+ * Other disks of the same guest, where volumes lie on several (H36). Those that were named always count. Candidates are
+ * opened only when members are missing on the judged disk, and only those stay open that complete something with it:
  *
  *   judged ── vg0 ── second ── md0 ── third      both stay
  *   unrelated                                    closed again, whoever uses it

@@ -95,13 +95,15 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
   async #layOut(): Promise<Layout> {
     const alone = await layOut([this.image], this.#layoutOptions());
     const openCompanion = this.#openCompanion;
-    if (openCompanion === undefined || !missesMembers(alone)) return alone;
-    const others = distinctFrom(this.path, this.options.companions ?? []);
-    if (others.length === 0) return alone;
+    const { companions = [], candidates = [] } = this.options;
+    const named = distinctFrom(this.path, companions);
+    const others = distinctFrom(this.path, [...named, ...(missesMembers(alone) ? candidates : [])]);
+    if (openCompanion === undefined || others.length === 0) return alone;
     const opened: Disk[] = [];
     this.#companions = opened;
+    for (const file of named) opened.push(await openCompanion(file));
     let obstacle: unknown;
-    for (const file of others) {
+    for (const file of others.slice(named.length)) {
       try {
         opened.push(await openCompanion(file));
       } catch (error) {
@@ -114,9 +116,10 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
       return layout;
     }
     const beside = disksBeside(layout);
-    if (beside.size === 1 + opened.length) return layout;
-    this.#companions = opened.filter((_, i) => beside.has(i + 1));
-    for (const [i, disk] of opened.entries()) if (!beside.has(i + 1)) await disk[Symbol.asyncDispose]();
+    const stays = (_: Disk, i: number): boolean => i < named.length || beside.has(i + 1);
+    this.#companions = opened.filter(stays);
+    if (this.#companions.length === opened.length) return layout;
+    for (const disk of opened) if (!this.#companions.includes(disk)) await disk[Symbol.asyncDispose]();
     return await this.#layOutTogether();
   }
 

@@ -49,7 +49,7 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     if (schemes[0]) return await volumesIn(region, schemes[0], options, depth);
     return (await detachedIn(region, options, depth)) ?? (await strangerOf(device));
   } catch (error) {
-    if (!(error instanceof DiskError) || error.kind === "io") throw error;
+    if (!(error instanceof DiskError) || error.kind === "io" || error.kind === "interrupted") throw error;
     const hint = error.hint ?? "everything here counts as used";
     return stranger(null, error.code ?? error.kind, error.message, hint);
   }
