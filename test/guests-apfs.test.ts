@@ -11,14 +11,16 @@ import { createHash } from "node:crypto";
 import { closeSync, openSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { ExtentBuilder, ExtentSet } from "../src/bytes/extents.ts";
+import type { ExtentSet } from "../src/bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../src/device/device.ts";
 import { reclaim } from "../src/disk.ts";
 import { openContainer } from "../src/filesystems/apfs/checkpoint.ts";
 import { apfs } from "../src/filesystems/apfs.ts";
 import type { FileSystem } from "../src/filesystems/filesystem.ts";
-import { inAppleKernel, makeContainer, partcloneFree } from "../src/testing/apfs.ts";
+import { inAppleKernel, makeContainer } from "../src/testing/apfs.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
+import { partcloneFree } from "../src/testing/partclone.ts";
+import { contentOf, unreachedOf } from "../src/testing/reach.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const HELPERS = `
@@ -60,13 +62,6 @@ rm /d/many/file-2*
 echo now; sleep 100
 `;
 
-async function unreachedOf(filesystem: FileSystem): Promise<ExtentSet> {
-  const used = new ExtentBuilder();
-  await filesystem.walk((_member, start, end) => used.add(start, end));
-  assert.equal(filesystem.refusal, undefined);
-  return ExtentSet.of({ start: 0, end: filesystem.bytes }).subtract(used.build());
-}
-
 /** Every file that the driver printed lies where `find` says. */
 async function assertFound(filesystem: FileSystem, device: BlockDevice, printed: string): Promise<void> {
   const lines = [...printed.matchAll(/^([0-9a-f]{64}) {2}\.(\/.+)$/gm)];
@@ -74,11 +69,13 @@ async function assertFound(filesystem: FileSystem, device: BlockDevice, printed:
   for (const [, hash, path] of lines) {
     const found = await filesystem.find(path!);
     assert.ok(found, path);
-    const content = Buffer.alloc(found.bytes);
-    for (const { fileOffset, at, bytes } of found.extents) {
-      content.set(await readBytes(device, at, Math.min(bytes, found.bytes - fileOffset)), fileOffset);
-    }
-    assert.equal(createHash("sha256").update(content).digest("hex"), hash, path);
+    assert.equal(
+      createHash("sha256")
+        .update(await contentOf(device, found))
+        .digest("hex"),
+      hash,
+      path,
+    );
   }
 }
 
@@ -119,7 +116,7 @@ test("containers that the driver filled: nothing that it or apfsck reads is give
     t.after(() => device[Symbol.asyncDispose]());
     const filesystem = await apfs.open([device], { replay: false });
     const [free] = await filesystem.free();
-    assert.deepEqual([...(await unreachedOf(filesystem))], [...partcloneFree(image)]);
+    assert.deepEqual([...(await unreachedOf(filesystem))], [...partcloneFree("apfs", image)]);
     await assertFound(filesystem, device, parts[index + 1]!);
     const earlier = join(folder, "earlier");
     run("cp", ["--sparse=always", image, earlier]);

@@ -9,15 +9,16 @@ import { createHash } from "node:crypto";
 import { closeSync, openSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { ExtentBuilder, ExtentSet } from "../src/bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../src/device/device.ts";
 import { reclaim } from "../src/disk.ts";
 import { readCheckpoints } from "../src/filesystems/f2fs/checkpoint.ts";
 import { BLOCK_BYTES, readSuperblock, SEGMENT_BLOCKS } from "../src/filesystems/f2fs/superblock.ts";
 import { f2fs } from "../src/filesystems/f2fs.ts";
 import type { FileSystem } from "../src/filesystems/filesystem.ts";
-import { makeVolume, partcloneFree } from "../src/testing/f2fs.ts";
+import { makeVolume } from "../src/testing/f2fs.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
+import { partcloneFree } from "../src/testing/partclone.ts";
+import { contentOf, unreachedOf } from "../src/testing/reach.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
@@ -67,13 +68,6 @@ async function opened(
   return { device, filesystem: await f2fs.open([device], { replay: false }) };
 }
 
-async function unreachedOf(filesystem: FileSystem): Promise<ExtentSet> {
-  const used = new ExtentBuilder();
-  await filesystem.walk((_member, start, end) => used.add(start, end));
-  assert.equal(filesystem.refusal, undefined);
-  return ExtentSet.of({ start: 0, end: filesystem.bytes }).subtract(used.build());
-}
-
 /** Every file that the kernel printed lies where `find` says. */
 async function assertFound(
   { device, filesystem }: Awaited<ReturnType<typeof opened>>,
@@ -84,12 +78,14 @@ async function assertFound(
   for (const [, hash, path] of lines) {
     const found = await filesystem.find(path!);
     assert.ok(found, path);
-    const content = Buffer.alloc(found.bytes);
-    for (const { fileOffset, at, bytes } of found.extents) {
-      content.set(await readBytes(device, at, Math.min(bytes, found.bytes - fileOffset)), fileOffset);
-    }
     if (found.fixed === "inline") continue;
-    assert.equal(createHash("sha256").update(content).digest("hex"), hash, path);
+    assert.equal(
+      createHash("sha256")
+        .update(await contentOf(device, found))
+        .digest("hex"),
+      hash,
+      path,
+    );
   }
 }
 
@@ -128,7 +124,7 @@ test("volumes that the kernel filled: nothing that it or fsck.f2fs reads is give
     const { device, filesystem } = await opened(t, image);
     const [free] = await filesystem.free();
     const unreached = await unreachedOf(filesystem);
-    assert.deepEqual([...unreached], [...partcloneFree(image)]);
+    assert.deepEqual([...unreached], [...partcloneFree("f2fs", image)]);
     assert.equal(free!.subtract(unreached).bytes, 0);
     await assertFound({ device, filesystem }, parts[index + 1]!);
     const places = (await filesystem.find("/holes"))!.extents.map(({ fileOffset, bytes: length }) => [

@@ -2,6 +2,7 @@
  * The guards of SAFETY that tests must defend: where each stands, what takes it out, and which tests must notice.
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
+import { OF_BTRFS } from "./mutations-btrfs.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
@@ -358,6 +359,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...OF_GUESTS,
   ...OF_IMAGES,
+  ...OF_BTRFS,
   ...OF_FILES,
   ...OF_LUKS,
   ...OF_HFSPLUS,

@@ -17,7 +17,7 @@ import type { Keys } from "../volumes/volume.ts";
 import { keysOf } from "./keys.ts";
 import { disksBeside, distinctFrom, isUnreadable, missesMembers } from "./companions.ts";
 import { allRegionsOf, type Layout, type LayoutOptions, layOut } from "./layout.ts";
-import { foreignImage } from "./recognise.ts";
+import { foreignImage } from "./foreign-image.ts";
 import type { OpenOptions } from "./results.ts";
 
 /** QEMU has no limit; nobody has been seen with more than a few dozen. */

@@ -10,7 +10,7 @@ import { SimulatedFile } from "../testing/simulated-file.ts";
 import { attempt, requires, run } from "../testing/tools.ts";
 import { blankDisk } from "../testing/partitions.ts";
 import { SCHEMES } from "../volumes/all.ts";
-import { strangerIn } from "./recognise.ts";
+import { strangerIn } from "./strangers.ts";
 
 /** Everything that the device is taken for, in words. */
 async function namesOf(device: BlockDevice): Promise<string> {
@@ -46,10 +46,10 @@ const NAMES: Readonly<Record<string, string>> = {
   ext2: "ext",
   ext3: "ext",
   ext4: "ext",
-  f2fs: "F2FS $",
+  f2fs: "f2fs",
   gfs2: "GFS2 $",
   hfs: "HFS",
-  hfsplus: "hfs+",
+  hfsplus: "hfsplus",
   hpfs: "HPFS $",
   hpt37x_raid_member: "HighPoint",
   hpt45x_raid_member: "HighPoint",
@@ -142,7 +142,6 @@ test("everything in util-linux' suite is called what blkid calls it", async (t) 
 
 /** What mkfs makes, and how it is called here. */
 const MADE: readonly (readonly [tool: string, args: readonly string[], name: RegExp])[] = [
-  ["mkfs.f2fs", ["-q"], /^F2FS 1\.\d+$/],
   ["mkfs.jfs", ["-q"], /^JFS [12]$/],
   ["mkfs.nilfs2", ["-q", "-f"], /^NILFS2 2\.0$/],
   ["mkfs.minix", ["-1"], /^Minix 1$/],

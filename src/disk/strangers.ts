@@ -125,7 +125,6 @@ const UDF = [2048, 4096].flatMap((step) =>
 
 const FILESYSTEMS: readonly Signature[] = [
   { name: "XFS log", hint: "it belongs to a filesystem on another device", at: 0, magic: "\xfe\xed\xba\xbe" },
-  { name: "F2FS", hint: FSTRIM, at: 1024, magic: "\x10\x20\xf5\xf2", version: dotted(4) },
   {
     name: "HFS",
     hint: REWRITE,
@@ -274,7 +273,7 @@ const STRANGERS: readonly Signature[] = [...VOLUMES, ...FILESYSTEMS, ...TABLES];
 const HEAD_BYTES = 72 * 1024;
 
 /** What the device holds, by name, as far as it is known and not read. */
-export async function recognise(device: BlockDevice): Promise<Stranger | undefined> {
+export async function strangerIn(device: BlockDevice): Promise<Stranger | undefined> {
   const head = Buffer.from(await readBytes(device, 0, Math.min(device.bytes, HEAD_BYTES)));
   for (const signature of STRANGERS) {
     const { at, magic, before = 0, verify, version, name, hint } = signature;

@@ -1,5 +1,6 @@
 /** Every filesystem reader, in the order in which they are probed. */
 import { apfs } from "./apfs.ts";
+import { btrfs } from "./btrfs.ts";
 import { exfat } from "./exfat.ts";
 import { ext } from "./ext.ts";
 import { f2fs } from "./f2fs.ts";
@@ -15,6 +16,7 @@ export const FILESYSTEMS: readonly FileSystemReader[] = [
   fat,
   exfat,
   ntfs,
+  btrfs,
   hfsplus,
   xfs,
   swap,

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
+import type { ExtentSet } from "../bytes/extents.ts";
 import { checked } from "../device/checked.ts";
-import { readBytes } from "../device/device.ts";
-import { CONTAINER_BYTES, makeContainer, partcloneFree } from "../testing/apfs.ts";
+import { CONTAINER_BYTES, makeContainer } from "../testing/apfs.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
 import { fileDevice } from "../testing/file-device.ts";
+import { partcloneFree } from "../testing/partclone.ts";
+import { contentOf, unreachedOf } from "../testing/reach.ts";
 import { requires, run, scratch } from "../testing/tools.ts";
 import { apfs } from "./apfs.ts";
 import type { FileSystem } from "./filesystem.ts";
@@ -19,18 +20,10 @@ async function opened(t: TestContext, path: string): Promise<FileSystem> {
   return apfs.open([device], { replay: false });
 }
 
-async function reached(filesystem: FileSystem): Promise<ExtentSet> {
-  const all = new ExtentBuilder();
-  await filesystem.walk((_member, start, end) => all.add(start, end));
-  return all.build();
-}
-
 /** What is free and what is reached are the whole container, and meet nowhere. */
 async function assertWhole(filesystem: FileSystem): Promise<ExtentSet> {
   const [free] = await filesystem.free();
-  const used = await reached(filesystem);
-  assert.equal(filesystem.refusal, undefined);
-  assert.deepEqual([...used], [...ExtentSet.of({ start: 0, end: filesystem.bytes }).subtract(free!)]);
+  assert.deepEqual([...free!], [...(await unreachedOf(filesystem))]);
   return free!;
 }
 
@@ -45,7 +38,7 @@ for (const { options, bytes } of [
     const image = makeContainer(scratch(t), options, bytes);
     const filesystem = await opened(t, image);
     const free = await assertWhole(filesystem);
-    assert.deepEqual([...free], [...partcloneFree(image)]);
+    assert.deepEqual([...free], [...partcloneFree("apfs", image)]);
     assert.equal(filesystem.label, options[2] ?? "untitled");
     assert.deepEqual(await filesystem.list("/"), []);
   });
@@ -77,12 +70,8 @@ test("a container that macOS filled: free agrees with The Sleuth Kit, files with
   for (const [, inode, path] of listing.matchAll(/^r\/r (\d+)[-\d]*:\t(.+)$/gm)) {
     const found = await filesystem.find(`/${path}`);
     assert.ok(found, path);
-    const content = Buffer.alloc(found.bytes);
-    for (const { fileOffset, at, bytes } of found.extents) {
-      const length = Math.min(bytes, found.bytes - fileOffset);
-      content.set(await readBytes(device, at, length), fileOffset);
-    }
     if (found.bytes === 0) continue; // It has no stream, and icat nothing to print.
+    const content = await contentOf(device, found);
     assert.equal(content.toString(), run("icat", ["-P", "apfs", "-B", superblock, image, inode!]), path);
     assert.equal((await filesystem.describe(found.owner)).path, `/${path}`);
     files++;

@@ -3,12 +3,14 @@ import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
+import type { ExtentSet } from "../bytes/extents.ts";
 import { checked } from "../device/checked.ts";
-import { readBytes, type BlockDevice } from "../device/device.ts";
+import type { BlockDevice } from "../device/device.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
-import { makeVolume, partcloneFree } from "../testing/f2fs.ts";
+import { makeVolume } from "../testing/f2fs.ts";
 import { fileDevice } from "../testing/file-device.ts";
+import { partcloneFree } from "../testing/partclone.ts";
+import { contentOf, unreachedOf } from "../testing/reach.ts";
 import { attempt, requires, scratch } from "../testing/tools.ts";
 import { f2fs } from "./f2fs.ts";
 import type { FileSystem } from "./filesystem.ts";
@@ -41,11 +43,7 @@ async function opened(
 /** What is free and what is reached are the whole volume, and meet nowhere. */
 async function assertWhole(filesystem: FileSystem): Promise<ExtentSet> {
   const [free] = await filesystem.free();
-  const used = new ExtentBuilder();
-  await filesystem.walk((_member, start, end) => used.add(start, end));
-  assert.equal(filesystem.refusal, undefined);
-  const rest = ExtentSet.of({ start: 0, end: filesystem.bytes }).subtract(used.build());
-  assert.deepEqual([...free!], [...rest]);
+  assert.deepEqual([...free!], [...(await unreachedOf(filesystem))]);
   return free!;
 }
 
@@ -73,11 +71,7 @@ async function assertFound(filesystem: FileSystem, device: BlockDevice, tree: st
     const wanted = readFileSync(path);
     assert.equal(found?.bytes, wanted.length, path);
     if (found!.fixed === "inline") continue;
-    const content = Buffer.alloc(wanted.length);
-    for (const { fileOffset, at, bytes } of found!.extents) {
-      content.set(await readBytes(device, at, Math.min(bytes, content.length - fileOffset)), fileOffset);
-    }
-    assert.ok(wanted.equals(content), path);
+    assert.ok(wanted.equals(await contentOf(device, found!)), path);
     assert.equal((await filesystem.describe(found!.owner)).path, path.slice(tree.length));
   }
   const listed = await filesystem.list("/many");
@@ -98,7 +92,7 @@ for (const make of MAKES) {
     assert.equal(attempt("fsck.f2fs", ["--dry-run", image]).status, 0);
     const { device, filesystem } = await opened(t, image);
     const free = await assertWhole(filesystem);
-    if (make !== NOT_CLONED) assert.deepEqual([...free], [...partcloneFree(image)]);
+    if (make !== NOT_CLONED) assert.deepEqual([...free], [...partcloneFree("f2fs", image)]);
     await assertFound(filesystem, device, tree);
   });
 }

@@ -1,5 +1,5 @@
 /**
- * APFS containers for tests: made by mkapfs, filled by the Linux driver in another kernel, judged by partclone.
+ * APFS containers for tests: made by mkapfs, filled by the Linux driver in another kernel.
  *
  * The driver (linux-apfs-rw, the package `apfs-dkms`) writes only when it is told to, and takes snapshots by an ioctl
  * that no tool of Debian's knows; a small program is compiled for it.
@@ -7,7 +7,6 @@
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TestContext } from "node:test";
-import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import { viewOf } from "../bytes/struct.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { assert } from "../error.ts";
@@ -31,16 +30,6 @@ export function makeContainer(
   run("truncate", ["-s", `${bytes}`, image]);
   run("mkapfs", [...options, image]);
   return image;
-}
-
-/** The blocks that partclone's map calls unused, in bytes. */
-export function partcloneFree(image: string): ExtentSet {
-  const map = `${image}.map`;
-  run("partclone.apfs", ["--domain", "--source", image, "--overwrite", map, "--logfile", `${image}.log`]);
-  const free = new ExtentBuilder();
-  const lines = run("cat", [map]).matchAll(/^(0x[0-9A-F]+) +(0x[0-9A-F]+) +\?$/gm);
-  for (const [, start, bytes] of lines) free.add(Number(start), Number(start) + Number(bytes));
-  return free.build();
 }
 
 /** The blocks of a container that are not all zero, by number. */

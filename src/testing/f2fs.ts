@@ -1,8 +1,7 @@
 /**
- * F2FS volumes for tests: made by mkfs.f2fs, filled from a folder by sload.f2fs, judged by partclone.
+ * F2FS volumes for tests: made by mkfs.f2fs, filled from a folder by sload.f2fs.
  */
 import { join } from "node:path";
-import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import { viewOf } from "../bytes/struct.ts";
 import { CheckpointLayout } from "../filesystems/f2fs/checkpoint.ts";
 import {
@@ -24,16 +23,6 @@ export function makeVolume(
   run("truncate", ["-s", `${mebibytes}M`, image]);
   run("mkfs.f2fs", ["-q", ...options, image]);
   return image;
-}
-
-/** The blocks that partclone's map calls unused, in bytes. */
-export function partcloneFree(image: string): ExtentSet {
-  const map = `${image}.map`;
-  run("partclone.f2fs", ["--domain", "--source", image, "--overwrite", map, "--logfile", `${image}.log`]);
-  const free = new ExtentBuilder();
-  const lines = run("cat", [map]).matchAll(/^(0x[0-9A-F]+) +(0x[0-9A-F]+) +\?$/gm);
-  for (const [, start, bytes] of lines) free.add(Number(start), Number(start) + Number(bytes));
-  return free.build();
 }
 
 /** Sets the checksums of a superblock, of the head or foot of a checkpoint, anew. */

@@ -4,6 +4,7 @@
 import type { FuzzTarget } from "../../src/testing/fuzz.ts";
 import { apfs } from "./apfs.ts";
 import { sparseimage, udif } from "./apple.ts";
+import { btrfs } from "./btrfs.ts";
 import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { exfat, fat } from "./fat.ts";
@@ -33,6 +34,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   vhdx,
   vmdk,
   ext,
+  btrfs,
   hfsplus,
   ntfs,
   fat,

@@ -16,7 +16,7 @@ import {
   type Region,
   UNREAD,
 } from "../layout.ts";
-import { strangerIn } from "../recognise.ts";
+import { strangerIn } from "../strangers.ts";
 
 /** A partition holding a volume group holding a disk image of partitions: deeper than this is a loop or a joke. */
 export const DEPTH_MAX = 4;
