@@ -84,15 +84,6 @@ export const OF_GUESTS: readonly Mutation[] = [
   },
   {
     hazard: "H36",
-    guard: "who uses another member is in the way of a copy",
-    file: "src/disk/convert.ts",
-    from: "refuseBusy(disk.inUse, disk.path);",
-    to: "void disk.inUse;",
-    tests: ["test/groups.test.ts"],
-    only: "H36: who uses",
-  },
-  {
-    hazard: "H36",
     guard: "a disk that has no part in the guest's volumes is closed again",
     file: "src/disk/open.ts",
     from: "i < named.length || beside.has(i + 1);",
