@@ -172,6 +172,8 @@ function suspendedIn({ name }: Region, path: string): Refusal {
 }
 
 const FSTAB_BYTES_MAX = 64 * 1024;
+/** More than a guest uses; each is looked for in all filesystems. */
+const FSTAB_SWAPS_MAX = 32;
 
 /** Swap files that the guest's own tables of mounts name. */
 async function fstabOf(content: FileSystemContent): Promise<string[]> {
@@ -193,7 +195,8 @@ async function swapFilesIn({ filesystem, members }: FileSystemContent, path: str
     .toString()
     .split("\n")
     .map((line) => line.trim().split(/\s+/));
-  return lines.flatMap(([what, , type]) =>
+  const paths = lines.flatMap(([what, , type]) =>
     type === "swap" && what?.startsWith("/") && !what.startsWith("/dev/") ? [what] : [],
   );
+  return paths.slice(0, FSTAB_SWAPS_MAX);
 }
