@@ -92,10 +92,14 @@ test("H36: both disks give back what is free on them, and the volume stays whole
   const qcow2 = join(scratch(t), "b.qcow2");
   run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", disks[1], qcow2]);
   const both = [disks[0], qcow2];
-  const { volumes } = await survey(disks[0], { companions: [qcow2] });
+  const { volumes, usedBytes, freeBytes, unknownBytes, virtualBytes } = await survey(disks[0], {
+    companions: [qcow2],
+  });
+  assert.equal(usedBytes + freeBytes + unknownBytes, virtualBytes);
   const root = volumes.find(({ name }) => name === "vg0/root")!;
   assert.equal(root.state, "clean", root.reason?.message);
   assert.equal(root.bytes, VOLUME.end / 2);
+  assert.equal(root.usedBytes + root.freeBytes, root.bytes);
   assert.deepEqual(root.members, [
     { path: disks[0], bytes: VOLUME.end / 2 },
     { path: qcow2, bytes: VOLUME.end / 2 },

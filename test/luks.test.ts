@@ -69,9 +69,15 @@ test("LUKS2: what is free inside comes back only with discards, and cryptsetup r
   const [open] = (await survey(path, { keys: [KEY] })).volumes;
   assert.equal(open!.filesystem, "ext4");
   assert.ok(open!.freeBytes > 7 * MiB);
+  const discards = { keys: [KEY], allow: { discards: true } };
+  const offsets = [(await survey(path, discards)).regions.get("returnable")!.start(0)];
+  const [byte] = (await explain(path, { keys: [KEY], offsets })).offsets;
+  assert.equal(byte!.class, "used");
+  assert.match(byte!.trail.join(), /--allow discards/);
+  assert.equal((await explain(path, { ...discards, offsets })).offsets[0]!.class, "returnable");
 
   const onHost = hostBytes(path);
-  const done = await reclaim(path, { keys: [KEY], allow: { discards: true }, verify: true });
+  const done = await reclaim(path, { ...discards, verify: true });
   assert.equal(done.verified, true);
   assert.ok(done.reclaimedBytes > 7 * MiB);
   assert.equal(onHost - hostBytes(path), done.reclaimedBytes);
