@@ -155,13 +155,21 @@ test("H36: who uses another member is in the way, and nobody else is", async (t)
 test("H3: a guest that sleeps on another of its disks keeps everything on this one", async (t) => {
   if (!available(t)) return;
   const [disk, other] = [blankDisk(t, 16 * MiB), blankDisk(t, 4 * MiB)];
-  makeFilesystem(disk, { start: 0, end: 16 * MiB }, ["-t", "ext4"]);
+  run(
+    "sfdisk",
+    ["-q", disk],
+    "label: gpt\nstart=2048, size=16384\nstart=28672, size=2048, type=21686148-6449-6E6F-744E-656564454649\n",
+  );
+  makeFilesystem(disk, { start: MiB, end: 9 * MiB }, ["-t", "ext4"]);
   run("mkswap", [other]);
   run("dd", [`of=${other}`, "bs=1", "seek=4086", "conv=notrunc", "status=none"], "S1SUSPEND\0");
-  const stateWith = async (options: SurveyOptions) =>
-    (await survey(disk, { format: "raw", ...options })).volumes.map(({ reason }) => reason?.code);
-  assert.deepEqual(await stateWith({ companions: [other] }), ["hibernated"]);
-  assert.deepEqual(await stateWith({ candidates: [other] }), [undefined]);
+  const foundWith = async (options: SurveyOptions) => {
+    const { volumes, witnesses } = await survey(disk, { format: "raw", also: ["gaps"], ...options });
+    const gaps = witnesses.find(({ witness }) => witness === "gaps")!;
+    return [volumes[0]!.reason?.code, gaps.bytes > 0];
+  };
+  assert.deepEqual(await foundWith({ companions: [other] }), ["hibernated", false]);
+  assert.deepEqual(await foundWith({ candidates: [other] }), [undefined, true]);
 });
 
 test("H17: nothing is judged through an image that is damaged", async (t) => {

@@ -91,6 +91,7 @@ class Counter {
     const { table, members } = content;
     this.notes.push(...table.notes);
     if (table.refusal) return this.#keepAll(region, members, table.scheme, table.refusal, "refused");
+    if (this.#forbidden) return;
     for (const [i, gaps] of table.gaps.entries()) {
       const mayGive = !members[i]!.encrypted || this.#judgement.discards;
       if (mayGive) this.gaps = this.gaps.union(onDisk(members[i]!, gaps));
@@ -214,7 +215,10 @@ function hibernationOf(layout: Layout): Refusal | undefined {
   return undefined;
 }
 
-/** Only filesystems have a mark that says how the guest was stopped. */
+/** Filesystems that look the same while they are mounted. */
+const WITHOUT_MARK = new Set(["btrfs", "apfs", "fat12"]);
+
+/** Only filesystems have a mark that says how the guest was stopped, and not all of them. */
 function doubtAbout(layout: Layout, volumes: readonly VolumeReport[]): string | undefined {
   const refused = volumes.find(({ state }) => state === "refused");
   if (refused) return `volume ${refused.name} is refused: ${refused.reason?.message}`;
@@ -229,7 +233,8 @@ function doubtAbout(layout: Layout, volumes: readonly VolumeReport[]): string | 
     if (content.kind !== "filesystem") continue;
     if (content.filesystem.refusal) return `${which}: ${content.filesystem.refusal.message}`;
     if (content.filesystem.isUnclean) return `${which} was not unmounted`;
-    if (content.filesystem.scratch === undefined) marks++;
+    const { name: kind, scratch } = content.filesystem;
+    if (scratch === undefined && !WITHOUT_MARK.has(kind)) marks++;
   }
   return marks === 0 ? "no filesystem says that the guest was shut down" : undefined;
 }
