@@ -145,4 +145,13 @@ export const OF_GUESTS: readonly Mutation[] = [
     tests: ["test/luks.test.ts"],
     only: "a passphrase is asked for",
   },
+  {
+    hazard: "H7",
+    guard: "what a long range frees on a column ends with its last whole row",
+    file: "src/volumes/mapped.ts",
+    from: "yield row(firstRow, column, endRow - firstRow);",
+    to: "yield row(firstRow, column, endRow - firstRow + 1);",
+    tests: ["src/volumes/mapped.test.ts"],
+    only: "a footprint",
+  },
 ];
