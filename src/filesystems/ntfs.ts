@@ -134,7 +134,7 @@ class Ntfs extends Guarded implements FileSystem {
     return isShared ? { ...found, fixed: "shared" } : found;
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }

@@ -61,12 +61,12 @@ export class Owners {
     return { owner: inode.number, bytes: inode.size, ...(fixed && { fixed }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#paths.lookUp(path));
     if (directory === undefined || directory.type !== TYPE.directory) return undefined;
     const listed: ListedFile[] = [];
     for (const { name, inode: number } of (await unlessDamaged(this.#paths.entriesOf(directory))) ?? []) {
-      if (listed.length === LISTED_MAX) break;
+      if (listed.length >= atMost) break;
       const inode = await unlessDamaged(readInode(this.#volume, number));
       if (inode === undefined) continue;
       const isDirectory = inode.type === TYPE.directory;
