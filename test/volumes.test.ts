@@ -158,6 +158,36 @@ test("H3: a guest that sleeps in a volume of two faces refuses the disk", async 
   );
 });
 
+test("H5: a partition of a RAID type without its superblock is used; one that sleeps is noticed", async (t) => {
+  if (!available(t)) return;
+  for (const [label, type] of [
+    ["gpt", "raid"],
+    ["dos", "fd"],
+  ]) {
+    const disk = blankDisk(t, 32 * MiB);
+    run(
+      "sfdisk",
+      ["-q", disk],
+      `label: ${label}\nstart=2048, size=32768\nstart=34816, size=16384, type=${type}\n`,
+    );
+    for (const [start, end] of [
+      [2048, 34816],
+      [34816, 51200],
+    ] as const)
+      makeFilesystem(disk, { start: start * SECTOR_BYTES, end: end * SECTOR_BYTES }, [
+        "-t",
+        "ext4",
+        "-b",
+        "1024",
+      ]);
+    const reasons = async () =>
+      (await survey(disk, { format: "raw" })).volumes.map(({ reason }) => reason?.code);
+    assert.deepEqual(await reasons(), [undefined, "multi-disk-member"]);
+    write(disk, 34816 * SECTOR_BYTES + 4086, Buffer.from("S1SUSPEND\0"));
+    assert.deepEqual(await reasons(), ["hibernated", "hibernated"]);
+  }
+});
+
 test("a disk inside of a partition is a disk", async (t) => {
   if (!available(t)) return;
   const inner = blankDisk(t, 24 * MiB);

@@ -258,6 +258,17 @@ test("superblocks of version 1 that do not add up", async () => {
   assert.equal((await mdraid.open(disks)).refusal?.code, "md-ambiguous");
 });
 
+test("the superblock of a partition that ends with the disk is not the disk's", async () => {
+  const [disk] = await mirrorByHand();
+  const head = await readBytes(disk!, PLACE, 4096);
+  SuperblockV1.encode({ superOffset: PLACE / 512 - 64 }, head);
+  await disk!.write(PLACE, head);
+  assert.equal(await mdraid.probe(disk!), true, "a damaged one is");
+  fixChecksum(head);
+  await disk!.write(PLACE, head);
+  assert.equal(await mdraid.probe(disk!), false);
+});
+
 test("a write-intent bitmap that is not clear", async () => {
   const disks = await mirrorByHand();
   assert.equal((await mdraid.open(disks)).refusal, undefined);

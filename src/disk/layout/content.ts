@@ -80,9 +80,13 @@ async function sleepingIn(
 ): Promise<Content | undefined> {
   for (const reader of readers) {
     const content = await filesystemIn(region, reader, options);
-    if (content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated") return content;
+    if (isAsleep(content)) return content;
   }
   return undefined;
+}
+
+function isAsleep(content: Content): boolean {
+  return content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated";
 }
 
 async function volumesIn(
@@ -152,9 +156,18 @@ export async function childrenOf(
         "survey the inner disk alone",
       );
     } else child.content = await contentOf(child, options, depth + 1);
+    if (volume.unlessMember && !saysMore(child.content))
+      child.content = { kind: "stranger", name: null, reason: volume.unlessMember };
     children.push(child);
   }
   return children;
+}
+
+/** Whether the content is a part of a set, which tells more than the type of a partition; or a guest that sleeps (H3). */
+function saysMore(content: Content): boolean {
+  if (content.kind === "table")
+    return SCHEMES.some(({ name, hidesContent }) => hidesContent && name === content.table.scheme);
+  return content.kind === "member" || isAsleep(content);
 }
 
 function nested(on: readonly Region[], volume: Volume): Region {
