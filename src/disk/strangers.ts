@@ -37,8 +37,6 @@ const READ_ONLY =
 const REWRITE = "nothing trims it: fill its free space with zeros in the guest, then use --also zeros";
 const WHOLE = "it holds something else: trim inside the guest, or use --also zeros";
 
-const dotted = (at: number) => (view: DataView) =>
-  `${view.getUint16(at, true)}.${view.getUint16(at + 2, true)}`;
 const number =
   (at: number, isLittle = true) =>
   (view: DataView) =>

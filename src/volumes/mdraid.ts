@@ -175,7 +175,7 @@ function regionsOf(member: Superblock, deviceBytes: number): readonly Region[] {
 
 async function rejectBitmap(disk: BlockDevice, member: Superblock): Promise<void> {
   if (member.bitmap === undefined) return;
-  const obstacle = await bitmapObstacle(disk, member.bitmap, member.usedBytes / SECTOR_BYTES);
+  const obstacle = await bitmapObstacle(disk, member.bitmap, member.usedBytes / SECTOR_BYTES, member.events);
   if (obstacle === undefined) return;
   throw new DiskError("refused", `Linux RAID set: ${obstacle}`, {
     code: "md-dirty",

@@ -129,9 +129,13 @@ async function memberOf(device: BlockDevice, opener: Opener): Promise<MemberCont
   if (membership === undefined || membership.total <= 1) return undefined;
   const { kind, name, set, total } = membership;
   const called = name === "" ? set : `${name} (${set})`;
+  const message =
+    set === ""
+      ? `it cannot say of which ${kind} it is a device, and none that is here expects it`
+      : `it is one of ${total} devices of ${kind} ${called}, and not all of them are here`;
   const reason = {
     code: "members-missing",
-    message: `it is one of ${total} devices of ${kind} ${called}, and not all of them are here`,
+    message,
     hint: "name all disks of the guest in one command, or with --with",
   };
   return { kind: "member", membership, opener, reason };
