@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { readBytes, wholeMap } from "../device/device.ts";
-import { DiskError } from "../error.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { linear, mappedVolume, type Segment } from "./mapped.ts";
@@ -79,13 +78,4 @@ test("what lies in two places is not written through one of them", () => {
   assert.equal(device.locate!(8, 5, "read"), undefined);
   assert.equal(device.locate!(0, 5, "read")?.at, 0);
   assert.equal(device.locate!(12, 5, "write")?.at, 52);
-});
-
-test("more chunks than can be counted are refused", () => {
-  const disks = [SimulatedFile.from(new Uint8Array(0))];
-  const columns = [{ disk: 0, start: 0, end: 2 ** 42 }];
-  const open = (chunkBytes: number) =>
-    mappedVolume(IDENTITY, disks, [{ columns, chunkBytes, copies: 1 }]).device.bytes;
-  assert.equal(open(16_384), 2 ** 42);
-  assert.throws(() => open(8192), DiskError);
 });

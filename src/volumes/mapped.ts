@@ -11,7 +11,7 @@
  */
 import type { Extent } from "../bytes/extents.ts";
 import type { BlockDevice, Place as HostPlace, Run } from "../device/device.ts";
-import { assert, DiskError } from "../error.ts";
+import { assert } from "../error.ts";
 import type { Volume } from "./volume.ts";
 
 /** A stretch of one of the disks. */
@@ -38,23 +38,13 @@ export function linear(stretch: Stretch, ...copies: readonly Stretch[]): Segment
 
 export type Identity = Pick<Volume, "name" | "label" | "type" | "refusal" | "unlessMember">;
 
-/** In the smallest chunks that Linux makes, one TiB. Each of them costs time. */
-const CHUNKS_MAX = 2 ** 28;
-
-/** A volume that consists of `segments`, one behind the other. @throws DiskError `unsupported` */
+/** A volume that consists of `segments`, one behind the other. */
 export function mappedVolume(
   identity: Identity,
   disks: readonly BlockDevice[],
   segments: readonly Segment[],
 ): Volume {
   const map = new SegmentMap(segments);
-  const chunks = segments.reduce((sum, segment) => sum + bytesOf(segment) / segment.chunkBytes, 0);
-  if (chunks > CHUNKS_MAX) {
-    throw new DiskError(
-      "unsupported",
-      `${identity.name} has ${chunks} chunks, expected at most ${CHUNKS_MAX}`,
-    );
-  }
   return {
     ...identity,
     device: new MappedDevice(disks, map),
