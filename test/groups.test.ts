@@ -104,26 +104,6 @@ test("H36: both disks give back what is free on them, and the volume stays whole
   assert.equal(printOf(volume, VOLUME), print);
 });
 
-test("H36: a disk without metadata is joined where the others expect it, and alone is refused", async (t) => {
-  if (!available(t)) return;
-  const [a, bare, foreign] = lvmDisks(t, [DISK_BYTES, DISK_BYTES, DISK_BYTES], ([one, two, three]) => [
-    ["pvcreate", one!],
-    ["pvcreate", "--metadatacopies", "0", two!],
-    ["pvcreate", "--metadatacopies", "0", three!],
-    ["vgcreate", "vg0", one!, two!],
-    lvcreate("-L", "8M", "-n", "root", "vg0", two!),
-  ]) as [string, string, string];
-  makeFilesystem(bare, { start: MiB, end: 9 * MiB }, ["-t", "ext4", "-b", "1024"]);
-  const reasons = async (path: string, ...companions: string[]) => {
-    const { volumes } = await survey(path, { format: "raw", companions });
-    return volumes.map(({ name, state, reason }) => [name, reason?.code ?? state]);
-  };
-  assert.deepEqual(await reasons(bare, a), [["vg0/root", "clean"]]);
-  assert.deepEqual(await reasons(bare), [["", "members-missing"]]);
-  assert.deepEqual(await reasons(foreign, a), [["", "members-missing"]]);
-  assert.deepEqual(await reasons(foreign, a, bare), [["", "members-missing"]]);
-});
-
 test("a volume over two disks is described, and its files are found on each", async (t) => {
   if (!available(t)) return;
   const { disks } = group(t);

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { reclaim, survey } from "../src/disk.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
+import { lvcreate, lvmDisks } from "../src/testing/lvm.ts";
 import { memberSuperblock } from "../src/testing/mdraid.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
@@ -250,4 +251,24 @@ test("H2: a mirror that lost its power is refused, of either kind", async (t) =>
     const codes = volumes.map(({ reason }) => reason?.code);
     assert.ok(codes.includes(code), JSON.stringify(volumes));
   }
+});
+
+test("H36: a disk without metadata is joined where the others expect it, and alone is refused", async (t) => {
+  if (!available(t) || !requires(t, "lvcreate")) return;
+  const [a, bare, foreign] = lvmDisks(t, [MEMBER_BYTES, MEMBER_BYTES, MEMBER_BYTES], ([one, two, three]) => [
+    ["pvcreate", one!],
+    ["pvcreate", "--metadatacopies", "0", two!],
+    ["pvcreate", "--metadatacopies", "0", three!],
+    ["vgcreate", "vg0", one!, two!],
+    lvcreate("-L", "8M", "-n", "root", "vg0", two!),
+  ]) as [string, string, string];
+  makeFilesystem(bare, { start: MiB, end: 9 * MiB }, ["-t", "ext4", "-b", "1024"]);
+  const reasons = async (path: string, ...companions: string[]) => {
+    const { volumes } = await survey(path, { format: "raw", companions });
+    return volumes.map(({ name, state, reason }) => [name, reason?.code ?? state]);
+  };
+  assert.deepEqual(await reasons(bare, a), [["vg0/root", "clean"]]);
+  assert.deepEqual(await reasons(bare), [["", "members-missing"]]);
+  assert.deepEqual(await reasons(foreign, a), [["", "members-missing"]]);
+  assert.deepEqual(await reasons(foreign, a, bare), [["", "members-missing"]]);
 });
