@@ -4,11 +4,13 @@
  * them again once each disk has given back what is free on it.
  */
 import assert from "node:assert/strict";
+import { copyFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
 import { reclaim, survey } from "../src/disk.ts";
 import { otherKernel, type OtherKernelOptions } from "../src/testing/other-kernel.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
-import { requires, run } from "../src/testing/tools.ts";
+import { requires, run, scratch } from "../src/testing/tools.ts";
 
 const MiB = 1024 * 1024;
 
@@ -114,9 +116,22 @@ test("H36: servers with mirrors in partitions and a volume group on them", async
     });
     assert.ok(done.applied && done.reclaimedBytes > 2 * MiB, `disk ${i}: ${done.reclaimedBytes} bytes`);
   }
+  const stale = join(scratch(t), "stale.raw");
+  copyFileSync(disks[0]!, stale);
   const read = await otherKernel(t, options(READ + PRINT));
   const [states, prints] = read!.split("prints\n");
   assert.equal(states, "clean\n0\n".repeat(4));
   assert.equal(prints, made.split("prints\n")[1]);
   assert.equal(prints!.trim().split("\n").length, 12);
+  // Half of each mirror as it was before that: it says that it is clean, and is not what the other half is.
+  const { volumes, reclaimableBytes } = await survey(disks[1]!, { format: "raw", companions: [stale] });
+  assert.deepEqual(
+    volumes.map(({ name, reason }) => [name, reason?.code]),
+    [
+      ["1", "unknown"],
+      ["2", "md-contradiction"],
+      ["3", "md-contradiction"],
+    ],
+  );
+  assert.equal(reclaimableBytes, 0);
 });
