@@ -110,6 +110,15 @@ export const OF_VOLUMES: readonly Mutation[] = [
   },
   {
     hazard: "H5",
+    guard: "a physical volume is no member of the set that a partition is said to belong to",
+    file: "src/disk/layout/content.ts",
+    from: 'content.opener.as === "table" && content.opener.scheme.hidesContent === true',
+    to: "true",
+    tests: ["test/volumes.test.ts"],
+    only: "no superblock of a set",
+  },
+  {
+    hazard: "H5",
     guard: "only a whole superblock is left to a partition",
     file: "src/volumes/mdraid.ts",
     from: "return error.code === ELSEWHERE;",

@@ -189,6 +189,22 @@ test("H5: a partition of a RAID type without its superblock is used; one that sl
   }
 });
 
+test("H5: a physical volume in a partition of a RAID type is no superblock of a set", async (t) => {
+  if (!available(t) || !requires(t, "lvcreate")) return;
+  const [one, two] = lvmDisks(t, [8 * MiB, 8 * MiB], ([a, b]) => [
+    ["vgcreate", "-s", "1M", "vg0", a!, b!],
+    lvcreate("-l", "6", "-n", "root", "vg0", a!),
+  ]) as [string, string];
+  const disk = blankDisk(t, 32 * MiB);
+  run("sfdisk", ["-q", disk], "label: gpt\nstart=2048, size=16384, type=raid\n");
+  write(disk, MiB, readFileSync(one));
+  const { volumes } = await survey(disk, { format: "raw", companions: [two] });
+  assert.deepEqual(
+    volumes.map(({ name, reason }) => [name, reason?.code]),
+    [["1", "multi-disk-member"]],
+  );
+});
+
 test("a disk inside of a partition is a disk", async (t) => {
   if (!available(t)) return;
   const inner = blankDisk(t, 24 * MiB);

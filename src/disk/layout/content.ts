@@ -169,9 +169,11 @@ export async function childrenOf(
 
 /** Whether the content is a part of a set, which tells more than the type of a partition; or a guest that sleeps (H3). */
 function saysMore(content: Content): boolean {
+  if (content.kind === "member")
+    return content.opener.as === "table" && content.opener.scheme.hidesContent === true;
   if (content.kind === "table")
     return SCHEMES.some(({ name, hidesContent }) => hidesContent && name === content.table.scheme);
-  return content.kind === "member" || isAsleep(content);
+  return isAsleep(content);
 }
 
 function nested(on: readonly Region[], volume: Volume): Region {
