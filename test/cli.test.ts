@@ -18,6 +18,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { FORMATS } from "../src/formats/all.ts";
+import { type Dialogue, onTerminal } from "../src/testing/terminal.ts";
 import { requires, run } from "../src/testing/tools.ts";
 import { DELETED_BYTES, DISK_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
 
@@ -267,30 +268,8 @@ test("colour only on a terminal, and nothing but text elsewhere", (t) => {
   assert.match(first!, /^plain\.qcow2 {3}qcow2, .*not in use$/);
 });
 
-/** What to wait for, and what to type then. */
-type Dialogue = readonly (readonly [wait: RegExp, type: string])[];
-
-/** Runs the command on a pseudo-terminal. */
-async function onTerminal(words: readonly string[], dialogue: Dialogue = [], env = {}): Promise<Ran> {
-  const command = [process.execPath, BINARY, ...words].map((word) => `'${word}'`).join(" ");
-  const child = spawn("script", ["-qec", command, "/dev/null"], {
-    cwd: directory,
-    env: { PATH: process.env["PATH"], LANG: "C.UTF-8", TERM: "xterm", ...env },
-  });
-  const timer = setTimeout(() => child.kill(), TIMEOUT_MS);
-  let out = "";
-  let heard = 0;
-  let step = 0;
-  child.stdout.on("data", (chunk: Buffer) => {
-    out += chunk.toString();
-    if (step === dialogue.length || !dialogue[step]![0].test(out.slice(heard))) return;
-    heard = out.length;
-    child.stdin.write(dialogue[step++]![1]);
-  });
-  const exit = await new Promise<number | null>((resolve) => child.on("close", resolve));
-  clearTimeout(timer);
-  return { exit, out, err: "" };
-}
+const typed = (words: readonly string[], dialogue?: Dialogue, env?: Readonly<Record<string, string>>) =>
+  onTerminal([process.execPath, BINARY, ...words], dialogue, { directory, ...(env && { env }) });
 
 const PROMPT = /why safe\]/;
 
@@ -298,7 +277,7 @@ test("on a terminal it asks: m shows the map, ? says why it is safe, and only y 
   if (!requires(t, ...DISK_TOOLS, "script")) return;
   const image = makeDisk(directory, "asked.qcow2");
   const before = readFileSync(image);
-  const no = await onTerminal(
+  const no = await typed(
     ["reclaim", "asked.qcow2"],
     [
       [PROMPT, "m\r"],
@@ -310,11 +289,11 @@ test("on a terminal it asks: m shows the map, ? says why it is safe, and only y 
   assert.equal(no.exit, 0);
   assert.deepEqual(readFileSync(image), before);
 
-  const interrupted = await onTerminal(["reclaim", "asked.qcow2"], [[PROMPT, "\x03"]]);
+  const interrupted = await typed(["reclaim", "asked.qcow2"], [[PROMPT, "\x03"]]);
   assert.equal(interrupted.exit, 130, interrupted.out);
   assert.deepEqual(readFileSync(image), before);
 
-  const yes = await onTerminal(["reclaim", "asked.qcow2"], [[PROMPT, "y\r"]]);
+  const yes = await typed(["reclaim", "asked.qcow2"], [[PROMPT, "y\r"]]);
   assert.equal(yes.exit, 0, yes.out);
   assert.match(yes.out, /promised .* returned/);
 });
@@ -322,9 +301,9 @@ test("on a terminal it asks: m shows the map, ? says why it is safe, and only y 
 test("a terminal gets colour, unless NO_COLOR says otherwise", async (t) => {
   if (!requires(t, ...DISK_TOOLS, "script")) return;
   makeDisk(directory, "colour.qcow2");
-  const coloured = await onTerminal(["survey", "colour.qcow2"]);
+  const coloured = await typed(["survey", "colour.qcow2"]);
   assert.ok(coloured.out.includes("\x1b["), coloured.out);
-  const plain = await onTerminal(["survey", "colour.qcow2"], [], { NO_COLOR: "1" });
+  const plain = await typed(["survey", "colour.qcow2"], [], { NO_COLOR: "1" });
   assert.ok(!plain.out.includes("\x1b["), plain.out);
 });
 

@@ -23,6 +23,7 @@ import {
 } from "../src/testing/luks.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { Random } from "../src/testing/seeds.ts";
+import { onTerminal } from "../src/testing/terminal.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const MiB = 2 ** 20;
@@ -270,13 +271,14 @@ test("--key-file takes all of a file or of stdin", (t) => {
   }
 });
 
-test("at a terminal the passphrase is asked for", (t) => {
+test("at a terminal the passphrase is asked for", async (t) => {
   if (!requires(t, ...TOOLS, "script")) return;
   const { path } = encryptedByCryptsetup(t, PBKDF2, makeGuest(t));
-  const command = [process.execPath, MAIN, "survey", path].map((word) => `'${word}'`).join(" ");
-  const atTerminal = (input: string): string => run("script", ["-qec", command, "/dev/null"], input);
-  const shown = atTerminal(`${PASSPHRASE}\r`);
-  assert.match(shown, /Passphrase of LUKS volume [0-9a-f-]{36}/);
-  assert.match(shown, /luks +ext4/);
-  assert.match(atTerminal("\r"), /no key is given/);
+  const answering = (type: string) =>
+    onTerminal([process.execPath, MAIN, "survey", path], [[/toggle visibility/, type]]);
+  const { out } = await answering(`${PASSPHRASE}\r`);
+  assert.match(out, /Passphrase of LUKS volume [0-9a-f-]{36}/);
+  assert.match(out, /luks +ext4/);
+  assert.match((await answering("\r")).out, /no key is given/);
+  assert.equal((await answering("\x04")).exit, 130, "the terminal went away");
 });

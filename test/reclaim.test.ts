@@ -97,7 +97,9 @@ test("--also zeros returns zeros of any volume, and nothing else", async (t) => 
   writeFileSync(disk, content);
   assert.equal((await survey(disk)).reclaimableBytes, 0);
   const done = await reclaim(disk, { ...yes, also: ["zeros"], verify: true });
-  assert.equal(done.reclaimedBytes, 2 * MIB + MIB - 4096);
+  // A host whose file is in many pieces by now needs a block for their list.
+  const missing = 2 * MIB + MIB - 4096 - done.reclaimedBytes;
+  assert.ok(missing === 0 || missing === 4096, `${missing} bytes less than there are zeros`);
   assert.ok(readFileSync(disk).equals(content));
 });
 

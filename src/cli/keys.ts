@@ -3,8 +3,8 @@
  */
 import { readFileSync, statSync } from "node:fs";
 import { type Command, InvalidArgumentError } from "commander";
-import { DiskError } from "../error.ts";
 import { parsePaths, type ReadFlags } from "./options.ts";
+import { answerOf } from "./prompt.ts";
 import type { Face } from "./terminal.ts";
 
 /** As much as cryptsetup takes. */
@@ -43,10 +43,7 @@ export function asking<F extends ReadFlags>(flags: F, face: Face): F {
 /** The same function for all images of a call, so that one answer serves all. */
 async function askKey(volume: string): Promise<Uint8Array | undefined> {
   const { password } = await import("@inquirer/prompts");
-  const answer = await password({ message: `Passphrase of ${volume}:`, theme: { prefix: "" } }).catch(
-    (error: unknown) => {
-      throw new DiskError("interrupted", "nothing was changed", { cause: error });
-    },
-  );
+  const message = `Passphrase of ${volume}:`;
+  const answer = await answerOf(password({ message, theme: { prefix: "" } }));
   return answer === "" ? undefined : Buffer.from(answer);
 }

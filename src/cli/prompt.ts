@@ -2,6 +2,7 @@
  * The question before anything is written. It is asked on a terminal only; elsewhere `--yes` or `--dry-run` must say.
  */
 import { DiskError } from "../error.ts";
+import { EXIT } from "./failure.ts";
 import type { WriteFlags } from "./options.ts";
 import type { Face } from "./terminal.ts";
 
@@ -20,18 +21,30 @@ export interface Aside {
   show(): void;
 }
 
-/** True for yes only. @throws DiskError `interrupted` on Ctrl-C */
+/**
+ * The answer to a question of the prompts library. A terminal that goes away ends the program: nothing was changed yet.
+ * @throws DiskError `interrupted` on Ctrl-C
+ */
+export async function answerOf<T>(question: Promise<T>): Promise<T> {
+  const hangUp = (): never => process.exit(EXIT.interrupted);
+  process.once("beforeExit", hangUp);
+  try {
+    return await question;
+  } catch (cause) {
+    throw new DiskError("interrupted", "nothing was changed", { cause });
+  } finally {
+    process.off("beforeExit", hangUp);
+  }
+}
+
+/** True for yes only. @throws DiskError `interrupted` */
 export async function ask(question: string, asides: Readonly<Record<string, Aside>> = {}): Promise<boolean> {
   const { input } = await import("@inquirer/prompts");
   const others = Object.entries(asides).map(([key, { word }]) => `, ${key}=${word}`);
   const message = `${question} [y/N${others.join("")}]`;
   for (;;) {
-    const answer = await input({ message, theme: { prefix: "" } }).then(
-      (text) => text.trim().toLowerCase(),
-      (error: unknown) => {
-        throw new DiskError("interrupted", "nothing was changed", { cause: error });
-      },
-    );
+    const text = await answerOf(input({ message, theme: { prefix: "" } }));
+    const answer = text.trim().toLowerCase();
     const aside = Object.hasOwn(asides, answer) ? asides[answer] : undefined;
     if (aside === undefined) return answer === "y" || answer === "yes";
     aside.show();

@@ -48,7 +48,7 @@ const NAMES: Readonly<Record<string, string>> = {
   ext4: "ext",
   f2fs: "f2fs",
   gfs2: "GFS2 $",
-  hfs: "HFS",
+  hfs: "hfs",
   hfsplus: "hfsplus",
   hpfs: "HPFS $",
   hpt37x_raid_member: "HighPoint",

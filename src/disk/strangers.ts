@@ -124,14 +124,6 @@ const UDF = [2048, 4096].flatMap((step) =>
 const FILESYSTEMS: readonly Signature[] = [
   { name: "XFS log", hint: "it belongs to a filesystem on another device", at: 0, magic: "\xfe\xed\xba\xbe" },
   {
-    name: "HFS",
-    hint: REWRITE,
-    at: 1024,
-    magic: "BD",
-    // The allocation block is a multiple of 512 bytes, and there are some.
-    verify: (view) => view.getUint16(18) > 0 && view.getUint32(20) > 0 && view.getUint32(20) % 512 === 0,
-  },
-  {
     name: "ReFS",
     hint: "run `Optimize-Volume -ReTrim` in the guest; here only --also zeros returns space",
     at: 3,
