@@ -12,6 +12,7 @@ import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
+import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
 import { OF_VOLUMES } from "./mutations-volumes.ts";
 
@@ -364,6 +365,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
+  ...OF_XFS_REPLAY,
   ...OF_NTFS,
   ...OF_FAT,
   ...OF_VOLUMES,

@@ -2,7 +2,8 @@
  * XFS, versions 4 and 5: the allocation map, the walk over all inodes, and who owns what.
  *
  *   xfs.ts                 the door: what FileSystem asks for
- *   xfs/superblock.ts      geometry                     xfs/features.ts  xfs/log.ts: whether it was left clean
+ *   xfs/superblock.ts      geometry                     xfs/features.ts
+ *   xfs/recovery.ts        how a volume is opened       xfs/log.ts: whether it was left clean; xfs/replay.ts: if not
  *   xfs/headers.ts         AGF, AGI, AGFL               xfs/trees.ts: the B+trees of an allocation group
  *   xfs/free-space.ts      free()
  *   xfs/walk.ts            walk()                       xfs/chunks.ts  xfs/inode.ts  xfs/fork.ts  xfs/shared.ts  xfs/reverse-map.ts
@@ -22,12 +23,12 @@ import type {
   OwnerDescription,
   Visit,
 } from "./filesystem.ts";
-import { Guarded, Refused } from "./refused.ts";
+import { Guarded } from "./refused.ts";
 import { checkFeatures } from "./xfs/features.ts";
 import { freeExtents } from "./xfs/free-space.ts";
 import { readHeaders, type Volume } from "./xfs/headers.ts";
-import { checkLog } from "./xfs/log.ts";
 import { Owners } from "./xfs/owners.ts";
+import { checkState, openVolume } from "./xfs/recovery.ts";
 import { MAGIC, readSuperblock, SuperblockLayout, type Superblock } from "./xfs/superblock.ts";
 import { walk } from "./xfs/walk.ts";
 
@@ -39,9 +40,9 @@ export const xfs: FileSystemReader = {
     return Buffer.from(await readBytes(member, 0, MAGIC.length)).toString("latin1") === MAGIC;
   },
 
-  async open(members) {
+  async open(members, { replay }) {
     const filesystem = new XfsFileSystem(members[0]!);
-    await filesystem.open();
+    await filesystem.open(replay);
     return filesystem;
   },
 };
@@ -53,6 +54,8 @@ class XfsFileSystem extends Guarded implements FileSystem {
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
   #owners: Owners | undefined;
+  /** After a replay: what was free before it, too. */
+  #spare: ExtentSet | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -77,31 +80,47 @@ class XfsFileSystem extends Guarded implements FileSystem {
     return Math.min(this.#sb?.bytes ?? this.#device.bytes, this.#device.bytes);
   }
 
-  async open(): Promise<void> {
+  get isUnclean(): boolean {
+    return this.#spare !== undefined;
+  }
+
+  async open(replay: boolean): Promise<void> {
     await this.guarded(async () => {
       const sb = (this.#sb = await readSuperblock(this.#device));
       checkFeatures(sb);
       checkState(this.#device, sb);
+      const recovered = await openVolume(this.#device, sb, replay);
+      this.#use(recovered.volume);
+      this.#spare = recovered.spare;
+      this.notes.push(...recovered.notes);
     });
+    if (this.#volume === undefined) await this.#openRefused();
+  }
+
+  /** What is refused gives nothing away, but who owns its blocks can be told as far as it can be read. */
+  async #openRefused(): Promise<void> {
     const sb = this.#sb;
     if (sb === undefined || sb.bytes > this.#device.bytes) return;
-    // What is refused gives nothing away, but who owns its blocks can be told as far as it can be read.
-    await this.guarded(() => checkLog(this.#device, sb));
     await this.guarded(async () => {
-      const ags = await readHeaders(this.#device, sb);
-      this.#volume = { device: this.#device, sb, ags };
-      this.#owners = new Owners(this.#volume);
-      if (ags.some(({ hasUnlinked }) => hasUnlinked)) {
-        this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
-      }
+      this.#use({ device: this.#device, sb, ags: await readHeaders(this.#device, sb) });
     });
+  }
+
+  #use(volume: Volume): void {
+    this.#sb = volume.sb;
+    this.#volume = volume;
+    this.#owners = new Owners(volume);
+    if (volume.ags.some(({ hasUnlinked }) => hasUnlinked)) {
+      this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
+    }
   }
 
   async free(): Promise<readonly ExtentSet[]> {
     const volume = this.#volume;
     const free = await this.guarded(async () => {
       if (volume === undefined || this.refusal !== undefined) return ExtentSet.EMPTY;
-      return freeExtents(volume);
+      if (this.#spare === undefined) return freeExtents(volume);
+      return (await freeExtents(volume, "stale")).intersect(this.#spare);
     });
     return [free ?? ExtentSet.EMPTY];
   }
@@ -121,30 +140,5 @@ class XfsFileSystem extends Guarded implements FileSystem {
 
   async list(path: string): Promise<readonly ListedFile[] | undefined> {
     return this.#owners?.list(path);
-  }
-}
-
-/** @throws Refused */
-function checkState(device: BlockDevice, sb: Superblock): void {
-  if (sb.bytes > device.bytes) {
-    throw new Refused(
-      "truncated",
-      `the filesystem has ${sb.bytes} bytes, the device only ${device.bytes}`,
-      "the image or the partition was cut: restore its size",
-    );
-  }
-  if (sb.realtimeBlocks > 0) {
-    throw new Refused(
-      "feature-unsupported",
-      `superblock: ${sb.realtimeBlocks} blocks on a realtime device found, which is not supported`,
-      "all of this filesystem counts as used",
-    );
-  }
-  if (sb.isInProgress) {
-    throw new Refused(
-      "not-clean",
-      "superblock: mkfs.xfs or a copy of the filesystem was not finished",
-      "make the filesystem again, or copy it again",
-    );
   }
 }

@@ -22,6 +22,7 @@ import { vhdx } from "./vhdx.ts";
 import { vmdk } from "./vmdk.ts";
 import { volumes } from "./volumes.ts";
 import { xfs } from "./xfs.ts";
+import { xfsLog } from "./xfs-log.ts";
 
 export const TARGETS: readonly FuzzTarget[] = [
   qcow2,
@@ -46,4 +47,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   volumes,
   luks,
   xfs,
+  xfsLog,
 ];

@@ -49,7 +49,7 @@ const INCOMPAT = {
   "zone-gaps": 0x400,
 } as const;
 
-/** Only entries of the log speak of it, and the log must be empty. */
+/** Only intents of the log speak of it. */
 const LOG_INCOMPAT = { "logged-attributes": 0x1 } as const;
 
 /** Known by name, but nothing here vouches for a filesystem that has one. */

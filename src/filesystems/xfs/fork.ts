@@ -18,7 +18,7 @@ import { blockAt, type Superblock } from "./superblock.ts";
 
 const EXTENT_BYTES = 16;
 const ENTRY_BYTES = 16;
-const HEADER_BYTES = { 4: 24, 5: 72 } as const;
+export const HEADER_BYTES = { 4: 24, 5: 72 } as const;
 const MAGIC = { 4: 0x424d4150, 5: 0x424d4133 } as const;
 const CHECKSUM_AT = 64;
 const LEVELS_MAX = 12;

@@ -8,31 +8,56 @@
  * memory only; blocks that a transaction is still to free wait in the log, which must be empty.
  */
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
+import type { BlockDevice } from "../../device/device.ts";
+import { unlessDamaged } from "../refused.ts";
 import { hasFeature2 } from "./features.ts";
-import type { AgHeader, Volume } from "./headers.ts";
+import { readHeader, type AgHeader, type Volume } from "./headers.ts";
 import { contradiction, damaged } from "./refused.ts";
-import { agLength } from "./superblock.ts";
+import { agLength, type Superblock } from "./superblock.ts";
 import { readTree } from "./trees.ts";
 
-/** The free blocks in bytes. @throws Refused where the trees are damaged, or differ from each other or from the counts */
-export async function freeExtents(volume: Volume): Promise<ExtentSet> {
+/**
+ * The free blocks in bytes. @throws Refused where the trees are damaged, or differ from each other or from the counts
+ * @param sum "stale": no transaction changes the superblock's, the kernel counts anew where it replayed a log
+ */
+export async function freeExtents(volume: Volume, sum: "right" | "stale" = "right"): Promise<ExtentSet> {
   const { sb, ags } = volume;
   const free = new ExtentBuilder();
   let total = 0;
   for (const [ag, header] of ags.entries()) {
     const records = await readByBlock(volume, ag, header);
+    checkCounts(ag, header, records);
     await compareBySize(volume, ag, header, records);
-    const base = ag * sb.agBlocks;
-    for (let i = 0; i < records.length; i += 2) {
-      const start = base + records[i]!;
-      free.add(start * sb.blockBytes, (start + records[i + 1]!) * sb.blockBytes);
-    }
+    addAll(sb, ag, records, free);
     total += header.freeBlocks + header.list.length + (hasFeature2(sb, "lazy-count") ? header.treeBlocks : 0);
   }
-  if (total !== sb.freeBlocks) {
+  if (sum === "right" && total !== sb.freeBlocks) {
     throw contradiction(`superblock: ${sb.freeBlocks} free blocks found, ${total} expected`);
   }
   return free.build();
+}
+
+/** What the trees by block call free before a log is replayed. An AG in which they are torn counts as used. */
+export async function freeBefore(device: BlockDevice, sb: Superblock): Promise<ExtentSet> {
+  const free = new ExtentBuilder();
+  for (let ag = 0; ag < sb.agCount; ag++) {
+    const records = await unlessDamaged(readTorn(device, sb, ag));
+    if (records !== undefined) addAll(sb, ag, records, free);
+  }
+  return free.build();
+}
+
+async function readTorn(device: BlockDevice, sb: Superblock, ag: number): Promise<Uint32Array> {
+  const header = await readHeader(device, sb, ag);
+  return readByBlock({ device, sb, ags: [] }, ag, header);
+}
+
+function addAll(sb: Superblock, ag: number, records: Uint32Array, free: ExtentBuilder): void {
+  const base = ag * sb.agBlocks;
+  for (let i = 0; i < records.length; i += 2) {
+    const start = base + records[i]!;
+    free.add(start * sb.blockBytes, (start + records[i + 1]!) * sb.blockBytes);
+  }
 }
 
 /** @returns start and blocks of each record, in turn */
@@ -40,7 +65,6 @@ async function readByBlock(volume: Volume, ag: number, header: AgHeader): Promis
   const { sb } = volume;
   const leaves: Uint32Array[] = [];
   let end = sb.headerBlocks;
-  let sum = 0;
   await readTree(volume, ag, "byBlock", header.byBlock, {
     leaf(view, at, count) {
       const records = wordsOf(view, at, count);
@@ -50,22 +74,24 @@ async function readByBlock(volume: Volume, ag: number, header: AgHeader): Promis
           throw damaged(`free space of AG ${ag}: ${blocks} blocks at ${start} found, behind ${end} expected`);
         }
         end = start + blocks;
-        sum += blocks;
       }
       leaves.push(records);
     },
   });
+  return joined(leaves);
+}
+
+function checkCounts(ag: number, header: AgHeader, records: Uint32Array): void {
+  const sum = records.reduce((blocks, word, index) => (index % 2 === 1 ? blocks + word : blocks), 0);
   if (sum !== header.freeBlocks) {
     throw contradiction(`AGF of AG ${ag}: ${header.freeBlocks} free blocks found, ${sum} expected`);
   }
-  const records = joined(leaves);
   for (const block of header.list) {
     const index = lastUpTo(records, block);
     if (index >= 0 && block < records[index]! + records[index + 1]!) {
       throw contradiction(`AG ${ag}: block ${block} is in the AGFL and free`);
     }
   }
-  return records;
 }
 
 /** Both trees hold the same: as many records, each other than the one before, each found in the first tree. */

@@ -10,7 +10,7 @@
  */
 import { raw, skip, struct, u32be, u32le } from "../../bytes/struct.ts";
 import { viewOf } from "../../bytes/struct.ts";
-import type { BlockDevice } from "../../device/device.ts";
+import { readBytes, type BlockDevice } from "../../device/device.ts";
 import { pipelined } from "../reading.ts";
 import { hasRoCompat } from "./features.ts";
 import { contradiction, damaged, verifyChecksum } from "./refused.ts";
@@ -113,17 +113,19 @@ export interface Volume {
 /** @throws Refused for the first damaged header */
 export async function readHeaders(device: BlockDevice, sb: Superblock): Promise<AgHeader[]> {
   const ags: AgHeader[] = [];
-  const read = async (ag: number) => {
-    const bytes = new Uint8Array(4 * sb.sectorBytes);
-    await device.read(ag * sb.agBlocks * sb.blockBytes, bytes);
-    return bytes;
-  };
   function* reads() {
-    for (let ag = 0; ag < sb.agCount; ag++) yield read(ag);
+    for (let ag = 0; ag < sb.agCount; ag++) yield readBytes(device, placeOf(sb, ag), 4 * sb.sectorBytes);
   }
   await pipelined(reads(), (bytes) => void ags.push(decode(sb, ags.length, bytes)));
   return ags;
 }
+
+/** @throws Refused when it is damaged */
+export async function readHeader(device: BlockDevice, sb: Superblock, ag: number): Promise<AgHeader> {
+  return decode(sb, ag, await readBytes(device, placeOf(sb, ag), 4 * sb.sectorBytes));
+}
+
+const placeOf = (sb: Superblock, ag: number) => ag * sb.agBlocks * sb.blockBytes;
 
 function decode(sb: Superblock, ag: number, bytes: Uint8Array): AgHeader {
   const sector = (index: number) => bytes.subarray(index * sb.sectorBytes, (index + 1) * sb.sectorBytes);

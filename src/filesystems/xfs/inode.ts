@@ -20,12 +20,12 @@ const TYPE_MASK = 0xf000;
 /** How a fork lies: nothing but a device number, in the inode, as a list of extents there, or as a tree of them. */
 export const FORMAT = { device: 0, local: 1, extents: 2, tree: 3 } as const;
 
-const MAGIC = 0x494e;
+export const INODE_MAGIC = 0x494e;
 const FLAG_REALTIME = 1;
-const FLAG2 = { reflink: 0x2, largeCounts: 0x10 } as const;
+export const FLAG2 = { reflink: 0x2, largeCounts: 0x10 } as const;
 /** Where the forks begin in versions 1 and 2, and in version 3. */
-const OLD_BYTES = 100;
-const NEW_BYTES = 176;
+export const OLD_BYTES = 100;
+export const NEW_BYTES = 176;
 
 export const INODE_AT = {
   mode: 2,
@@ -41,7 +41,10 @@ export const INODE_AT = {
   forkOffset: 82,
   attributeFormat: 83,
   flags: 90,
+  generation: 92,
+  nextUnlinked: 96,
   checksum: 100,
+  place: 112,
   flags2: 120,
   number: 152,
   uuid: 160,
@@ -76,7 +79,7 @@ export function decodeInode(sb: Superblock, number: number, table: DataView, at:
   const version = bytes.getUint8(INODE_AT.version);
   const mode = bytes.getUint16(INODE_AT.mode);
   const isNew = version === 3;
-  if (bytes.getUint16(0) !== MAGIC || isNew !== (sb.version === 5) || version < 1 || version > 3) {
+  if (bytes.getUint16(0) !== INODE_MAGIC || isNew !== (sb.version === 5) || version < 1 || version > 3) {
     throw damaged(`inode ${number}: magic 0x${bytes.getUint16(0).toString(16)}, version ${version} found`);
   }
   if (isNew) checkStamp(sb, number, bytes);

@@ -1,0 +1,118 @@
+/**
+ * The guards of the replay of an XFS log; see mutations.ts.
+ */
+import type { Mutation } from "./mutations.ts";
+
+const tests = ["test/xfs-replay.test.ts"];
+const inside = (path: string) => `src/filesystems/xfs/${path}.ts`;
+
+export const OF_XFS_REPLAY: readonly Mutation[] = [
+  {
+    hazard: "H2",
+    guard: "an XFS log is replayed with leave only",
+    file: inside("recovery"),
+    from: "if (!mayReplay || ",
+    to: "if (",
+    tests,
+    only: "without leave",
+  },
+  {
+    hazard: "H2",
+    guard: "what an XFS log names is kept",
+    file: inside("recovery"),
+    from: ".subtract(replay.touched.alignOutward(before.blockBytes))",
+    to: "",
+    tests,
+    only: "what was committed",
+  },
+  {
+    hazard: "H2",
+    guard: "what an XFS log leaves to be freed is kept",
+    file: inside("replay"),
+    from: ".union(this.#intents.extents())",
+    to: "",
+    tests,
+    only: "still to be freed",
+  },
+  {
+    hazard: "H2",
+    guard: "an item of an XFS log that is not known refuses it",
+    file: inside("replay"),
+    from: "} else if (item.type !== TYPE.quotasOff && !isIntent(item.type)) {",
+    to: "} else if (item.type < 0) {",
+    tests,
+    only: "not understood",
+  },
+  {
+    hazard: "H2",
+    guard: "a change of owners in an XFS log refuses it",
+    file: inside("replay-inodes"),
+    from: "if ((fields & FIELD.owners) !== 0)",
+    to: "if (fields < 0)",
+    tests,
+    only: "not understood",
+  },
+  {
+    hazard: "H2",
+    guard: "a buffer that is freed later in an XFS log is not replayed",
+    file: inside("replay"),
+    from: "|| this.#cancelled.has(buffer.at, buffer.bytes)) return;",
+    to: ") return;",
+    tests,
+    only: "freed later",
+  },
+  {
+    hazard: "H2",
+    guard: "a block that is newer than an XFS log is not replayed",
+    file: inside("replay-buffers"),
+    from: "&& changed >= place;",
+    to: "&& changed < 0n;",
+    tests,
+    only: "newer than",
+  },
+  {
+    hazard: "H2",
+    guard: "a record of an XFS log with a wrong checksum does not count",
+    file: inside("log-records"),
+    from: "if (!isWithout && !hasChecksum(record, header)) return sector;",
+    to: "",
+    tests,
+    only: "torn end",
+  },
+  {
+    hazard: "H2",
+    guard: "damage far from the head of an XFS log refuses it",
+    file: inside("log-records"),
+    from: "return records <= IN_FLIGHT_RECORDS;",
+    to: "return true;",
+    tests,
+    only: "torn end",
+  },
+  {
+    hazard: "H2",
+    guard: "a record of another place in an XFS log refuses it",
+    file: inside("log-records"),
+    from: "if (!isOwn || header.place !== ",
+    to: "if (!isOwn && header.place === ",
+    tests,
+    only: "torn end",
+  },
+  {
+    hazard: "H2",
+    guard: "the regions of a buffer in an XFS log are those that it lists",
+    file: inside("replay-buffers"),
+    from: "if (next !== logged.length) throw",
+    to: "if (next < 0) throw",
+    tests,
+    only: "not understood",
+  },
+  {
+    hazard: "H2",
+    guard: "what a replay of an XFS log frees is kept",
+    file: inside("free-space"),
+    from: "if (records !== undefined) addAll(sb, ag, records, free);",
+    to: "if (ag >= 0) free.add(0, sb.bytes);",
+    tests: ["src/filesystems/xfs/replay.test.ts"],
+    only: "su=32k",
+  },
+];
