@@ -4,10 +4,22 @@
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { closeSync, copyFileSync, openSync, readSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  copyFileSync,
+  linkSync,
+  openSync,
+  readFileSync,
+  readSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { explain, info, reclaim, survey } from "../src/disk.ts";
+import { convert, explain, info, reclaim, survey, type SurveyOptions } from "../src/disk.ts";
+import { openWritable } from "../src/disk/open.ts";
+import { DiskError } from "../src/error.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
 import { lvcreate, lvmDisks } from "../src/testing/lvm.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
@@ -80,10 +92,14 @@ test("H36: both disks give back what is free on them, and the volume stays whole
   const qcow2 = join(scratch(t), "b.qcow2");
   run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", disks[1], qcow2]);
   const both = [disks[0], qcow2];
-  const { volumes } = await survey(disks[0], { companions: [qcow2] });
+  const { volumes, usedBytes, freeBytes, unknownBytes, virtualBytes } = await survey(disks[0], {
+    companions: [qcow2],
+  });
+  assert.equal(usedBytes + freeBytes + unknownBytes, virtualBytes);
   const root = volumes.find(({ name }) => name === "vg0/root")!;
   assert.equal(root.state, "clean", root.reason?.message);
   assert.equal(root.bytes, VOLUME.end / 2);
+  assert.equal(root.usedBytes + root.freeBytes, root.bytes);
   assert.deepEqual(root.members, [
     { path: disks[0], bytes: VOLUME.end / 2 },
     { path: qcow2, bytes: VOLUME.end / 2 },
@@ -102,6 +118,72 @@ test("H36: both disks give back what is free on them, and the volume stays whole
   const { status, stdout } = e2fsck(volume, VOLUME);
   assert.equal(status, 0, stdout);
   assert.equal(printOf(volume, VOLUME), print);
+});
+
+test("a disk counts once, whatever it is called", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const folder = scratch(t);
+  const [hard, soft] = [join(folder, "hard.raw"), join(folder, "soft.raw")];
+  linkSync(disks[0], hard);
+  symlinkSync(disks[1], soft);
+  const done = await reclaim(disks[0], { format: "raw", companions: [hard, disks[1], soft] });
+  assert.ok(done.applied && done.reclaimedBytes > MiB);
+});
+
+test("H36: who uses another member is in the way, and nobody else is", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const stranger = blankDisk(t, MiB);
+  const copy = join(scratch(t), "copy.raw");
+  const isBusy = (error: unknown) => error instanceof DiskError && error.kind === "busy";
+  const locked = (path: string) => openWritable(path, { format: "raw" });
+  {
+    await using _ = await locked(disks[1]);
+    const options = { format: "raw", companions: [disks[1]] };
+    assert.equal((await survey(disks[0], options)).exact, false);
+    await assert.rejects(reclaim(disks[0], options), isBusy);
+    await assert.rejects(convert(disks[0], copy, options), isBusy);
+  }
+  await using _ = await locked(stranger);
+  const options = { format: "raw", candidates: [stranger, disks[1]] };
+  assert.equal((await survey(disks[0], options)).exact, true);
+  assert.equal((await reclaim(disks[0], options)).applied, true);
+  assert.equal((await convert(disks[0], copy, options)).destination, copy);
+});
+
+test("H3: a guest that sleeps on another of its disks keeps everything on this one", async (t) => {
+  if (!available(t)) return;
+  const [disk, other] = [blankDisk(t, 16 * MiB), blankDisk(t, 4 * MiB)];
+  run(
+    "sfdisk",
+    ["-q", disk],
+    "label: gpt\nstart=2048, size=16384\nstart=28672, size=2048, type=21686148-6449-6E6F-744E-656564454649\n",
+  );
+  makeFilesystem(disk, { start: MiB, end: 9 * MiB }, ["-t", "ext4"]);
+  run("mkswap", [other]);
+  run("dd", [`of=${other}`, "bs=1", "seek=4086", "conv=notrunc", "status=none"], "S1SUSPEND\0");
+  const foundWith = async (options: SurveyOptions) => {
+    const { volumes, witnesses } = await survey(disk, { format: "raw", also: ["gaps"], ...options });
+    const gaps = witnesses.find(({ witness }) => witness === "gaps")!;
+    return [volumes[0]!.reason?.code, gaps.bytes > 0];
+  };
+  assert.deepEqual(await foundWith({ companions: [other] }), ["hibernated", false]);
+  assert.deepEqual(await foundWith({ candidates: [other] }), [undefined, true]);
+});
+
+test("H17: nothing is judged through an image that is damaged", async (t) => {
+  if (!available(t)) return;
+  const { disks } = group(t);
+  const qcow2 = join(scratch(t), "b.qcow2");
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", disks[1], qcow2]);
+  const bytes = readFileSync(qcow2);
+  const counts = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
+  bytes.writeUInt16BE(0, counts + 2 * 5);
+  writeFileSync(qcow2, bytes);
+  for (const dryRun of [true, false]) {
+    await assert.rejects(reclaim(disks[0], { companions: [qcow2], dryRun }), /b\.qcow2 has 2 errors/);
+  }
 });
 
 test("a volume over two disks is described, and its files are found on each", async (t) => {
@@ -128,6 +210,26 @@ test("a volume over two disks is described, and its files are found on each", as
   const { offsets } = await explain(path, { companions: others, offsets: [piece!.offset] });
   assert.match(offsets[0]!.ownerPath!, /^\/life7\/(linked|deep\/link)$/);
   assert.match(offsets[0]!.trail.join(", "), /member of LVM2 volume group vg0, lvm2 volume vg0\/root/);
+});
+
+test("a group on the volumes of another group", async (t) => {
+  if (!available(t)) return;
+  const inner = group(t);
+  const outer = lvmDisks(t, [2 * DISK_BYTES, 2 * DISK_BYTES], ([a, b]) => [
+    ["vgcreate", "-s", "1M", "host", a!, b!],
+    lvcreate("-L", `${DISK_BYTES}b`, "-n", "first", "host", a!),
+    lvcreate("-L", `${DISK_BYTES}b`, "-n", "second", "host", b!),
+  ]) as [string, string];
+  for (const [i, disk] of inner.disks.entries())
+    run("dd", [`if=${disk}`, `of=${outer[i]}`, "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none"]);
+  const [disk, companion] = outer;
+  const options = { format: "raw", companions: [companion] };
+  const { volumes } = await survey(disk, options);
+  const root = volumes.find(({ name }) => name === "vg0/root");
+  assert.equal(root?.state, "clean", root?.reason?.message);
+  const { offsets } = await explain(disk, { ...options, offsets: [EXTENTS_AT + EXTENTS_AT + 1080] });
+  assert.equal(offsets[0]!.owner, "superblock");
+  assert.match(offsets[0]!.trail.join(", "), /volume host\/first .*, lvm2 volume vg0\/root/);
 });
 
 test("the command line takes all images of a call, and --with, for one guest", (t) => {

@@ -6,7 +6,16 @@
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { closeSync, openSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { basename, join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { type Extent, ExtentSet } from "../src/bytes/extents.ts";
@@ -19,6 +28,7 @@ import {
   HeaderLayout,
   IDENTIFIER,
   PlacesLayout,
+  readShadows,
 } from "../src/filesystems/ntfs/shadow.ts";
 import { ntfs } from "../src/filesystems/ntfs.ts";
 import { prove } from "../src/reclaim/prove.ts";
@@ -395,6 +405,16 @@ test("H4: what a bitmap needs and what a block list names is kept, unless it is 
   assert.deepEqual([...lost.free[0]!], [...claimed]);
 });
 
+test("H4: blocks behind the end of a store's bitmap may be needed", async (t) => {
+  if (!available(t)) return;
+  const { image } = await withShadowCopy(t);
+  const reach = (BLOCK - 128) * 8 * BLOCK;
+  truncateSync(image, reach + 9 * MiB);
+  await using device = await fileDevice(image);
+  const { kept } = (await readShadows(device))!;
+  assert.ok(kept.covers({ start: reach, end: device.bytes }));
+});
+
 test("H4: shadow copies that cannot be understood refuse the volume", async (t) => {
   if (!available(t)) return;
   const { image, at } = await withShadowCopy(t);
@@ -408,6 +428,11 @@ test("H4: shadow copies that cannot be understood refuse the volume", async (t) 
     [
       "a chain that comes back",
       (bytes) => bytes.writeBigUInt64LE(BigInt(at.bitmap), at.bitmap + 40),
+      "shadow-copies",
+    ],
+    [
+      "two chains that meet",
+      (bytes) => bytes.writeBigUInt64LE(BigInt(at.bitmap), at.previous + 40),
       "shadow-copies",
     ],
     ["a block of another type", (bytes) => bytes.writeUInt8(5, at.list + 20), "shadow-copies"],

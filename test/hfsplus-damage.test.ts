@@ -86,6 +86,12 @@ class Damaged {
     return Buffer.from(this.bytes.buffer).indexOf(key, this.file("catalog")) + key.length;
   }
 
+  /** Where the data of the first attribute of a type is, but for the very first, which is a short one. */
+  attribute(type: number): number {
+    const data = Buffer.from([0, 0, 0, type, 0, 0, 0, 0]);
+    return Buffer.from(this.bytes.buffer).indexOf(data, this.node("attributesFile", 1) + 48);
+  }
+
   add(at: number, by: number): void {
     this.view.setUint32(at, this.view.getUint32(at) + by);
   }
@@ -113,6 +119,12 @@ const VOLUME: readonly Damage[] = [
     damage: (volume) => volume.bytes.set(Buffer.from("FSK!"), volume.header("lastMountedVersion")),
     code: "error-state",
     message: /inconsistent/,
+  },
+  {
+    name: "a startup file that is not whole",
+    damage: (volume) => volume.view.setUint32(volume.header("startup") + FORK.blocks, 5),
+    code: "contradiction",
+    message: /startup file: its extents are not 5 blocks/,
   },
   {
     name: "not unmounted",
@@ -320,6 +332,18 @@ const FILES_DAMAGED: readonly Damage[] = [
     damage: (volume) => volume.view.setUint32(volume.node("extents", 1) + 14 + 12, 1),
     code: "contradiction",
     message: /belongs to another owner too/,
+  },
+  {
+    name: "an attribute that is not whole",
+    damage: (volume) => volume.add(volume.attribute(0x20) + 8 + FORK.blocks, 1),
+    code: "contradiction",
+    message: /an attribute of file 35: 40 blocks of 41 found/,
+  },
+  {
+    name: "extents of another file's attribute",
+    damage: (volume) => volume.add(volume.attribute(0x30) - 2 * "org.ullage.long".length - 10, 1),
+    code: "contradiction",
+    message: /extents of file 36 that follow none/,
   },
   {
     name: "an attribute of an unknown type",

@@ -70,9 +70,15 @@ test("LUKS2: what is free inside comes back only with discards, and cryptsetup r
   const [open] = (await survey(path, { keys: [KEY] })).volumes;
   assert.equal(open!.filesystem, "ext4");
   assert.ok(open!.freeBytes > 7 * MiB);
+  const discards = { keys: [KEY], allow: { discards: true } };
+  const offsets = [(await survey(path, discards)).regions.get("returnable")!.start(0)];
+  const [byte] = (await explain(path, { keys: [KEY], offsets })).offsets;
+  assert.equal(byte!.class, "used");
+  assert.match(byte!.trail.join(), /--allow discards/);
+  assert.equal((await explain(path, { ...discards, offsets })).offsets[0]!.class, "returnable");
 
   const onHost = hostBytes(path);
-  const done = await reclaim(path, { keys: [KEY], allow: { discards: true }, verify: true });
+  const done = await reclaim(path, { ...discards, verify: true });
   assert.equal(done.verified, true);
   assert.ok(done.reclaimedBytes > 7 * MiB);
   assert.equal(onHost - hostBytes(path), done.reclaimedBytes);
@@ -184,6 +190,10 @@ test("a passphrase is asked for once, and only where no key file fits", async (t
   const found = await explain(path, { askKey, file: "/kept" });
   assert.equal(found.file?.bytes, 3 * MiB);
   assert.equal(asked.length, 1);
+  const interrupted = async () => {
+    throw new DiskError("interrupted", "Ctrl-C");
+  };
+  await assert.rejects(survey(path, { askKey: interrupted }), /Ctrl-C/);
   const unknown = await survey(path, { askKey: async () => undefined });
   assert.equal(unknown.volumes[0]!.reason?.code, "locked");
 });

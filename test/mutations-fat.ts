@@ -154,4 +154,28 @@ export const OF_FAT: readonly Mutation[] = [
     to: "if (fats > 2) {",
     ...EXFAT,
   },
+  {
+    hazard: "H1",
+    guard: "what exFAT reads as one piece is one",
+    file: "src/filesystems/exfat/root.ts",
+    from: "if (pieces > 1)",
+    to: "if (pieces > 99)",
+    ...EXFAT,
+  },
+  {
+    hazard: "H1",
+    guard: "the bitmap of exFAT has a bit for each cluster",
+    file: "src/filesystems/exfat/root.ts",
+    from: "if (bytes !== expected)",
+    to: "if (bytes < 0)",
+    ...EXFAT,
+  },
+  {
+    hazard: "H23",
+    guard: "a row of clusters ends on the volume",
+    file: "src/filesystems/cluster-chains.ts",
+    from: "!table.holds(first + wanted - 1)",
+    to: "wanted < 0",
+    ...EXFAT,
+  },
 ];

@@ -199,4 +199,13 @@ export const OF_HFSPLUS: readonly Mutation[] = [
     tests: MAP,
     only: "without signature",
   },
+  {
+    hazard: "H5",
+    guard: "a driver that the firmware loads is in no gap",
+    file: "src/volumes/apm.ts",
+    from: "gapsBetween(disk, taken, reserved)",
+    to: "gapsBetween(disk, taken, maps)",
+    tests: MAP,
+    only: "drivers, and what is called void",
+  },
 ];

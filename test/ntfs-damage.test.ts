@@ -299,6 +299,16 @@ const DAMAGES: readonly (readonly [string, (volume: NtfsBytes) => void, RegExp])
     /^damaged: .*clusters 32\d+\+13 found in 4095/,
   ],
   [
+    "runs that wind over the volume twice",
+    (v) => {
+      const at = v.record(2) + v.attribute(2, TYPE.data);
+      for (const size of [40, 48, 56]) v.bytes.writeUInt32LE(2 * 4094 * CLUSTER, at + size);
+      v.bytes.writeUInt32LE(2 * 4094 - 1, at + 24);
+      v.bytes.set([0x12, 0xfe, 0x0f, 1, 0x12, 0xfe, 0x0f, 0], v.runs(2, TYPE.data));
+    },
+    /^damaged: file record 2, attribute 0x80: more than the 4095 clusters of the volume/,
+  ],
+  [
     "runs that are too short",
     (v) => v.bytes.writeUInt8(12, v.runs(v.named("plain"), TYPE.data) + 1),
     /^damaged: .*runs up to VCN 12 found, 13 expected/,
@@ -336,6 +346,21 @@ const DAMAGES: readonly (readonly [string, (volume: NtfsBytes) => void, RegExp])
     "$Bitmap that is too short",
     (v) => v.bytes.writeUInt32LE(511, v.record(6) + v.attribute(6, TYPE.data) + 56),
     /^damaged: \$Bitmap: 511 bytes found, 512 expected/,
+  ],
+  [
+    "$Bitmap with a hole, which would read as free",
+    (v) => v.bytes.set([1, 1, 0], v.runs(6, TYPE.data)),
+    /^damaged: \$Bitmap has a hole/,
+  ],
+  [
+    "$MFT with a hole",
+    (v) => {
+      const runs = v.runs(0, TYPE.data) - v.record(0);
+      v.change(0, (record) =>
+        record.set([record[runs]!, record[runs + 1]! - 1, record[runs + 2]!, 1, 1, 0], runs),
+      );
+    },
+    /^damaged: \$MFT has a hole/,
   ],
   [
     "an index block that is torn",

@@ -3,10 +3,10 @@
  * The kernel makes the files, e2fsck and the kernel judge what is left.
  */
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { explain, reclaim, survey } from "../src/disk.ts";
+import { explain, reclaim, survey, type SurveyOptions } from "../src/disk.ts";
 import { e2fsck, makeFilesystem, withMount } from "../src/testing/kernel-guest.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
@@ -34,6 +34,22 @@ function guest(t: TestContext): string {
     writeFileSync(join(root, "var/cache/apt/archives/vim.deb"), random.bytes(2 * MiB));
   });
   return disk;
+}
+
+/** Where a byte of a guest's file lies on the disk. */
+async function placeIn(disk: string, file: string, at: number): Promise<number> {
+  const { pieces } = (await explain(disk, { format: "raw", file })).file!;
+  const { offset, fileOffset } = pieces.find((piece) => piece.fileOffset + piece.bytes > at)!;
+  return offset + at - fileOffset;
+}
+
+/** What the survey says of swap: paths, and why they stay. */
+async function swapsOf(
+  disk: string,
+  options: SurveyOptions = {},
+): Promise<(readonly [string, string | null])[]> {
+  const { worthless } = await survey(disk, { format: "raw", ...options });
+  return worthless.filter(({ kind }) => kind === "swap").map(({ path, kept }) => [path, kept]);
 }
 
 /** Every file as the kernel reads it; of swap files only the header. */
@@ -100,6 +116,122 @@ test("swap files are told, and cleared behind their headers on demand", async (t
   });
 });
 
+test("what lies in the file behind its swap area is not touched; a file of two names is one", async (t) => {
+  if (!available(t)) return;
+  const disk = guest(t);
+  const more = new Random(5).bytes(MiB);
+  withMount(disk, FILESYSTEM, "rw", (root) => {
+    appendFileSync(join(root, "swapfile"), more);
+    rmSync(join(root, "srv-swap"));
+    linkSync(join(root, "swapfile"), join(root, "srv-swap"));
+  });
+  assert.deepEqual(await swapsOf(disk), [["/swapfile", null]]);
+  await reclaim(disk, { format: "raw", also: ["swap"], verify: true });
+  withMount(disk, FILESYSTEM, "ro", (root) => {
+    const file = readFileSync(join(root, "swapfile"));
+    assert.ok(file.subarray(HEADER_BYTES, 4 * MiB).every((byte) => byte === 0));
+    assert.ok(file.subarray(4 * MiB).equals(more));
+  });
+});
+
+/** An NTFS with a page file and another file. */
+function windows(t: TestContext): string {
+  const folder = scratch(t);
+  const [disk, content] = [join(folder, "windows.raw"), join(folder, "content")];
+  run("truncate", ["-s", `${32 * MiB}`, disk]);
+  run("mkntfs", ["-q", "-F", "-Q", "-c", "4096", "-s", "512", "-p", "0", "-H", "255", "-S", "63", disk]);
+  for (const [name, bytes] of [
+    ["pagefile.sys", 2 * MiB],
+    ["kept", MiB / 2],
+  ] as const) {
+    writeFileSync(content, new Random(bytes).bytes(bytes));
+    run("ntfscp", ["-q", disk, content, name]);
+  }
+  return disk;
+}
+
+test("H1: a page file whose clusters another file has, too, stays; without the walk nobody can tell", async (t) => {
+  if (!requires(t, "mkntfs", "ntfscp")) return;
+  const disk = windows(t);
+  const keptOf = async (options: SurveyOptions = {}) =>
+    (await survey(disk, { format: "raw", ...options })).worthless.map(({ kept }) => kept);
+  assert.deepEqual(await keptOf(), [null]);
+  assert.match((await keptOf({ proof: "bitmap", also: ["pagefile"] }))[0]!, /proof full/);
+
+  const cluster = async (file: string, at: number) => (await placeIn(disk, file, at)) / (4 * KiB);
+  const runOf128 = (lcn: number) => Buffer.from([0x22, 0x80, 0x00, lcn % 256, lcn >> 8]);
+  const bytes = readFileSync(disk);
+  const at = bytes.indexOf(runOf128(await cluster("/kept", 0)));
+  assert.ok(at > 0, "its only run stands in its record");
+  bytes.set(runOf128(await cluster("/pagefile.sys", MiB)), at);
+  writeFileSync(disk, bytes);
+  assert.match((await keptOf({ also: ["pagefile"] }))[0]!, /belongs to another/);
+});
+
+test("of a folder with many files, so many are counted and no more", async (t) => {
+  if (!available(t)) return;
+  const disk = guest(t);
+  withMount(disk, FILESYSTEM, "rw", (root) => {
+    mkdirSync(join(root, "tmp"));
+    for (let i = 0; i < 1100; i++) writeFileSync(join(root, `tmp/${i}`), "x");
+  });
+  const { worthless } = await survey(disk, { format: "raw" });
+  const [temporary] = worthless.filter(({ path }) => path === "/tmp");
+  assert.deepEqual([temporary?.bytes, temporary?.isPartial], [1000 * 4 * KiB, true]);
+  assert.ok(worthless.filter(({ path }) => path !== "/tmp").every(({ isPartial }) => !isPartial));
+});
+
+test("names of Windows mean nothing where Windows cannot be", async (t) => {
+  if (!available(t)) return;
+  const disk = guest(t);
+  withMount(disk, FILESYSTEM, "rw", (root) => {
+    for (const name of ["pagefile.sys", "hiberfil.sys"])
+      writeFileSync(join(root, name), new Random(6).bytes(MiB));
+  });
+  const { worthless } = await survey(disk, { format: "raw", also: ["pagefile", "hiberfil"] });
+  assert.deepEqual(
+    worthless.filter(({ path }) => path.endsWith(".sys")),
+    [],
+  );
+});
+
+test("H2: what nobody can read may know of a guest that runs on", async (t) => {
+  if (!available(t)) return;
+  const filesystem = readFileSync(guest(t));
+  const random = new Random(7).bytes(MiB);
+  const locked = join(scratch(t), "locked");
+  writeFileSync(locked, new Uint8Array(4 * MiB));
+  run(
+    "cryptsetup",
+    ["luksFormat", "-q", "--luks2-metadata-size=16k", "--luks2-keyslots-size=1m", "--pbkdf=pbkdf2"].concat([
+      "--pbkdf-force-iterations=1000",
+      "--key-file=-",
+      locked,
+    ]),
+    "secret",
+  );
+  for (const [type, content, kept] of [
+    ["21686148-6449-6E6F-744E-656564454649", random, false],
+    ["L", random, true],
+    ["L", readFileSync(locked), true],
+  ] as const) {
+    const disk = join(scratch(t), "disk.raw");
+    const bytes = Buffer.alloc(72 * MiB);
+    writeFileSync(disk, bytes);
+    run("sfdisk", ["-q", disk], `label: gpt\nstart=2048, size=131072\nsize=8192, type=${type}\n`);
+    const made = readFileSync(disk);
+    made.set(filesystem, MiB);
+    made.set(content, 65 * MiB);
+    writeFileSync(disk, made);
+    const swaps = await swapsOf(disk, { also: ["swap"] });
+    assert.equal(swaps.length, 2);
+    for (const [, why] of swaps) assert.equal(why !== null, kept, `${type}: ${why}`);
+    const at = await placeIn(disk, "1:/swapfile", MiB);
+    const { offsets } = await explain(disk, { format: "raw", offsets: [at] });
+    assert.equal(offsets[0]!.class, kept ? "used" : "worthless");
+  }
+});
+
 test("H2: nothing is worthless on a guest that was not shut down", async (t) => {
   if (!available(t)) return;
   const disk = guest(t);
@@ -116,11 +248,17 @@ test("H3: a swap file that holds a hibernated guest refuses the disk", async (t)
   withMount(disk, FILESYSTEM, "rw", (root) => {
     const mark = ["bs=1", "seek=4086", "conv=notrunc", "status=none"];
     run("dd", [`of=${join(root, "srv-swap")}`, ...mark], "S1SUSPEND\0");
+    writeFileSync(join(root, "removed"), new Random(8).bytes(MiB));
   });
+  const removed = await placeIn(disk, "/removed", 0);
+  withMount(disk, FILESYSTEM, "rw", (root) => rmSync(join(root, "removed")));
   const { volumes, reclaimableBytes } = await survey(disk, { format: "raw", also: ["swap"] });
   assert.deepEqual(
     volumes.map(({ state, reason }) => [state, reason?.code]),
     [["refused", "hibernated"]],
   );
   assert.equal(reclaimableBytes, 0);
+  const [explained] = (await explain(disk, { format: "raw", offsets: [removed] })).offsets;
+  assert.equal(explained!.class, "unknown");
+  assert.match(explained!.trail.join(), /hibernated/);
 });

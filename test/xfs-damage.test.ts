@@ -65,6 +65,9 @@ async function verdict(image: string): Promise<Refusal | undefined> {
   return refusal;
 }
 
+const hurt = (image: string, ...commands: readonly string[]) =>
+  run("xfs_db", ["-x", ...commands.flatMap((command) => ["-c", command]), image]);
+
 const numberIn = (text: string) => Number(/= (\d+)/.exec(text)![1]);
 
 /** The byte at which xfs_db stands after `commands`. */
@@ -139,7 +142,7 @@ const WOUNDS: readonly Wound[] = [
     message: /block 14000 is in the AGFL and free/,
     inflict: (image) => {
       const slot = numberIn(xfsDb(image, "agf 0", "print flfirst"));
-      run("xfs_db", ["-x", "-c", "agfl 0", "-c", `write -d bno[${slot}] 14000`, image]);
+      hurt(image, "agfl 0", `write -d bno[${slot}] 14000`);
     },
   },
   {
@@ -196,8 +199,26 @@ const WOUNDS: readonly Wound[] = [
     message: /tree of owners of AG 0/,
     inflict: (image) => {
       const root = numberIn(xfsDb(image, "agf 0", "print rmaproot"));
-      run("xfs_db", ["-x", "-c", "agf 0", "-c", "addr rmaproot", "-c", `write -d ptrs[1] ${root}`, image]);
+      hurt(image, "agf 0", "addr rmaproot", `write -d ptrs[1] ${root}`);
     },
+  },
+  {
+    name: "an AGF of another AG",
+    code: "damaged",
+    message: /AGF of AG 1: magic 0x58414746 of AG 0 found/,
+    commands: ["agf 1", "write -d seqno 0"],
+  },
+  {
+    name: "free space that begins before the one before it",
+    code: "damaged",
+    message: /free space of AG 0: \d+ blocks at 5 found, behind \d+ expected/,
+    commands: ["agf 0", "addr bnoroot", "write -d recs[2].startblock 5"],
+  },
+  {
+    name: "a block of another level",
+    code: "damaged",
+    message: /by block of AG 0, block \d+: \d+ entries in level 3 found/,
+    commands: ["agf 0", "addr bnoroot", "write -d level 3"],
   },
   {
     name: "a node that says another key than its child",
@@ -230,6 +251,29 @@ const WOUNDS: readonly Wound[] = [
     commands: ["path /plain", "write -d core.mode 0"],
   },
   {
+    name: "shared blocks where none can be",
+    code: "damaged",
+    message: /shared blocks of AG 0: \d+ blocks at 1 /,
+    commands: ["agf 0", "addr refcntroot", "write -d recs[1].startblock 1"],
+  },
+  {
+    name: "a free inode has a mode",
+    code: "contradiction",
+    message: /inode \d+: it has a mode, but its chunk calls it free/,
+    inflict: (image) => {
+      const records = xfsDb(image, "agi 0", "addr root", "print recs");
+      const [, first, mask] = /\[(\d+),0,64,[1-9]\d*,(0x[0-9a-f]+)\]/.exec(records)!;
+      const inode = Number(first) + BigInt(mask!).toString(2).length - 1;
+      hurt(image, `inode ${inode}`, "write -d core.mode 0100644");
+    },
+  },
+  {
+    name: "a file shares its blocks without saying so",
+    code: "contradiction",
+    message: /block \d+ of inode \d+ belongs to another owner too/,
+    commands: ["path /clone", "write -d v3.reflink 0"],
+  },
+  {
     name: "a directory names a free inode",
     code: "contradiction",
     message: /inode 9999 is free, but directory inode \d+ names it/,
@@ -240,6 +284,15 @@ const WOUNDS: readonly Wound[] = [
     code: "damaged",
     message: /of directory inode \d+: .* belongs to inode 5/,
     commands: ["path /dir", "dblock 0", "write -d dhdr.hdr.owner 5"],
+  },
+  {
+    name: "an unused entry without a length",
+    code: "damaged",
+    message: /of directory inode \d+: an entry at \d+ that does not fit/,
+    inflict: (image) => {
+      const [, entry] = /(du\[\d+\])\.freetag/.exec(xfsDb(image, "path /dir", "dblock 0", "print"))!;
+      hurt(image, "path /dir", "dblock 0", `write -d ${entry}.length 0`);
+    },
   },
   {
     name: "a name without an end",
@@ -295,7 +348,7 @@ const WOUNDS: readonly Wound[] = [
     message: /belongs to another owner too/,
     inflict: (image) => {
       const [, start] = /\[0,(\d+),/.exec(xfsDb(image, "path /plain", "print u3.bmx"))!;
-      run("xfs_db", ["-x", "-c", "path /other", "-c", `write -d u3.bmx[0].startblock ${start}`, image]);
+      hurt(image, "path /other", `write -d u3.bmx[0].startblock ${start}`);
     },
   },
   {
@@ -303,6 +356,16 @@ const WOUNDS: readonly Wound[] = [
     code: "contradiction",
     message: /belongs to another owner too/,
     commands: ["path /other", "write -d u3.bmx[0].startblock 2"],
+  },
+  {
+    name: "a file claims a block of the tree of another",
+    code: "contradiction",
+    message: /belongs to another owner too/,
+    inflict: (image) => {
+      const node = numberIn(xfsDb(image, "path /pieces", "print u3.bmbt.ptrs[1]"));
+      const values = [`u3.bmx[0].startblock ${node}`, "u3.bmx[0].blockcount 1", "core.nblocks 1"];
+      hurt(image, "path /other", ...values.map((value) => `write -d ${value}`));
+    },
   },
   {
     name: "a tree of extents of another inode",
@@ -332,8 +395,7 @@ const WOUNDS: readonly Wound[] = [
       const last = [...pointers.matchAll(/(\d+):\d+/g)].at(-1)![1];
       const leaf = ["agf 0", "addr rmaproot", "addr ptrs[1]", `addr ptrs[${last}]`];
       const count = numberIn(xfsDb(image, ...leaf, "print numrecs"));
-      const commands = [...leaf, `write -d recs[${count}].startblock 15000`];
-      run("xfs_db", ["-x", ...commands.flatMap((command) => ["-c", command]), image]);
+      hurt(image, ...leaf, `write -d recs[${count}].startblock 15000`);
     },
   },
   {
@@ -390,8 +452,7 @@ for (const { name, code, message, commands, inflict } of WOUNDS) {
   test(`refused: ${name}`, async (t) => {
     if (!requires(t, "mkfs.xfs", "xfs_db") || !requiresRoot(t)) return;
     const image = copyOfHealthy(t);
-    if (commands !== undefined)
-      run("xfs_db", ["-x", ...commands.flatMap((command) => ["-c", command]), image]);
+    if (commands !== undefined) hurt(image, ...commands);
     inflict?.(image);
     const refusal = await verdict(image);
     assert.ok(refusal, "not refused");

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Random, seeds } from "../testing/seeds.ts";
-import { SparseBitmap } from "./bitmap.ts";
+import { clearRuns, SparseBitmap } from "./bitmap.ts";
 
 test("is the set of numbers that were added", () => {
   for (const seed of seeds(20)) {
@@ -55,4 +55,16 @@ test("holds numbers past 2^32", () => {
   assert.equal(bitmap.nextSet(0, 2 ** 41), 2 ** 40 + 5);
   assert.equal(bitmap.nextClear(2 ** 40 + 5, 2 ** 41), 2 ** 40 + 7);
   assert.equal(bitmap.has(5), false);
+});
+
+test("runs of clear bits end where they should, at every place of a word", () => {
+  for (let start = 0; start < 66; start++) {
+    for (let end = start + 1; end <= 66; end++) {
+      const bitmap = new Uint8Array(12).fill(0xff);
+      for (let bit = start; bit < end; bit++) bitmap[bit >> 3]! &= ~(1 << (bit & 7));
+      const runs: number[][] = [];
+      clearRuns(new Int32Array(bitmap.buffer), 66, (from, to) => runs.push([from, to]));
+      assert.deepEqual(runs, [[start, end]]);
+    }
+  }
 });

@@ -5,7 +5,7 @@
  *   page:       4096 bits, 128 words of a slab
  *
  * Only pages that are partly set take room: the metadata of a sparse 16 TiB disk costs some megabytes, and a full
- * disk next to nothing.
+ * disk next to nothing. At the end: how the bitmaps of others, which are words without pages, are taken apart.
  */
 
 const PAGE_BITS = 4096;
@@ -178,4 +178,27 @@ function ones(word: number): number {
   let bits = word - ((word >>> 1) & 0x55555555);
   bits = (bits & 0x33333333) + ((bits >>> 2) & 0x33333333);
   return Math.imul((bits + (bits >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+}
+
+/** Calls `found` for every maximal run of clear bits among the first `bits`; the lowest bit of a word comes first. */
+export function clearRuns(
+  words: Int32Array,
+  bits: number,
+  found: (start: number, end: number) => void,
+): void {
+  let start = -1;
+  for (let index = 0; index * 32 < bits; index++) {
+    const word = words[index]!;
+    if (word === (start < 0 ? -1 : 0)) continue;
+    for (let bit = 0; bit < 32;) {
+      const wanted = (start < 0 ? ~word : word) & (-1 << bit);
+      if (wanted === 0) break;
+      bit = 31 - Math.clz32(wanted & -wanted);
+      const at = index * 32 + bit;
+      if (at >= bits) break;
+      if (start >= 0) found(start, at);
+      start = start < 0 ? at : -1;
+    }
+  }
+  if (start >= 0) found(start, bits);
 }

@@ -151,12 +151,13 @@ export function addWriteOptions(command: Command): Command {
  */
 export function openOptions(flags: ReadFlags, others: readonly string[] = []): OpenOptions {
   const { format, allow, offset, length, keyFile: keys, luksHeader: luksHeaders, askKey } = flags;
-  const companions = [...others, ...(flags.with ?? [])];
+  const companions = flags.with ?? [];
   const isPart = offset !== undefined || length !== undefined;
   return {
     ...(format === undefined ? {} : { format }),
     ...(allow === undefined ? {} : { allow }),
     ...(companions.length === 0 ? {} : { companions }),
+    ...(others.length === 0 ? {} : { candidates: others }),
     ...(isPart ? { window: { offset: offset ?? 0, bytes: length } } : {}),
     ...(keys && { keys }),
     ...(askKey && { askKey }),

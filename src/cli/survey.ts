@@ -140,11 +140,15 @@ function volumes(survey: Survey, screen: Screen): string[] {
 
 /** What a stopped guest could do without: what `--also` clears, and what the guest itself can clean up. */
 function worthless(survey: Survey, screen: Screen): string[] {
-  return survey.worthless.flatMap(({ kind, volume, path, bytes, also, command, kept }) => {
+  return survey.worthless.flatMap(({ kind, volume, path, bytes, isPartial, also, command, kept }) => {
     const where = printable([volume, path].filter((word) => word !== "").join(":"), screen);
     const way =
       kept !== null ? `kept: ${kept}` : also !== null ? `--also ${also}` : `in the guest: ${command}`;
-    return labelled("worthless", `${size(bytes)} ${kind}, ${where} (${printable(way, screen)})`, screen);
+    return labelled(
+      "worthless",
+      `${isPartial ? "over " : ""}${size(bytes)} ${kind}, ${where} (${printable(way, screen)})`,
+      screen,
+    );
   });
 }
 

@@ -76,7 +76,7 @@ export async function convert(
     using place = new Destination(destination, { replaces: options.force === true });
     const converted = await make(disk, place, format, options);
     await refuseParts(place, replaced, options);
-    refuseBusy(await inUse(file), file);
+    for (const { path: each } of [disk, ...disk.companions]) refuseBusy(await inUse(each), each);
     if (options.signal?.aborted) throw new DiskError("interrupted", "interrupted; nothing was made");
     place.publish();
     return converted;
@@ -255,6 +255,8 @@ async function selectionOf(
   if (!options.includeFree) {
     const usage = await usageOf(disk, await allocationOf(image), options);
     ({ kept } = usage);
+    // The other disks of the guest are known only now.
+    refuseBusy(disk.inUse, disk.path);
     for (const { name, reason, state } of usage.volumes) {
       if (state === "clean") continue;
       const what = name === "" ? "the whole disk" : `all of volume ${name}`;

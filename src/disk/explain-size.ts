@@ -72,8 +72,12 @@ export async function reasonsFor(disk: Disk, survey: Survey): Promise<string[]> 
         `ullage reclaim --also ${words} returns what of it is stored`,
     );
   }
-  for (const { kind, path, bytes, command } of survey.worthless.filter(({ also }) => also === null)) {
-    reasons.push(`${size(bytes)} are ${kind} in ${path}: in the guest, ${command}`);
+  for (const { kind, path, bytes, isPartial, command } of survey.worthless.filter(
+    ({ also }) => also === null,
+  )) {
+    reasons.push(
+      `${isPartial ? "more than " : ""}${size(bytes)} are ${kind} in ${path}: in the guest, ${command}`,
+    );
   }
   if (allocation.unwritten.bytes > 0) {
     reasons.push(`${share(allocation.unwritten.bytes)} was preallocated on the host and never written`);

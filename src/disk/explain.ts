@@ -2,9 +2,10 @@
  * Explain: who owns this byte, or who says that it is free; where a file's bytes lie; why an image is so big.
  */
 import { DiskError } from "../error.ts";
-import { prove } from "../reclaim/prove.ts";
 import type { Image } from "../formats/format.ts";
+import { allocationOf } from "./allocation.ts";
 import { largestOwners, reasonsFor } from "./explain-size.ts";
+import type { FileSystem } from "../filesystems/filesystem.ts";
 import {
   type FileSystemContent,
   type Layout,
@@ -16,7 +17,7 @@ import {
 import { type Disk, reading } from "./open.ts";
 import type { Explained, ExplainedOffset, ExplainOptions } from "./results.ts";
 import { prospectOf } from "./survey.ts";
-import { worthlessOn } from "./worthless.ts";
+import { type Usage, usageOf } from "./usage.ts";
 
 /** @throws DiskError `usage` for an offset outside the disk or a file that is not there; as `open` */
 export function explain(file: string, options: ExplainOptions = {}): Promise<Explained> {
@@ -28,8 +29,9 @@ async function explainDisk(disk: Disk, options: ExplainOptions): Promise<Explain
   if (options.file !== undefined)
     return { path: file, offsets: [], file: await locateFile(disk, options.file) };
   if (options.offsets !== undefined && options.offsets.length > 0) {
+    const usage = await usageOf(disk, await allocationOf(disk.image), options);
     const offsets = [];
-    for (const offset of options.offsets) offsets.push(await explainOffset(disk, offset, options));
+    for (const offset of options.offsets) offsets.push(await explainOffset(disk, offset, usage));
     return { path: file, offsets };
   }
   const { survey } = await prospectOf(disk, options, "survey");
@@ -46,14 +48,14 @@ type Verdict = Pick<ExplainedOffset, "class" | "witness" | "owner" | "ownerPath"
   readonly trail: readonly string[];
 };
 
-async function explainOffset(disk: Disk, offset: number, options: ExplainOptions): Promise<ExplainedOffset> {
+async function explainOffset(disk: Disk, offset: number, usage: Usage): Promise<ExplainedOffset> {
   if (!(offset >= 0 && offset < disk.image.bytes)) {
     throw new DiskError("usage", `offset ${offset} is outside the disk of ${disk.image.bytes} bytes`, {
       hint: "offsets are bytes of the guest's disk; --sector counts 512-byte sectors",
     });
   }
   const { fileOffset, mapped, pinned, depth } = await placeOf(disk.image, offset);
-  const verdict = await judgeOnDisk(await disk.layout(), offset, options);
+  const verdict = await judgeOnDisk({ layout: await disk.layout(), usage, offset });
   const spare = verdict.class === "returnable" || verdict.class === "unknown";
   if (!mapped && spare) {
     const witness = verdict.class === "unknown" ? "mapping table" : verdict.witness;
@@ -79,36 +81,37 @@ async function placeOf(image: Image, offset: number) {
   return { fileOffset: null, mapped: false, pinned: false, depth: 0 };
 }
 
-async function judgeOnDisk(layout: Layout, offset: number, options: ExplainOptions): Promise<Verdict> {
-  const verdict = await judge(layout, layout.roots[OWN_DISK]!, offset, options);
-  if (verdict.class !== "used") return verdict;
-  const { contents } = await worthlessOn(layout);
-  const spare = contents.find(({ extents, kept }) => kept === undefined && extents.has(offset));
-  if (spare === undefined) return verdict;
-  const trail = [
-    ...verdict.trail,
-    `worth nothing once the guest is shut down: --also ${spare.kind} returns it`,
-  ];
+/** The byte that is asked for, and what the survey says of its disk. */
+interface Question {
+  readonly layout: Layout;
+  readonly usage: Usage;
+  readonly offset: number;
+}
+
+async function judgeOnDisk(question: Question): Promise<Verdict> {
+  const { layout, usage, offset } = question;
+  const verdict = await judge(question, layout.roots[OWN_DISK]!);
+  const spare = usage.contents.find(({ extents }) => extents.has(offset));
+  if (verdict.class !== "used" || spare === undefined) return verdict;
+  const { kind, kept } = spare;
+  if (kept !== undefined) return { ...verdict, trail: [...verdict.trail, `${kind}, and stays: ${kept}`] };
+  const trail = [...verdict.trail, `worth nothing once the guest is shut down: --also ${kind} returns it`];
   return { ...verdict, class: "worthless", trail };
 }
 
-async function judge(
-  layout: Layout,
-  region: Region,
-  offset: number,
-  options: ExplainOptions,
-): Promise<Verdict> {
+async function judge(question: Question, region: Region): Promise<Verdict> {
   const { content } = region;
+  const { offset } = question;
   if (content.kind === "stranger") {
     const trail = [`${content.name ?? "not recognised"}: ${content.reason.message}`];
-    return { class: "unknown", witness: "none: counts as used", owner: content.name, ownerPath: null, trail };
+    return { class: "unknown", witness: COUNTS_AS_USED, owner: content.name, ownerPath: null, trail };
   }
-  if (content.kind === "member") return await judgeMember(layout, content, offset, options);
-  if (content.kind === "filesystem") return await judgeBlock(content, offset, options);
+  if (content.kind === "member") return await judgeMember(question, region, content);
+  if (content.kind === "filesystem") return await judgeBlock(question, region, content);
   const { table, children, members } = content;
   for (const child of children) {
     if (child.find(OWN_DISK, offset) === undefined) continue;
-    const inner = await judge(layout, child, offset, options);
+    const inner = await judge(question, child);
     const label = child.label === "" ? "" : ` "${child.label}"`;
     return {
       ...inner,
@@ -127,6 +130,8 @@ async function judge(
   };
 }
 
+const COUNTS_AS_USED = "none: counts as used";
+
 /** Which of the devices holds the byte, and where. */
 function memberAt(members: readonly Region[], offset: number): readonly [number, number] | undefined {
   for (const [number, member] of members.entries()) {
@@ -137,29 +142,28 @@ function memberAt(members: readonly Region[], offset: number): readonly [number,
 }
 
 async function judgeMember(
-  layout: Layout,
+  question: Question,
+  region: Region,
   { membership, reason }: MemberContent,
-  offset: number,
-  options: ExplainOptions,
 ): Promise<Verdict> {
   const { kind, name, set } = membership;
   const part = `member of ${kind} ${name === "" ? set : name}`;
-  const whole = layout.sets.find(
+  const whole = question.layout.sets.find(
     ({ content }) =>
-      content.kind !== "stranger" && content.kind !== "member" && memberAt(content.members, offset),
+      (content.kind === "table" || content.kind === "filesystem") && content.members.includes(region),
   );
   if (reason === undefined && whole !== undefined) {
-    const inner = await judge(layout, whole, offset, options);
+    const inner = await judge(question, whole);
     return { ...inner, trail: [part, ...inner.trail] };
   }
   const trail = [`${part}: ${reason?.message}`];
-  return { class: "unknown", witness: "none: counts as used", owner: part, ownerPath: null, trail };
+  return { class: "unknown", witness: COUNTS_AS_USED, owner: part, ownerPath: null, trail };
 }
 
 async function judgeBlock(
+  { usage, offset }: Question,
+  region: Region,
   { filesystem, members }: FileSystemContent,
-  offset: number,
-  options: ExplainOptions,
 ): Promise<Verdict> {
   const [number, at] = memberAt(members, offset)!;
   const block = Math.floor(at / filesystem.blockBytes);
@@ -176,22 +180,26 @@ async function judgeBlock(
     trail.push(path === undefined ? name : `${name} ${path}`);
     return { class: own ? "metadata" : "used", witness: walk, owner: name, ownerPath: path ?? null, trail };
   }
-  const proven = filesystem.refusal ? undefined : await prove(filesystem, options.proof ?? "full");
-  const refusal = filesystem.refusal ?? proven?.refusal;
-  if (refusal) {
-    trail.push(`${refusal.message}: counts as used`);
-    return { class: "unknown", witness: "none: counts as used", owner: null, ownerPath: null, trail };
-  }
-  if (proven?.free[number]?.has(at)) {
+  if (!usage.kept.has(offset)) {
     return { class: "returnable", witness: `${map} + ${walk}`, owner: null, ownerPath: null, trail };
   }
-  const beyond = number === 0 && at >= filesystem.bytes;
-  trail.push(
-    beyond
-      ? "behind the end of the filesystem: kept"
-      : `${map} call it used, and nothing reaches it: a leak, kept`,
-  );
+  const report = usage.volumes.find(({ name }) => name === region.name);
+  const refusal = filesystem.refusal ?? report?.reason;
+  if (refusal) {
+    trail.push(`${refusal.message}: counts as used`);
+    return { class: "unknown", witness: COUNTS_AS_USED, owner: null, ownerPath: null, trail };
+  }
+  trail.push(await whyKept(region, filesystem, number, at));
   return { class: "used", witness: map, owner: null, ownerPath: null, trail };
+}
+
+/** Why a byte that nothing reaches stays all the same. */
+async function whyKept(region: Region, filesystem: FileSystem, member: number, at: number): Promise<string> {
+  if (member === 0 && at >= filesystem.bytes) return "behind the end of the filesystem: kept";
+  const isFree = (await filesystem.free())[member]?.has(at) ?? false;
+  return isFree && region.encrypted
+    ? "free, and stays under encryption: --allow discards returns it"
+    : `${filesystem.witness.map} call it used, and nothing reaches it: a leak, kept`;
 }
 
 async function locateFile(disk: Disk, wanted: string): Promise<NonNullable<Explained["file"]>> {

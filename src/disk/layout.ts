@@ -47,6 +47,8 @@ export interface Region {
   readonly encrypted: boolean;
   /** Where a range of the region lies on the disks: ascending in the region; a mirror gives several a byte. */
   places(range: Extent): Iterable<Place>;
+  /** The same places in no order and joined where they can be: for ranges that may be as long as the region. */
+  footprint(range: Extent): Iterable<Place>;
   /** The region's byte that lies at `at` of a disk. */
   find(disk: number, at: number): number | undefined;
   content: Content;
@@ -106,15 +108,15 @@ export async function layOut(disks: readonly BlockDevice[], options: LayoutOptio
 }
 
 function wholeDisk(device: BlockDevice, number: number): Region {
+  const places = ({ start, end }: Extent): Place[] => [{ disk: number, at: start, bytes: end - start }];
   return {
     name: "",
     label: "",
     type: "disk",
     device,
     encrypted: false,
-    *places({ start, end }) {
-      yield { disk: number, at: start, bytes: end - start };
-    },
+    places,
+    footprint: places,
     find: (disk, at) => (disk === number && at >= 0 && at < device.bytes ? at : undefined),
     content: UNREAD,
   };
@@ -147,14 +149,15 @@ export function* below(region: Region): Generator<Region> {
 export function onDisk(region: Region, set: ExtentSet): ExtentSet {
   const out = new ExtentBuilder(set.count);
   for (const extent of set.within({ start: 0, end: region.device.bytes })) {
-    for (const { disk, at, bytes } of region.places(extent)) if (disk === OWN_DISK) out.add(at, at + bytes);
+    for (const { disk, at, bytes } of region.footprint(extent))
+      if (disk === OWN_DISK) out.add(at, at + bytes);
   }
   return out.build();
 }
 
 /** Where the region begins on the judged disk; undefined when none of it lies there. */
 export function startOf(region: Region): number | undefined {
-  for (const { disk, at } of region.places({ start: 0, end: region.device.bytes })) {
+  for (const { disk, at } of region.footprint({ start: 0, end: region.device.bytes })) {
     if (disk === OWN_DISK) return at;
   }
   return undefined;

@@ -54,9 +54,9 @@ const LEFTOVERS: readonly Leftover[] = [
 ];
 
 /** Subvolumes in which distributions put their root, on Btrfs. */
-const ROOTS = ["", "/@", "/@rootfs", "/root"];
-/** Names looked at for one report; what lies behind is not counted, and the report says so. */
-const NAMES_MAX = 20_000;
+const SUBVOLUMES = ["/@", "/@rootfs", "/root"];
+/** Names looked at in one folder and below: enough for all but containers, and nothing against the walk. */
+const NAMES_MAX = 1000;
 const DEPTH_MAX = 32;
 const TOLD_BYTES_MIN = 1 << 20;
 /** More folders than a machine has users: then it is no `/home`. */
@@ -65,30 +65,35 @@ const USERS_MAX = 100;
 /** The largest first. @throws DiskError `io` */
 export async function leftoversOn(layout: Layout): Promise<WorthlessReport[]> {
   const reports: WorthlessReport[] = [];
-  const budget = { names: NAMES_MAX };
   for (const region of regionsOf(layout)) {
     if (region.content.kind !== "filesystem" || startOf(region) === undefined) continue;
     const { filesystem } = region.content;
     if (filesystem.refusal || filesystem.scratch) continue;
     for (const { kind, folders, command } of LEFTOVERS) {
       for (const path of await existing(filesystem, folders)) {
+        const budget = { names: NAMES_MAX };
         const bytes = await bytesBelow(filesystem, path, budget);
         if (bytes < TOLD_BYTES_MIN) continue;
-        reports.push({ kind, volume: region.name, path, bytes, also: null, command, kept: null });
+        const isPartial = budget.names < 0;
+        reports.push({ kind, volume: region.name, path, bytes, isPartial, also: null, command, kept: null });
       }
     }
   }
   return reports.sort((a, b) => b.bytes - a.bytes);
 }
 
+/** Paths at which a guest's `/` may lie in its filesystem. */
+export function rootsOf({ name }: FileSystem): readonly string[] {
+  return name === "btrfs" ? ["", ...SUBVOLUMES] : [""];
+}
+
 async function existing(filesystem: FileSystem, folders: readonly string[]): Promise<string[]> {
-  const roots = filesystem.name === "btrfs" ? ROOTS : [""];
   const patterns = folders.flatMap((folder) => {
     const alone = /^\/(?:var|home)(\/.+)$/.exec(folder)?.[1];
     return alone === undefined || alone === "/tmp" ? [folder] : [folder, alone];
   });
   const paths = new Set<string>();
-  for (const root of roots) {
+  for (const root of rootsOf(filesystem)) {
     for (const pattern of patterns)
       for (const path of await expand(filesystem, root + pattern)) paths.add(path);
   }
@@ -101,7 +106,9 @@ async function expand(filesystem: FileSystem, pattern: string): Promise<string[]
   if (star < 0) return (await filesystem.find(pattern)) === undefined ? [] : [pattern];
   const outer = pattern.slice(0, star);
   const found: string[] = [];
-  const folders = ((await filesystem.list(outer)) ?? []).filter(({ kind }) => kind === "directory");
+  const folders = ((await filesystem.list(outer, NAMES_MAX)) ?? []).filter(
+    ({ kind }) => kind === "directory",
+  );
   if (folders.length > USERS_MAX) return [];
   for (const { name } of folders) {
     const path = outer + name + pattern.slice(star + 1);
@@ -117,8 +124,8 @@ async function bytesBelow(
   depth = 0,
 ): Promise<number> {
   let bytes = 0;
-  for (const { name, kind, allocatedBytes } of (await filesystem.list(path)) ?? []) {
-    if (budget.names-- <= 0) return bytes;
+  for (const { name, kind, allocatedBytes } of (await filesystem.list(path, budget.names + 1)) ?? []) {
+    if (--budget.names < 0) return bytes;
     bytes += allocatedBytes;
     if (kind === "directory" && depth < DEPTH_MAX) {
       bytes += await bytesBelow(filesystem, `${path}/${name}`, budget, depth + 1);

@@ -15,7 +15,8 @@ import { inUse } from "../host/inuse.ts";
 import { hostSource } from "../host/source.ts";
 import type { Keys } from "../volumes/volume.ts";
 import { keysOf } from "./keys.ts";
-import { allRegionsOf, type Layout, type LayoutOptions, layOut, regionsOf } from "./layout.ts";
+import { disksBeside, distinctFrom, isUnreadable, missesMembers } from "./companions.ts";
+import { allRegionsOf, type Layout, type LayoutOptions, layOut } from "./layout.ts";
 import { foreignImage } from "./foreign-image.ts";
 import type { OpenOptions } from "./results.ts";
 
@@ -91,19 +92,39 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     });
   }
 
-  /** Other disks are opened only when something on this one needs them (H36). */
   async #layOut(): Promise<Layout> {
     const alone = await layOut([this.image], this.#layoutOptions());
-    const own = path.resolve(this.path);
-    const others = (this.options.companions ?? []).filter((file) => path.resolve(file) !== own);
-    if (others.length === 0 || !this.#openCompanion || !missesMembers(alone)) return alone;
+    const openCompanion = this.#openCompanion;
+    const { companions = [], candidates = [] } = this.options;
+    const named = distinctFrom(this.path, companions);
+    const others = distinctFrom(this.path, [...named, ...(missesMembers(alone) ? candidates : [])]);
+    if (openCompanion === undefined || others.length === 0) return alone;
     const opened: Disk[] = [];
     this.#companions = opened;
-    for (const file of new Set(others)) {
-      const companion = await unlessUnreadable(this.#openCompanion(file));
-      if (companion) opened.push(companion);
+    for (const file of named) opened.push(await openCompanion(file));
+    let obstacle: unknown;
+    for (const file of others.slice(named.length)) {
+      try {
+        opened.push(await openCompanion(file));
+      } catch (error) {
+        if (!isUnreadable(error)) obstacle ??= error;
+      }
     }
-    return await layOut([this.image, ...opened.map(({ image }) => image)], this.#layoutOptions());
+    const layout = await this.#layOutTogether();
+    if (missesMembers(layout)) {
+      if (obstacle !== undefined) throw obstacle;
+      return layout;
+    }
+    const beside = disksBeside(layout);
+    const stays = (_: Disk, i: number): boolean => i < named.length || beside.has(i + 1);
+    this.#companions = opened.filter(stays);
+    if (this.#companions.length === opened.length) return layout;
+    for (const disk of opened) if (!this.#companions.includes(disk)) await disk[Symbol.asyncDispose]();
+    return await this.#layOutTogether();
+  }
+
+  #layOutTogether(): Promise<Layout> {
+    return layOut([this.image, ...this.#companions.map(({ image }) => image)], this.#layoutOptions());
   }
 
   #layoutOptions(): LayoutOptions {
@@ -120,24 +141,6 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     for (const other of [...this.#companions, ...this.#headers]) await other[Symbol.asyncDispose]();
     await this.image[Symbol.asyncDispose]();
   }
-}
-
-/** What cannot be read is no member of anything; the set then says what is missing. @throws DiskError `busy`, `io` */
-async function unlessUnreadable(opening: Promise<Disk>): Promise<Disk | undefined> {
-  try {
-    return await opening;
-  } catch (error) {
-    if (error instanceof DiskError && UNREADABLE.has(error.kind)) return undefined;
-    throw error;
-  }
-}
-
-const UNREADABLE: ReadonlySet<string> = new Set(["corrupt", "unsupported", "refused"]);
-
-function missesMembers(layout: Layout): boolean {
-  return [...regionsOf(layout)].some(
-    ({ content }) => content.kind === "member" && content.reason !== undefined,
-  );
 }
 
 /**

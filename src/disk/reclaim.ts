@@ -28,7 +28,9 @@ export async function reclaim(file: string, options: ReclaimOptions = {}): Promi
   if (!options.dryRun) return await act(file, host, options);
   return await reading(file, options, async (disk) => {
     await requireSafe(disk, options);
-    return report((await prospectOf(disk, options, "dry-run")).survey, { applied: false, host });
+    const { survey } = await prospectOf(disk, options, "dry-run");
+    for (const { image, path } of disk.companions) await requireWhole(image, path);
+    return report(survey, { applied: false, host });
   });
 }
 
@@ -47,6 +49,7 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
   await using disk = await openWritable(file, options);
   await requireSafe(disk, options);
   const prospect = await prospectOf(disk, options, "strict");
+  for (const { image, path } of disk.companions) await requireWhole(image, path);
   const { plan, survey, usage } = prospect;
   const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
   if (totalBytes + (plan.leakedBytes ?? 0) === 0) return report(survey, { applied: false, host });
@@ -83,12 +86,16 @@ async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOpt
     await refuseParents({ path: disk.path, identities, identifiers: disk.image.identifiers ?? [] });
   }
   refuseGuess(disk);
-  const { errors, first } = await findings(disk.image);
-  if (errors > 0) {
-    throw new DiskError("corrupt", `the image has ${errors} errors; the first: ${first}`, {
-      hint: "see ullage check; qemu-img check -r all may repair a copy",
-    });
-  }
+  await requireWhole(disk.image, "the image");
+}
+
+/** What is judged through a damaged image is not what the guest sees, also where it is only read (H17). */
+async function requireWhole(image: Image, name: string): Promise<void> {
+  const { errors, first } = await findings(image);
+  if (errors === 0) return;
+  throw new DiskError("corrupt", `${name} has ${errors} errors; the first: ${first}`, {
+    hint: "see ullage check; qemu-img check -r all may repair a copy",
+  });
 }
 
 async function findings(image: Image): Promise<{ errors: number; leaks: number; first: string | undefined }> {

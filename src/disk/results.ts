@@ -46,8 +46,10 @@ export interface OpenOptions {
   readonly askKey?: (volume: string) => Promise<Uint8Array | undefined>;
   /** Files with LUKS headers of disks that do not show that they are encrypted. */
   readonly luksHeaders?: readonly string[];
-  /** Other disks of the same guest: they are only read, where volumes lie over several (H36). */
+  /** Other disks of the same guest: they are only read. Their volumes and their state count (H3, H36). */
   readonly companions?: readonly string[];
+  /** Images that may be other disks of the same guest: looked at where members of something are missing (H36). */
+  readonly candidates?: readonly string[];
 }
 
 export interface SurveyOptions extends OpenOptions {
@@ -100,6 +102,8 @@ export interface WorthlessReport {
   readonly path: string;
   /** On this image. */
   readonly bytes: number;
+  /** True: only a part of the folder was looked at, and it holds more. */
+  readonly isPartial: boolean;
   /** The word that clears it; null where somebody might miss it. */
   readonly also: WorthlessWord | null;
   /** What the guest itself would do: `apt-get clean`; null when nothing needs to be done. */

@@ -5,6 +5,7 @@ import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
 import type { Refusal } from "../error.ts";
 import type { FileSystem, Visit } from "../filesystems/filesystem.ts";
 import { type Proven, prove } from "../reclaim/prove.ts";
+import { holdsNoFilesystem } from "../volumes/partition-types.ts";
 import {
   allRegionsOf,
   type FileSystemContent,
@@ -90,6 +91,7 @@ class Counter {
     const { table, members } = content;
     this.notes.push(...table.notes);
     if (table.refusal) return this.#keepAll(region, members, table.scheme, table.refusal, "refused");
+    if (this.#forbidden) return;
     for (const [i, gaps] of table.gaps.entries()) {
       const mayGive = !members[i]!.encrypted || this.#judgement.discards;
       if (mayGive) this.gaps = this.gaps.union(onDisk(members[i]!, gaps));
@@ -179,7 +181,7 @@ const wholeOf = ({ device }: Region): ExtentSet => ExtentSet.of({ start: 0, end:
 function bytesByDisk(members: readonly Region[]): Map<number, number> {
   const bytesOf = new Map<number, number>();
   for (const member of members) {
-    for (const { disk, bytes } of member.places({ start: 0, end: member.device.bytes })) {
+    for (const { disk, bytes } of member.footprint({ start: 0, end: member.device.bytes })) {
       bytesOf.set(disk, (bytesOf.get(disk) ?? 0) + bytes);
     }
   }
@@ -213,21 +215,26 @@ function hibernationOf(layout: Layout): Refusal | undefined {
   return undefined;
 }
 
-/** Only filesystems have a mark that says how the guest was stopped. */
+/** Filesystems that look the same while they are mounted. */
+const WITHOUT_MARK = new Set(["btrfs", "apfs", "fat12"]);
+
+/** Only filesystems have a mark that says how the guest was stopped, and not all of them. */
 function doubtAbout(layout: Layout, volumes: readonly VolumeReport[]): string | undefined {
   const refused = volumes.find(({ state }) => state === "refused");
   if (refused) return `volume ${refused.name} is refused: ${refused.reason?.message}`;
   let marks = 0;
-  for (const { name, content } of allRegionsOf(layout)) {
+  for (const { name, type, content } of allRegionsOf(layout)) {
     const which = name === "" ? "the disk" : `volume ${name}`;
-    if (content.kind === "stranger" && content.name !== null) return `${which} (${content.name}) is not read`;
+    if (content.kind === "stranger" && !(content.reason.code === "unknown" && holdsNoFilesystem(type)))
+      return `${which} is not read: ${content.reason.message}`;
     if (content.kind === "member" && content.reason) return `${which} is ${content.reason.message}`;
     if (content.kind === "table" && content.table.refusal)
       return `${which}: ${content.table.refusal.message}`;
     if (content.kind !== "filesystem") continue;
     if (content.filesystem.refusal) return `${which}: ${content.filesystem.refusal.message}`;
     if (content.filesystem.isUnclean) return `${which} was not unmounted`;
-    if (content.filesystem.scratch === undefined) marks++;
+    const { name: kind, scratch } = content.filesystem;
+    if (scratch === undefined && !WITHOUT_MARK.has(kind)) marks++;
   }
   return marks === 0 ? "no filesystem says that the guest was shut down" : undefined;
 }

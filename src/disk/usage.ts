@@ -15,6 +15,7 @@ import { leftoversOn } from "./leftovers.ts";
 import type { Disk } from "./open.ts";
 import {
   type ByteClass,
+  type Proof,
   type SurveyOptions,
   type VolumeReport,
   type Witness,
@@ -36,6 +37,8 @@ export interface Usage {
   readonly witnesses: ReadonlyMap<Witness, ExtentSet>;
   readonly volumes: readonly VolumeReport[];
   readonly worthless: readonly WorthlessReport[];
+  /** What lies behind those of `worthless` that `--also` may clear. */
+  readonly contents: readonly Worthless[];
   readonly regions: ReadonlyMap<ByteClass, ExtentSet>;
   readonly notes: readonly string[];
 }
@@ -45,18 +48,22 @@ const PREALLOCATED_SHARE = 20;
 
 export async function usageOf(disk: Disk, allocation: Allocation, options: SurveyOptions): Promise<Usage> {
   const layout = await disk.layout();
+  const proof = options.proof ?? "full";
   const { contents, suspended } = await worthlessOn(layout);
   const tally = await tallyOf(layout, {
-    proof: options.proof ?? "full",
+    proof,
     inUse: disk.inUse,
     discards: options.allow?.discards ?? false,
     suspended,
     names: [disk.path, ...disk.companions.map(({ path }) => path)],
   });
-  const worthless =
-    tally.doubt === undefined ? contents : contents.map((each) => keptFor(each, tally.doubt!));
+  const worthless = contents.map((each) => ({
+    ...each,
+    kept: each.kept ?? whyKept(each, tally.doubt, proof),
+  }));
   const reports = [...worthless.map(reportOf), ...(await leftoversOn(layout))];
-  return { ...(await classify(disk, allocation, options, { tally, worthless })), worthless: reports };
+  const classified = await classify(disk, allocation, options, { tally, worthless });
+  return { ...classified, worthless: reports, contents: worthless };
 }
 
 interface Said {
@@ -69,7 +76,7 @@ async function classify(
   allocation: Allocation,
   options: SurveyOptions,
   { tally, worthless }: Said,
-): Promise<Omit<Usage, "worthless">> {
+): Promise<Omit<Usage, "worthless" | "contents">> {
   const whole = { start: 0, end: disk.image.bytes };
   const notes = [...tally.notes];
   const witnesses = new Map<Witness, ExtentSet>();
@@ -133,12 +140,23 @@ function clearable(worthless: readonly Worthless[], word: WorthlessWord): Extent
   return sets.reduce((sum, { extents }) => sum.union(extents), ExtentSet.EMPTY);
 }
 
-function keptFor(content: Worthless, doubt: string): Worthless {
-  return { ...content, kept: content.kept ?? doubt };
+/** Why what a cleanly stopped guest does not need stays here all the same. */
+function whyKept({ path }: Worthless, doubt: string | undefined, proof: Proof): string | undefined {
+  if (doubt !== undefined || path === "" || proof === "full") return doubt;
+  return "only --proof full shows that its blocks are nobody else's";
 }
 
 function reportOf({ kind, volume, path, extents, kept }: Worthless): WorthlessReport {
-  return { kind, volume, path, bytes: extents.bytes, also: kind, command: null, kept: kept ?? null };
+  return {
+    kind,
+    volume,
+    path,
+    bytes: extents.bytes,
+    isPartial: false,
+    also: kind,
+    command: null,
+    kept: kept ?? null,
+  };
 }
 
 /**

@@ -7,13 +7,17 @@
  * The files stay as they are: no metadata of a filesystem is edited, only bytes that are theirs alone may go.
  */
 import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
-import { readBytes } from "../device/device.ts";
+import { concat } from "../device/concat.ts";
+import { type BlockDevice, readBytes } from "../device/device.ts";
+import { slice } from "../device/slice.ts";
 import type { Refusal } from "../error.ts";
 import type { FileSystem, FoundFile } from "../filesystems/filesystem.ts";
+import { swap } from "../filesystems/swap.ts";
 import { allRegionsOf, type FileSystemContent, type Layout, onDisk, type Region } from "./layout.ts";
+import { rootsOf } from "./leftovers.ts";
 import type { WorthlessWord } from "./results.ts";
 
-/** Headers that the guest wants to find again: a swap area's with its UUID and label. */
+/** What the guest wants to find again; of a swap area its UUID and label. */
 const HEADER_BYTES = 64 * 1024;
 
 export interface Worthless {
@@ -33,12 +37,22 @@ export interface WorthlessFindings {
   readonly suspended: Refusal | undefined;
 }
 
-const SWAP_FILES = ["/swapfile", "/swap.img", "/.swapfile", "/swap/swapfile", "/var/swapfile", "/var/swap"];
+const SWAP_FILES = [
+  "/swapfile",
+  "/swap.img",
+  "/.swapfile",
+  "/swap/swapfile",
+  "/@swap/swapfile",
+  "/var/swapfile",
+  "/var/swap",
+];
 const WINDOWS_FILES: readonly (readonly [string, WorthlessWord])[] = [
   ["/pagefile.sys", "pagefile"],
   ["/swapfile.sys", "pagefile"],
   ["/hiberfil.sys", "hiberfil"],
 ];
+/** Where Windows has them. Elsewhere a file of such a name is a copy that somebody wants to have. */
+const WINDOWS_FILESYSTEMS = /^(ntfs|fat\d\d)$/;
 
 /** Looks for them by name: reads directories, and the first pages of the files. @throws DiskError `io` */
 export async function worthlessOn(layout: Layout): Promise<WorthlessFindings> {
@@ -50,19 +64,19 @@ export async function worthlessOn(layout: Layout): Promise<WorthlessFindings> {
   for (const region of regions) {
     const { filesystem } = region.content;
     if (filesystem.scratch) contents.push(swapArea(region, filesystem.scratch));
-    for (const path of swapFiles) {
-      const file = await found(filesystem, path);
-      if (file === undefined) continue;
-      const header = await headerOf(region, file);
-      const signature = swapSignatureOf(header);
-      if (signature === "suspended") suspended ??= suspendedIn(region, path);
-      if (signature === "swap") contents.push(contentOf(region, "swap", path, file));
+    for (const [path, file] of await found(filesystem, [...swapFiles])) {
+      const { refusal, scratch } = await swapAreaIn(region, file);
+      if (refusal?.code === "hibernated") suspended ??= suspendedIn(region, path);
+      contents.push(contentOf(region, { kind: "swap", path, file, scratch }));
     }
-    for (const [path, kind] of WINDOWS_FILES) {
-      const file = await found(filesystem, path);
-      if (file === undefined) continue;
-      const dumped = kind === "pagefile" && holdsDump(await headerOf(region, file));
-      contents.push(contentOf(region, kind, path, file, dumped ? "it holds a crash dump" : undefined));
+    if (!WINDOWS_FILESYSTEMS.test(filesystem.name)) continue;
+    const paths = WINDOWS_FILES.map(([path]) => path);
+    for (const [path, file] of await found(filesystem, paths)) {
+      const kind = WINDOWS_FILES.find(([name]) => name === path)![1];
+      const scratch = ExtentSet.of({ start: HEADER_BYTES, end: Number.MAX_SAFE_INTEGER });
+      const dumped = kind === "pagefile" && (await holdsDump(region, file));
+      const doubt = dumped ? "it holds a crash dump" : undefined;
+      contents.push(contentOf(region, { kind, path, file, scratch, doubt }));
     }
   }
   return { contents: contents.filter(({ extents }) => extents.count > 0), suspended };
@@ -74,9 +88,17 @@ function isRead(region: Region): region is ReadRegion {
   return region.content.kind === "filesystem" && region.content.filesystem.refusal === undefined;
 }
 
-async function found(filesystem: FileSystem, path: string): Promise<FoundFile | undefined> {
-  const file = await filesystem.find(path);
-  return file !== undefined && file.bytes > HEADER_BYTES ? file : undefined;
+/** Those that are there; a file of several names once. */
+async function found(filesystem: FileSystem, paths: readonly string[]): Promise<Map<string, FoundFile>> {
+  const files = new Map<string, FoundFile>();
+  const owners = new Set<number>();
+  for (const path of rootsOf(filesystem).flatMap((root) => paths.map((each) => root + each))) {
+    const file = await filesystem.find(path);
+    if (file === undefined || file.bytes <= HEADER_BYTES || owners.has(file.owner)) continue;
+    owners.add(file.owner);
+    files.set(path, file);
+  }
+  return files;
 }
 
 function swapArea(region: ReadRegion, scratch: ExtentSet): Worthless {
@@ -84,52 +106,60 @@ function swapArea(region: ReadRegion, scratch: ExtentSet): Worthless {
   return { kind: "swap", volume: region.name, path: "", extents: onDisk(region, scratch), kept };
 }
 
-function contentOf(
-  region: ReadRegion,
-  kind: WorthlessWord,
-  path: string,
-  file: FoundFile,
-  doubt?: string,
-): Worthless {
-  const member = region.content.members[0]!;
+interface Candidate {
+  readonly kind: WorthlessWord;
+  readonly path: string;
+  readonly file: FoundFile;
+  /** Bytes of the file that are worth nothing. */
+  readonly scratch: ExtentSet;
+  readonly doubt?: string | undefined;
+}
+
+function contentOf(region: ReadRegion, { kind, path, file, scratch, doubt }: Candidate): Worthless {
   const bytes = new ExtentBuilder();
   for (const { fileOffset, at, bytes: length } of file.extents) {
-    const skipped = Math.max(0, HEADER_BYTES - fileOffset);
-    if (skipped < length) bytes.add(at + skipped, at + length);
+    for (const { start, end } of scratch.within({ start: fileOffset, end: fileOffset + length }))
+      bytes.add(at + start - fileOffset, at + end - fileOffset);
   }
   const fixed = file.fixed === undefined ? undefined : `it is ${file.fixed}`;
   const kept = doubt ?? fixed ?? (region.encrypted ? "it is encrypted" : undefined);
-  return { kind, volume: region.name, path, extents: onDisk(member, bytes.build()), kept };
+  const extents = onDisk(region.content.members[0]!, bytes.build());
+  return { kind, volume: region.name, path, extents, kept };
 }
 
-/** The first bytes of a file, as far as they lie in one piece; zeros behind. */
-async function headerOf(region: ReadRegion, { extents }: FoundFile): Promise<Buffer> {
-  const header = Buffer.alloc(HEADER_BYTES);
+/** What a swap file says of itself. One with holes, or whose header was never written, is none. */
+async function swapAreaIn(region: ReadRegion, file: FoundFile) {
+  const content = withoutHoles(region, file);
+  if (content === undefined || !(await swap.probe(content))) {
+    return { refusal: undefined, scratch: ExtentSet.EMPTY };
+  }
+  const { refusal, scratch = ExtentSet.EMPTY } = await swap.open([content], { replay: false });
+  return { refusal, scratch };
+}
+
+/** The file as a device. */
+function withoutHoles(region: ReadRegion, { bytes, extents }: FoundFile): BlockDevice | undefined {
   const { device } = region.content.members[0]!;
-  for (const { fileOffset, at, bytes, unwritten } of extents) {
-    if (unwritten || fileOffset >= HEADER_BYTES) continue;
-    const length = Math.min(bytes, HEADER_BYTES - fileOffset, device.bytes - at);
-    if (length > 0) header.set(await readBytes(device, at, length), fileOffset);
+  const parts = [];
+  let end = 0;
+  for (const { fileOffset, at, bytes: length, unwritten } of extents) {
+    if (end >= bytes) break;
+    const part = Math.min(length, bytes - end);
+    if (fileOffset !== end || at + part > device.bytes || (unwritten && end < HEADER_BYTES)) return undefined;
+    parts.push(slice(device, { start: at, end: at + part }));
+    end += part;
   }
-  return header;
+  return end < bytes ? undefined : concat(parts);
 }
 
-const PAGES = [4096, 8192, 16_384, 32_768, 65_536];
-const SIGNATURE_BYTES = 10;
-
-/** The last bytes of the first page say what a swap file is at the moment. */
-function swapSignatureOf(header: Buffer): "swap" | "suspended" | undefined {
-  for (const page of PAGES) {
-    const found = header.toString("latin1", page - SIGNATURE_BYTES, page);
-    if (found === "SWAPSPACE2" || found === "SWAP-SPACE") return "swap";
-    if (/^(S[12]SUSPEND|ULSUSPEND|LINHIB0001)/.test(found)) return "suspended";
-  }
-  return undefined;
-}
+const DUMP = "PAGEDU";
 
 /** After a crash the page file holds the memory until Windows has started again. */
-function holdsDump(header: Buffer): boolean {
-  return header.toString("latin1", 0, 6) === "PAGEDU";
+async function holdsDump(region: ReadRegion, { extents: [first] }: FoundFile): Promise<boolean> {
+  const { device } = region.content.members[0]!;
+  if (first === undefined || first.fileOffset !== 0 || first.unwritten) return false;
+  if (first.bytes < DUMP.length || first.at + DUMP.length > device.bytes) return false;
+  return Buffer.from(await readBytes(device, first.at, DUMP.length)).toString("latin1") === DUMP;
 }
 
 function suspendedIn({ name }: Region, path: string): Refusal {
@@ -142,10 +172,19 @@ function suspendedIn({ name }: Region, path: string): Refusal {
 }
 
 const FSTAB_BYTES_MAX = 64 * 1024;
+/** More than a guest uses; each is looked for in all filesystems. */
+const FSTAB_SWAPS_MAX = 32;
 
-/** Swap files that the guest's own table of mounts names. */
-async function fstabOf({ filesystem, members }: FileSystemContent): Promise<string[]> {
-  const table = await filesystem.find("/etc/fstab");
+/** Swap files that the guest's own tables of mounts name. */
+async function fstabOf(content: FileSystemContent): Promise<string[]> {
+  const files = [];
+  for (const root of rootsOf(content.filesystem))
+    files.push(...(await swapFilesIn(content, `${root}/etc/fstab`)));
+  return files;
+}
+
+async function swapFilesIn({ filesystem, members }: FileSystemContent, path: string): Promise<string[]> {
+  const table = await filesystem.find(path);
   if (table === undefined || table.bytes > FSTAB_BYTES_MAX || table.fixed === "compressed") return [];
   const text = Buffer.alloc(table.bytes);
   for (const { fileOffset, at, bytes, unwritten } of table.extents) {
@@ -156,7 +195,8 @@ async function fstabOf({ filesystem, members }: FileSystemContent): Promise<stri
     .toString()
     .split("\n")
     .map((line) => line.trim().split(/\s+/));
-  return lines.flatMap(([what, , type]) =>
+  const paths = lines.flatMap(([what, , type]) =>
     type === "swap" && what?.startsWith("/") && !what.startsWith("/dev/") ? [what] : [],
   );
+  return paths.slice(0, FSTAB_SWAPS_MAX);
 }

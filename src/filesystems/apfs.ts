@@ -125,7 +125,7 @@ class ApfsContainer extends Guarded implements FileSystem {
     return this.#owners?.find(path);
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }

@@ -142,7 +142,7 @@ class BtrfsFileSystem extends Guarded implements FileSystem {
     return this.#files?.find(path);
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#files?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#files?.list(path, atMost);
   }
 }

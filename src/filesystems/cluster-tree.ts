@@ -70,18 +70,18 @@ export class TreeNames {
     };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#lookUp(path));
     if (directory === undefined || !directory.isDirectory) return undefined;
     const listed: ListedFile[] = [];
-    await unlessDamaged(this.#listInto(directory, listed));
+    await unlessDamaged(this.#listInto(directory, listed, atMost));
     return listed;
   }
 
-  async #listInto(directory: TreeEntry, listed: ListedFile[]): Promise<void> {
+  async #listInto(directory: TreeEntry, listed: ListedFile[], atMost: number): Promise<void> {
     const { clusterBytes } = this.#tree.heap;
     for await (const { name, isDirectory, bytes } of this.#tree.entries(directory)) {
-      if (listed.length === LISTED_MAX) return;
+      if (listed.length >= atMost) return;
       const allocatedBytes = isDirectory ? 0 : Math.ceil(bytes! / clusterBytes) * clusterBytes;
       listed.push({ name, kind: isDirectory ? "directory" : "file", allocatedBytes });
     }

@@ -5,8 +5,8 @@
  *   ext/superblock.ts      geometry and features        ext/features.ts  ext/state.ts
  *   ext/groups.ts          group descriptors            ext/layout.ts: where fixed structures lie
  *   ext/bitmaps.ts         free()
- *   ext/walk.ts            walk()                       ext/claims.ts  ext/inode.ts  ext/block-map.ts  ext/directory.ts
- *   ext/owners.ts          describe(), find()           ext/paths.ts
+ *   ext/walk.ts            walk()                       ext/claims.ts  ext/inode.ts  ext/block-map.ts
+ *   ext/owners.ts          describe(), find()           ext/directory.ts
  *   ext/recovery.ts        how a volume is opened       ext/replay.ts: a dirty journal, replayed in memory
  *
  * Documentation/filesystems/ext4/ of Linux is the specification; e2fsprogs is the judge in the tests.
@@ -150,7 +150,7 @@ class ExtFileSystem extends Guarded implements FileSystem {
     return this.#owners?.find(path);
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }

@@ -161,6 +161,9 @@ const damages = (stateAt: number): readonly Damage[] => [
     /^damaged: .*leads to cluster 7/,
   ],
   ["a name that nobody writes", (d) => d.set(d.entry + 3, 0x3a), /^damaged: .*character 0x3a/],
+  ["a name in Shift-JIS: trail bytes look like separators", (d) => d.set(d.entry + 3, 0x7c955c83, 4), /^$/],
+  ["a name that begins with such a character", (d) => d.set(d.entry, 0x5c05, 2), /^$/],
+  ["a separator behind two of them", (d) => d.set(d.entry + 3, 0x5c5c83, 4), /^damaged: .*character 0x5c/],
   ["a lost cluster that leads nowhere", (d) => d.link(d.clusters, d.clusters + 99), /^damaged: .*followed/],
   ["a deleted file whose clusters stay", (d) => d.set(d.entry, 0xe5), /^$/],
 ];
@@ -177,10 +180,15 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
     const image = readFileSync(makeFat(scratch(t), ["-F", `${bits}`], kibibytes));
     const more: Damage[] = [];
     const inTable = (value: number) => (draft: Draft) => draft.link(1, value);
-    if (bits !== 32) more.push(["a cut root directory", (d) => d.set(17, 1, 2), /^damaged: .*root entries/]);
+    if (bits !== 32) {
+      more.push(["a cut root directory", (d) => d.set(17, 1, 2), /^damaged: .*root entries/]);
+      more.push(["a table that is too short", (d) => d.set(22, 1, 2), /^damaged: .*a table of/]);
+    }
     if (bits === 16) {
       more.push(["H2: the dirty bit of the table", inTable(0x7fff), /^not-clean: /]);
       more.push(["the error bit of the table", inTable(0xbfff), /^error-state: /]);
+      const many = (d: Draft) => (d.set(13, 1), d.set(19, 0, 2), d.set(32, 1 << 20, 4));
+      more.push(["more clusters than 16 bits can name", many, /^damaged: .*at most 65524/]);
     } else if (bits === 32) {
       more.push(["H2: the dirty bit of the table", inTable(0x07ffffff), /^not-clean: /]);
       more.push(["the error bit of the table", inTable(0x0bffffff), /^error-state: /]);
@@ -188,6 +196,8 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
       more.push(["another version", (d) => d.set(42, 1, 2), /^feature-unsupported: .*version/]);
       more.push(["a root outside", (d) => d.set(44, 1 << 27, 4), /^damaged: .*root/]);
       more.push(["another backup", (d) => d.set(6 * 512 + 36, 1, 4), /^contradiction: .*backup/]);
+      more.push(["a backup that never was", (d) => d.bytes.fill(0, 6 * 512, 7 * 512), /^$/]);
+      more.push(["a partition that was moved", (d) => d.set(28, 4096, 4), /^$/]);
       more.push(["a backup outside", (d) => d.set(50, 50, 2), /^damaged: .*backup/]);
       more.push(["reserved bits of an entry", (d) => d.link(d.first + 9, 0xf0000000 + d.first + 10), /^$/]);
     }
@@ -196,6 +206,7 @@ for (const { bits, stateAt, kibibytes } of WIDTHS) {
       damage(draft);
       assert.match(await refusalOf(fat, draft.bytes), refusal, what);
     }
+    assert.match(await refusalOf(fat, image.subarray(0, image.length >> 1)), /^truncated: /);
   });
 }
 

@@ -127,8 +127,8 @@ class FatFileSystem extends Guarded implements FileSystem {
     return this.#names?.find(path);
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#names?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#names?.list(path, atMost);
   }
 }
 

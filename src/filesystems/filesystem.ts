@@ -65,8 +65,9 @@ export interface FileSystem {
    * compares them: without regard to case where it has none.
    */
   find(path: string): Promise<FoundFile | undefined>;
-  /** What a directory holds, without `.` and `..`; undefined when there is no such directory. At most `LISTED_MAX`. */
-  list(path: string): Promise<readonly ListedFile[] | undefined>;
+  /** What a directory holds, without `.` and `..`; undefined when there is no such directory. At most `LISTED_MAX`, and
+   * where only so many are wanted, about `atMost`: each may cost a look at its inode. */
+  list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined>;
 }
 
 export type Visit = (member: number, start: number, end: number, owner: number) => void;

@@ -155,8 +155,8 @@ class HfsPlus extends Guarded implements FileSystem {
     );
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }
 

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
-import { clearRuns } from "./ntfs/bitmap.ts";
 import { ntfs } from "./ntfs.ts";
 import { ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
 import type { FileSystem, ReadOptions } from "./filesystem.ts";
@@ -111,16 +110,4 @@ test("$MFT itself goes on in extension records", async (t) => {
   assert.equal(ntfsresizeComplaint(image), undefined);
   const filesystem = await opened(t, image);
   assert.equal((await filesystem.find("/full1"))!.bytes, 1000);
-});
-
-test("runs of clear bits end where they should, at every place of a word", () => {
-  for (let start = 0; start < 66; start++) {
-    for (let end = start + 1; end <= 66; end++) {
-      const bitmap = new Uint8Array(12).fill(0xff);
-      for (let bit = start; bit < end; bit++) bitmap[bit >> 3]! &= ~(1 << (bit & 7));
-      const runs: number[][] = [];
-      clearRuns(new Int32Array(bitmap.buffer), 66, (from, to) => runs.push([from, to]));
-      assert.deepEqual(runs, [[start, end]]);
-    }
-  }
 });

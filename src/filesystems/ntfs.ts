@@ -7,7 +7,7 @@
  *   ntfs/state.ts           $Volume, hibernation                                ntfs/log.ts: $LogFile
  *   ntfs/shadow.ts          what shadow copies need
  *   ntfs/bitmap.ts          free()
- *   ntfs/walk.ts            walk()          ntfs/spread.ts
+ *   ntfs/walk.ts            walk()          ntfs/spread.ts  ntfs/index-batch.ts
  *   ntfs/owners.ts          describe(), find(), list()      ntfs/directory.ts  ntfs/names.ts
  *
  * libyal/libfsntfs documentation/ and layout.h of ntfs-3g are the specification; ntfsprogs, ntfs-3g, partclone and
@@ -134,7 +134,7 @@ class Ntfs extends Guarded implements FileSystem {
     return isShared ? { ...found, fixed: "shared" } : found;
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }

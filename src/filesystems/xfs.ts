@@ -7,7 +7,7 @@
  *   xfs/headers.ts         AGF, AGI, AGFL               xfs/trees.ts: the B+trees of an allocation group
  *   xfs/free-space.ts      free()
  *   xfs/walk.ts            walk()                       xfs/chunks.ts  xfs/inode.ts  xfs/fork.ts  xfs/shared.ts  xfs/reverse-map.ts
- *   xfs/owners.ts          describe(), find(), list()   xfs/paths.ts  xfs/directory.ts  xfs/structures.ts
+ *   xfs/owners.ts          describe(), find(), list()   xfs/directory.ts  xfs/structures.ts
  *
  * "XFS Algorithms & Data Structures" (xfs-documentation) is the specification; xfsprogs is the judge in the tests.
  */
@@ -138,7 +138,7 @@ class XfsFileSystem extends Guarded implements FileSystem {
     return this.#owners?.find(path);
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path);
+  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
+    return this.#owners?.list(path, atMost);
   }
 }

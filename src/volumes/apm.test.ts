@@ -156,6 +156,11 @@ const DAMAGES: readonly {
     code: "apm-hybrid",
   },
   {
+    name: "more drivers than there is room for",
+    damage: (_, view) => view.setUint16(16, 62),
+    code: "apm-damaged",
+  },
+  {
     name: "another filesystem on the whole disk",
     damage: (bytes) => bytes.set(Buffer.from("SWAPSPACE2"), 4086),
     code: "apm-ambiguous",
@@ -204,6 +209,21 @@ test("members of sets must show that they are; what has no length is no partitio
     volumes.map(({ name, unlessMember }) => [name, unlessMember?.code]),
     [["2", "multi-disk-member"]],
   );
+});
+
+test("drivers, and what is called void, are not free", async (t) => {
+  if (!requires(t, "parted")) return;
+  const bytes = damaged(t, (disk, view) => {
+    view.setUint16(16, 1);
+    view.setUint32(18, (26 * MiB) / 512);
+    view.setUint16(22, MiB / 512);
+    assert.equal(view.getUint32(at(4, "start")), (10 * MiB) / 512);
+    disk.fill(0, at(4, "type"), at(4, "type") + 32);
+    disk.set(Buffer.from("Apple_Void"), at(4, "type"));
+  });
+  const { gaps } = await opened(bytes);
+  //                              0       8       16      24
+  assert.equal(draw(gaps[0]!, 32 * MiB, MiB), "......................####.####.");
 });
 
 test("the letters alone are no map", async () => {

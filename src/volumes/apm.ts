@@ -29,8 +29,17 @@ import {
 } from "./table.ts";
 import type { VolumeScheme, VolumeTable } from "./volume.ts";
 
-const DriverRecord = struct({ signature: u16be, blockBytes: u16be, blocks: u32be });
+const DriverRecord = struct({
+  signature: u16be,
+  blockBytes: u16be,
+  blocks: u32be,
+  device: skip(8),
+  drivers: u16be,
+});
 const RECORD_SIGNATURE = 0x4552;
+/** The firmware loads it from there, whatever the map says. Its length counts sectors of 512 bytes. */
+const Driver = struct({ start: u32be, sectors: u16be, system: skip(2) });
+const DRIVERS_MAX = Math.floor((512 - DriverRecord.bytes) / Driver.bytes);
 
 export const Entry = struct({
   signature: u16be,
@@ -46,7 +55,7 @@ const ENTRY_SIGNATURE = 0x504d;
 /** A map with more entries is not one that anybody made. */
 const ENTRIES_MAX = 1024;
 const BLOCK_SIZES = [512, 1024, 2048, 4096];
-const TYPE = { map: "Apple_partition_map", free: "Apple_Free", unused: "Apple_Void" };
+const TYPE = { map: "Apple_partition_map", free: "Apple_Free" };
 const MEMBERS: ReadonlyMap<string, string> = new Map([
   ["Apple_RAID", "an Apple RAID set"],
   ["Apple_RAID_Offline", "an Apple RAID set"],
@@ -89,6 +98,7 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
   const partitions = await readPartitions(disk, blockBytes);
   const record = { name: "driver descriptor record", start: 0, end: blockBytes };
   const maps = partitions.filter(({ type }) => type === TYPE.map).map(named);
+  const reserved = [...maps, ...(await readDrivers(disk, blockBytes))];
   rejectOverlaps([record, ...partitions.map(named)], "apm-overlap");
   const taken = partitions.filter(({ type }) => type !== TYPE.free && type !== TYPE.map);
   await rejectRivals("apm", disk, taken);
@@ -100,10 +110,22 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
       const unlessMember = set === undefined ? {} : { unlessMember: memberRefusal(set) };
       return volumeOf({ name: `${number}`, label, type, ...unlessMember }, disk, [partition]);
     }),
-    gaps: [taken.length === 0 ? ExtentSet.EMPTY : gapsBetween(disk, taken, maps)],
+    gaps: [taken.length === 0 ? ExtentSet.EMPTY : gapsBetween(disk, taken, reserved)],
     notes: [],
-    describe: (_, at) => describeOutside(at, [record, ...maps], taken),
+    describe: (_, at) => describeOutside(at, [record, ...reserved], taken),
   };
+}
+
+/** Where the record in block 0 says that drivers lie: usually in partitions, but nothing holds them there. */
+async function readDrivers(disk: BlockDevice, blockBytes: number): Promise<Region[]> {
+  const bytes = await readBytes(disk, 0, 512);
+  const { drivers } = DriverRecord.decode(bytes);
+  if (drivers > DRIVERS_MAX) throw damaged(`${drivers} drivers found, at most ${DRIVERS_MAX} expected`);
+  return Array.from({ length: drivers }, (_, index) => {
+    const driver = Driver.decode(bytes, DriverRecord.bytes + index * Driver.bytes);
+    const start = driver.start * blockBytes;
+    return { name: `driver ${index + 1}`, start, end: start + driver.sectors * 512 };
+  });
 }
 
 const ISO = { at: 0x8001, magic: "CD001" };
@@ -145,7 +167,7 @@ async function readPartitions(disk: BlockDevice, blockBytes: number): Promise<Pa
     }
     const start = entry.start * blockBytes;
     const end = start + entry.blocks * blockBytes;
-    if (entry.blocks === 0 || entry.type === TYPE.unused) continue;
+    if (entry.blocks === 0) continue;
     if (end > disk.bytes) {
       const message = `partition ${index + 1} at ${start}-${end} ends behind the disk of ${disk.bytes} bytes`;
       throw new DiskError("corrupt", message, { code: "apm-range" });

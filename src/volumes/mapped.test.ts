@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { ExtentBuilder } from "../bytes/extents.ts";
 import { readBytes, wholeMap } from "../device/device.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
@@ -61,6 +62,33 @@ test("reading, mapping, places and find agree with one another", async () => {
     }
     assert.equal(at, range.end, `SEED=${seed}`);
   }
+});
+
+test("a footprint is what the places cover, in few pieces", () => {
+  const disks = [0, 1, 2].map(() => SimulatedFile.from(new Uint8Array(0)));
+  const covered = (pieces: Iterable<{ disk: number; at: number; bytes: number }>) => {
+    const sets = disks.map(() => new ExtentBuilder());
+    let total = 0;
+    for (const { disk, at, bytes } of pieces) {
+      sets[disk]!.add(at, at + bytes);
+      total += bytes;
+    }
+    return { total, sets: sets.map((set) => [...set.build()]) };
+  };
+  for (const seed of seeds(200)) {
+    const random = new Random(seed);
+    const segments = [0, 1].map((i): Segment => {
+      const columns = [0, 1, 2].map((disk) => ({ disk, start: i * 1000, end: i * 1000 + 96 }));
+      return { columns, chunkBytes: random.pick([4, 8, 32, 96]), copies: 1 + random.below(3) };
+    });
+    const volume = mappedVolume(IDENTITY, disks, segments);
+    const start = random.below(volume.device.bytes);
+    const range = { start, end: start + random.below(volume.device.bytes - start + 1) };
+    assert.deepEqual(covered(volume.footprint(range)), covered(volume.places(range)), `SEED=${seed}`);
+  }
+  const columns = [0, 1, 2].map((disk) => ({ disk, start: 0, end: 2 ** 50 }));
+  const vast = mappedVolume(IDENTITY, disks, [{ columns, chunkBytes: 4096, copies: 2 }]);
+  assert.ok([...vast.footprint({ start: 1, end: vast.device.bytes - 1 })].length < 20);
 });
 
 test("a read past the end is a bug of the reader, and never other bytes", async () => {

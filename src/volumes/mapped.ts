@@ -49,6 +49,7 @@ export function mappedVolume(
     ...identity,
     device: new MappedDevice(disks, map),
     places: (range) => map.places(range, "every copy"),
+    footprint: (range) => map.footprint(range),
     find: (disk, at) => map.find(disk, at),
   };
 }
@@ -101,6 +102,35 @@ class SegmentMap {
         }
         at += bytes;
       }
+    }
+  }
+
+  /** The places of a range in no order; what lies in whole rows is one piece a column. */
+  *footprint({ start, end }: Extent): Generator<Place> {
+    for (let i = this.#segmentAt(start); i < this.#segments.length && this.#starts[i]! < end; i++) {
+      const { columns, chunkBytes, copies } = this.#segments[i]!;
+      const base = this.#starts[i]!;
+      const from = Math.max(start, base);
+      const to = Math.min(end, this.#starts[i + 1]!);
+      const firstChunk = Math.ceil((from - base) / chunkBytes);
+      const endChunk = Math.floor((to - base) / chunkBytes);
+      const width = columns.length;
+      const firstRow = Math.ceil((firstChunk * copies) / width);
+      const endRow = Math.floor((endChunk * copies) / width);
+      if (firstRow >= endRow) {
+        yield* this.places({ start: from, end: to }, "every copy");
+        continue;
+      }
+      const row = (number: number, { disk, start: columnAt }: Stretch, rows = 1): Place => {
+        return { disk, at: columnAt + number * chunkBytes, bytes: rows * chunkBytes };
+      };
+      yield* this.places({ start: from, end: base + firstChunk * chunkBytes }, "every copy");
+      for (let slot = firstChunk * copies; slot < firstRow * width; slot++)
+        yield row(firstRow - 1, columns[slot % width]!);
+      for (const column of columns) yield row(firstRow, column, endRow - firstRow);
+      for (let slot = endRow * width; slot < endChunk * copies; slot++)
+        yield row(endRow, columns[slot % width]!);
+      yield* this.places({ start: base + endChunk * chunkBytes, end: to }, "every copy");
     }
   }
 

@@ -95,6 +95,15 @@ const TABLES_WITHIN: ReadonlySet<string> = new Set([
   "Solaris",
 ]);
 
+/** Types that firmware, boot loaders and tables have for themselves. */
+const BARE: ReadonlySet<string> = new Set([
+  "BIOS boot",
+  "PowerPC PReP boot",
+  "Microsoft reserved",
+  "FreeBSD boot",
+  "Solaris reserved",
+]);
+
 /** The name of a GPT type, or the GUID itself. */
 export function gptTypeName(guid: string): string {
   return GPT_TYPES.get(guid) ?? guid;
@@ -108,6 +117,11 @@ export function mbrTypeName(type: number): string {
 /** The set that a partition with this type name is only a part of. */
 export function setOf(typeName: string): string | undefined {
   return SETS.get(typeName);
+}
+
+/** Whether no guest's state can be in what has this type name, when nothing in it is recognised. */
+export function holdsNoFilesystem(typeName: string): boolean {
+  return BARE.has(typeName);
 }
 
 /** Why, with partitions of these type names, space outside of them may belong to someone all the same. */

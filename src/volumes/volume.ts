@@ -94,6 +94,8 @@ export interface Volume {
   readonly unlessMember?: Refusal;
   /** Where a range of the volume lies on the disks: ascending in the volume; a mirror gives several a byte. */
   places(range: Extent): Iterable<{ readonly disk: number; readonly at: number; readonly bytes: number }>;
+  /** The same places in no order and joined where they can be: for ranges that may be as long as the volume. */
+  footprint(range: Extent): Iterable<{ readonly disk: number; readonly at: number; readonly bytes: number }>;
   /** The volume's byte that lies at `at` of disk number `disk`; undefined when it holds no such byte. */
   find(disk: number, at: number): number | undefined;
 }

@@ -49,7 +49,7 @@ export async function contentOf(region: Region, options: LayoutOptions, depth: n
     if (schemes[0]) return await volumesIn(region, schemes[0], options, depth);
     return (await detachedIn(region, options, depth)) ?? (await strangerOf(device));
   } catch (error) {
-    if (!(error instanceof DiskError) || error.kind === "io") throw error;
+    if (!(error instanceof DiskError) || error.kind === "io" || error.kind === "interrupted") throw error;
     const hint = error.hint ?? "everything here counts as used";
     return stranger(null, error.code ?? error.kind, error.message, hint);
   }
@@ -188,6 +188,11 @@ function nested(on: readonly Region[], volume: Volume): Region {
     *places(range) {
       for (const { disk, at, bytes } of volume.places(range)) {
         yield* on[disk]!.places({ start: at, end: at + bytes });
+      }
+    },
+    *footprint(range) {
+      for (const { disk, at, bytes } of volume.footprint(range)) {
+        yield* on[disk]!.footprint({ start: at, end: at + bytes });
       }
     },
     find(disk, at) {

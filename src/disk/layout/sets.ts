@@ -103,6 +103,7 @@ async function openSet(
     device: first!.device,
     encrypted: ordered.some(({ encrypted }) => encrypted),
     places: (range) => first!.places(range),
+    footprint: (range) => first!.footprint(range),
     find: (disk, at) => first!.find(disk, at),
     content,
   };

@@ -140,7 +140,7 @@ export class Owners {
     return extents;
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const found = await unlessDamaged(this.#lookUp(path));
     if (found === "volumes") {
       return this.#contents.volumes.map((volume) => ({
@@ -151,7 +151,8 @@ export class Owners {
     }
     if (found === undefined || kindOfMode(found.inode.mode) !== "directory") return undefined;
     const listed: ListedFile[] = [];
-    for (const entry of (await unlessDamaged(entriesOf(found.lookup, found.inode.id))) ?? []) {
+    const entries = (await unlessDamaged(entriesOf(found.lookup, found.inode.id))) ?? [];
+    for (const entry of entries.slice(0, atMost)) {
       const isFile = entry.kind === ENTRY.file;
       const inode = isFile ? await unlessDamaged(inodeOf(found.lookup, entry.inode)) : undefined;
       const kind = isFile ? "file" : entry.kind === ENTRY.directory ? "directory" : "other";

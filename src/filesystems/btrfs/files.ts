@@ -1,7 +1,7 @@
 /**
  * Where the bytes of a file lie on the first member, and why they may not be its alone.
  */
-import type { FoundFile, ListedFile, OwnerDescription } from "../filesystem.ts";
+import { type FoundFile, LISTED_MAX, type ListedFile, type OwnerDescription } from "../filesystem.ts";
 import { unlessDamaged } from "../refused.ts";
 import { shownName } from "../../bytes/text.ts";
 import { STRIPE_BYTES, eachPlace, type Chunk } from "./chunks.ts";
@@ -65,17 +65,18 @@ export class Files {
     return { owner, bytes: inode.bytes, ...(fixed !== undefined && { fixed }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#paths.lookUp(path));
     const inode = directory && (await unlessDamaged(this.#paths.inode(directory)));
     if (inode?.kind !== "directory") return undefined;
     const listed: ListedFile[] = [];
-    await unlessDamaged(this.#list(directory!, listed));
+    await unlessDamaged(this.#list(directory!, listed, atMost));
     return listed;
   }
 
-  async #list(directory: Place, listed: ListedFile[]): Promise<void> {
+  async #list(directory: Place, listed: ListedFile[], atMost: number): Promise<void> {
     for await (const entry of this.#paths.entries(directory)) {
+      if (listed.length >= atMost) return;
       const place = placeOf(directory, entry);
       const inode = place && (await unlessDamaged(this.#paths.inode(place)));
       if (inode === undefined) continue;

@@ -7,6 +7,7 @@
  * The bitmap has a bit for each cluster, the lowest bit of the first byte for cluster 2. It and the table must lie in
  * one piece, as Linux takes for granted.
  */
+import { clearRuns } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes } from "../../device/device.ts";
@@ -109,30 +110,11 @@ export async function freeClusters(heap: ClusterHeap, { bitmapAt }: System): Pro
     return { first: FIRST_CLUSTER + at * 8, words: new Int32Array(padded.buffer) };
   }
   const free = new ExtentBuilder();
-  const end = FIRST_CLUSTER + clusters;
   await pipelined(pieces(), ({ first, words }) => {
-    clearRuns(words, (from, to) => {
-      const [start, stop] = [first + from, Math.min(end, first + to)];
-      if (start < stop) free.add(clusterAt(heap, start), clusterAt(heap, stop));
-    });
+    const bits = Math.min(words.length * 32, FIRST_CLUSTER + clusters - first);
+    clearRuns(words, bits, (from, to) =>
+      free.add(clusterAt(heap, first + from), clusterAt(heap, first + to)),
+    );
   });
   return free.build();
-}
-
-/** Calls `found` for every maximal run of clear bits. */
-function clearRuns(words: Int32Array, found: (start: number, end: number) => void): void {
-  let start = -1;
-  for (let index = 0; index < words.length; index++) {
-    const word = words[index]!;
-    if (word === (start < 0 ? -1 : 0)) continue;
-    for (let bit = 0; bit < 32;) {
-      const wanted = (start < 0 ? ~word : word) & (-1 << bit);
-      if (wanted === 0) break;
-      bit = 31 - Math.clz32(wanted & -wanted);
-      const at = index * 32 + bit;
-      if (start >= 0) found(start, at);
-      start = start < 0 ? at : -1;
-    }
-  }
-  if (start >= 0) found(start, words.length * 32);
 }

@@ -9,15 +9,14 @@
  */
 import { crc32c } from "../../bytes/checksum.ts";
 import { viewOf } from "../../bytes/struct.ts";
+import { readBytes } from "../../device/device.ts";
+import { ENTRY_TYPE, type Directories, type VisitEntry } from "../paths.ts";
 import { inlineRest } from "./attributes.ts";
-import type { Inode } from "./inode.ts";
+import { blockRuns } from "./block-map.ts";
+import type { Volume } from "./groups.ts";
+import { FLAG, INODE, readInode, TYPE, type Inode } from "./inode.ts";
 import { badChecksum, damaged } from "./refused.ts";
 import { hasIncompat, type Superblock } from "./superblock.ts";
-
-/** @param type one of `ENTRY_TYPE`, or 0 where the filesystem does not say */
-export type VisitEntry = (inode: number, name: Uint8Array, type: number) => void;
-
-export const ENTRY_TYPE = { unknown: 0, directory: 2 } as const;
 
 const HEADER_BYTES = 8;
 const TAIL_BYTES = 12;
@@ -26,6 +25,32 @@ const INDEX_ENTRY_BYTES = 8;
 /** Where the count of index entries lies in the root and in the other nodes of a hash tree. */
 const ROOT_COUNT_AT = 32;
 const NODE_COUNT_AT = 8;
+
+const READ_BLOCKS = 64;
+
+export function directoriesOf(volume: Volume): Directories<Inode> {
+  return {
+    root: INODE.root,
+    inode: (number) => readInode(volume, number),
+    isDirectory: ({ type }) => type === TYPE.directory,
+    visit: (directory, visit) => visitDirectory(volume, directory, visit),
+  };
+}
+
+async function visitDirectory(volume: Volume, directory: Inode, visit: VisitEntry): Promise<void> {
+  const { device, sb } = volume;
+  if ((directory.flags & FLAG.inlineData) !== 0) return visitInlineDirectory(sb, directory, visit);
+  for (const { start, blocks } of await blockRuns(volume, directory)) {
+    for (let at = start; at < start + blocks; at += READ_BLOCKS) {
+      const count = Math.min(READ_BLOCKS, start + blocks - at);
+      const bytes = await readBytes(device, at * sb.blockBytes, count * sb.blockBytes);
+      for (let index = 0; index < count; index++) {
+        const block = bytes.subarray(index * sb.blockBytes, (index + 1) * sb.blockBytes);
+        visitDirectoryBlock(sb, directory, at + index, block, visit);
+      }
+    }
+  }
+}
 
 /** Visits the entries of one block. @throws Refused when it is damaged */
 export function visitDirectoryBlock(

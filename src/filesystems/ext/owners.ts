@@ -3,13 +3,14 @@
  * file with its path.
  */
 import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import { Paths } from "../paths.ts";
+import { unlessDamaged } from "../refused.ts";
 import { inlineRest } from "./attributes.ts";
 import { blockRuns } from "./block-map.ts";
+import { directoriesOf } from "./directory.ts";
 import type { Volume } from "./groups.ts";
 import { FLAG, INODE, inodeAt, MAP_AT, MAP_BYTES, mapKind, readInode, TYPE, type Inode } from "./inode.ts";
 import { STRUCTURES, type Structure } from "./layout.ts";
-import { Paths } from "./paths.ts";
-import { unlessDamaged } from "../refused.ts";
 import type { Superblock } from "./superblock.ts";
 
 /** The owner number of a fixed structure: below zero, inodes are above. */
@@ -25,12 +26,12 @@ const KINDS: ReadonlyMap<number, OwnerDescription["kind"]> = new Map([
 
 export class Owners {
   readonly #volume: Volume;
-  readonly #paths: Paths;
+  readonly #paths: Paths<Inode>;
   readonly #own: ReadonlyMap<number, OwnerDescription>;
 
   constructor(volume: Volume) {
     this.#volume = volume;
-    this.#paths = new Paths(volume);
+    this.#paths = new Paths(directoriesOf(volume));
     this.#own = ownInodes(volume.sb);
   }
 
@@ -60,12 +61,12 @@ export class Owners {
     return { owner: inode.number, bytes: inode.size, ...(fixed && { fixed }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#paths.lookUp(path));
     if (directory === undefined || directory.type !== TYPE.directory) return undefined;
     const listed: ListedFile[] = [];
     for (const { name, inode: number } of (await unlessDamaged(this.#paths.entriesOf(directory))) ?? []) {
-      if (listed.length === LISTED_MAX) break;
+      if (listed.length >= atMost) break;
       const inode = await unlessDamaged(readInode(this.#volume, number));
       if (inode === undefined) continue;
       const isDirectory = inode.type === TYPE.directory;

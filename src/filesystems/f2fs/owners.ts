@@ -83,11 +83,12 @@ export class Owners {
     return { owner: opened.inode.id, bytes: opened.inode.bytes, ...(fixed && { fixed }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const opened = await unlessDamaged(this.#lookUp(path));
     if (opened === undefined || kindOf(opened.inode.mode) !== "directory") return undefined;
     const listed: ListedFile[] = [];
-    for (const { inode, kind, name } of (await unlessDamaged(this.#entriesOf(opened))) ?? []) {
+    const entries = (await unlessDamaged(this.#entriesOf(opened))) ?? [];
+    for (const { inode, kind, name } of entries.slice(0, atMost)) {
       const file = kind === KIND.file ? await unlessDamaged(this.#open(inode)) : undefined;
       listed.push({
         name: shownName(name),

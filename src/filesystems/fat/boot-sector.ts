@@ -190,10 +190,16 @@ function checkSizes({ bits, clusters, fatBytes, rootCluster }: Geometry): void {
   }
 }
 
-/** Bytes of the boot sector that say where everything lies. */
-const PARAMETERS = { start: 11, end: 48 };
+/** Bytes of the boot sector that say where everything lies; between them stands where the partition is on its disk. */
+const PARAMETERS = [
+  { start: 11, end: 24 },
+  { start: 32, end: 48 },
+] as const;
 
-/** Who finds the boot sector damaged takes its backup; they must say the same. @throws Refused */
+/**
+ * Who finds the boot sector damaged takes its backup; they must say the same. Some tools never write one.
+ * @throws Refused
+ */
 export async function checkBackup(device: BlockDevice, geometry: Geometry): Promise<void> {
   const at = geometry.backupSector * geometry.sectorBytes;
   if (at === 0 || geometry.backupSector === 0xffff) return;
@@ -203,8 +209,10 @@ export async function checkBackup(device: BlockDevice, geometry: Geometry): Prom
     );
   }
   const [primary, backup] = [await readBytes(device, 0, BOOT_BYTES), await readBytes(device, at, BOOT_BYTES)];
-  const of = (bytes: Uint8Array) => Buffer.from(bytes.subarray(PARAMETERS.start, PARAMETERS.end));
-  if (!of(primary).equals(of(backup))) {
+  const differs = PARAMETERS.some(
+    ({ start, end }) => Buffer.compare(primary.subarray(start, end), backup.subarray(start, end)) !== 0,
+  );
+  if (differs && isPlausible(backup)) {
     throw contradiction(`the boot sector and its backup in sector ${geometry.backupSector} differ`);
   }
 }

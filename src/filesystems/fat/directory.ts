@@ -126,10 +126,18 @@ const STRANGE = Uint8Array.from({ length: 256 }, (_, byte) =>
 /** Stands for 0xe5 at the start. */
 const KANJI = 0x05;
 
+/** From here on a byte may be the first half of a character in the code pages of East Asia. */
+const LEAD = 0x81;
+/** No second half is smaller: of what is strange only `\` and `|` can be one. */
+const TRAIL = 0x40;
+
 /** A byte of a short name that no system writes. */
 function strangeCharacter(bytes: Uint8Array, at: number): number | undefined {
-  for (let i = bytes[at] === KANJI ? 1 : 0; i < 11; i++) {
-    if (STRANGE[bytes[at + i]!] === 1) return bytes[at + i];
+  let before = 0;
+  for (let i = 0; i < 11; i++) {
+    const byte = i === 0 && bytes[at] === KANJI ? DELETED : bytes[at + i]!;
+    if (STRANGE[byte] === 1 && (byte < TRAIL || before < LEAD)) return byte;
+    before = byte;
   }
   return undefined;
 }

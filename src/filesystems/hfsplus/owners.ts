@@ -108,7 +108,7 @@ export class Owners {
     return { owner, bytes: fork.bytes, ...(isCompressed && { fixed: "compressed" }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const folder = await unlessDamaged(this.#lookUp(path));
     if (folder?.kind !== "folder") return undefined;
     const listed: ListedFile[] = [];
@@ -117,7 +117,7 @@ export class Owners {
       visitFolder(this.#volume.catalog, folder.id, (entry) => {
         if (entry.linksTo !== undefined) links.push({ index: listed.length, entry });
         listed.push(this.#listed(entry, entry.name));
-        return listed.length < LISTED_MAX;
+        return listed.length < atMost;
       }),
     );
     for (const { index, entry } of links) {

@@ -85,6 +85,13 @@ export function eachAttribute(record: FileRecord, visit: (attribute: Attribute) 
   }
 }
 
+/** @throws Refused for what cannot be */
+export function attributesOf(record: FileRecord): Attribute[] {
+  const attributes: Attribute[] = [];
+  eachAttribute(record, (attribute) => attributes.push(attribute));
+  return attributes;
+}
+
 export function attributeName(attribute: Attribute): string {
   const { type, name, record } = attribute;
   return `${nameOf(record)}, attribute 0x${type.toString(16)}${name === "" ? "" : ` "${printable(name)}"`}`;

@@ -3,6 +3,7 @@
  *
  *   | 1 1 1 0 0 1 … |    bit i, from the least significant: cluster i, 1 is in use; behind the last cluster 1s follow
  */
+import { clearRuns } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { pipelined } from "../reading.ts";
 import { damaged } from "./refused.ts";
@@ -40,27 +41,4 @@ function wholeMap(stream: Stream | undefined, bytes: number): Stream {
   }
   if (stream.runs?.hasHole()) throw damaged("$Bitmap has a hole");
   return stream;
-}
-
-/** Calls `found` for every maximal run of clear bits among the first `bits`, a word at a time. */
-export function clearRuns(
-  words: Int32Array,
-  bits: number,
-  found: (start: number, end: number) => void,
-): void {
-  let start = -1;
-  for (let index = 0; index * 32 < bits; index++) {
-    const word = words[index]!;
-    if (word === (start < 0 ? -1 : 0)) continue;
-    for (let bit = 0; bit < 32;) {
-      const wanted = (start < 0 ? ~word : word) & (-1 << bit);
-      if (wanted === 0) break;
-      bit = 31 - Math.clz32(wanted & -wanted);
-      const at = index * 32 + bit;
-      if (at >= bits) break;
-      if (start >= 0) found(start, at);
-      start = start < 0 ? at : -1;
-    }
-  }
-  if (start >= 0) found(start, bits);
 }

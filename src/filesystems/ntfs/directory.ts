@@ -29,6 +29,8 @@ const ENTRY_LAST = 2;
 const BLOCK_BYTES_MIN = 512;
 const BLOCK_BYTES_MAX = 65_536;
 const READ_BYTES = 1 << 18;
+/** What is read at a time of the map of a directory's blocks. */
+const MAP_BYTES = 4096;
 
 const NAMESPACE_DOS = 2;
 const NAME_BYTES = 66;
@@ -66,73 +68,103 @@ export function decodeName(view: DataView, at: number, bytes: number): NameRecor
   };
 }
 
-type VisitEntry = (entry: Entry) => boolean | void;
+export type VisitEntry = (entry: Entry) => boolean | void;
 
 /** Calls `visit` for each entry until it returns true. @throws Refused when the directory is damaged */
 export async function eachEntry(table: FileTable, file: File, visit: VisitEntry): Promise<void> {
   const root = table.stream(file, TYPE.indexRoot, INDEX_NAME);
   if (root === undefined) throw damaged(`directory ${file.record.number}: has no index`);
-  const { blockBytes, isFound } = visitRoot(root.attribute, visit);
-  if (isFound) return;
-  const blocks = table.stream(file, TYPE.indexAllocation, INDEX_NAME);
-  if (blocks !== undefined) await visitBlocks(table, file, blocks, blockBytes, visit);
+  if (visitRoot(root.attribute, visit)) return;
+  const blocks = blocksOf(table, file);
+  if (blocks !== undefined) await visitBlocks(table, blocks, visit);
 }
 
-/** Visits the entries of the root alone. @returns the length of the blocks, and whether a visit returned true */
-export function visitRoot(
-  { record, content }: Attribute,
-  visit: VisitEntry,
-): { readonly blockBytes: number; readonly isFound: boolean } {
+/** The blocks of a directory. */
+export interface IndexBlocks {
+  readonly directory: number;
+  readonly stream: Stream;
+  /** Which of them are in use. */
+  readonly map: Stream;
+  readonly blockBytes: number;
+  readonly count: number;
+}
+
+/** The blocks of a directory, if it has any. @throws Refused when it is damaged */
+export function blocksOf(table: FileTable, file: File): IndexBlocks | undefined {
+  const directory = file.record.number;
+  const stream = table.stream(file, TYPE.indexAllocation, INDEX_NAME);
+  if (stream === undefined) return undefined;
+  const root = table.stream(file, TYPE.indexRoot, INDEX_NAME);
+  if (root === undefined) throw damaged(`directory ${directory}: has no index`);
+  const { blockBytes } = decodeRoot(root.attribute);
+  const map = table.stream(file, TYPE.bitmap, INDEX_NAME);
+  const count = Math.floor(stream.initialised / blockBytes);
+  if (map === undefined || map.bytes * 8 < count || stream.runs?.hasHole()) {
+    throw damaged(`directory ${directory}: no map of its ${count} blocks, or a hole among them`);
+  }
+  return { directory, stream, map, blockBytes, count };
+}
+
+/** Visits the entries of the root alone. @returns whether a visit returned true */
+export function visitRoot(attribute: Attribute, visit: VisitEntry): boolean {
+  const { name, at, end } = decodeRoot(attribute);
+  return visitNode(attribute.record.view, at + ROOT_HEADER_AT, end, name, visit);
+}
+
+/** Where the value of an index root lies, and how long the blocks below it are. */
+function decodeRoot({ record, content }: Attribute) {
   const name = `directory ${record.base?.number ?? record.number}`;
   if (content.kind !== "resident" || content.bytes < ROOT_HEADER_AT + HEADER_BYTES) {
     throw damaged(`${name}: its index root is cut short`);
   }
-  const { view } = record;
   const { at, bytes } = content;
-  const indexed = view.getUint32(at, true);
-  const blockBytes = view.getUint32(at + 8, true);
-  const isPossible = blockBytes >= BLOCK_BYTES_MIN && blockBytes <= BLOCK_BYTES_MAX && blockBytes % 512 === 0;
+  const indexed = record.view.getUint32(at, true);
+  const blockBytes = record.view.getUint32(at + 8, true);
+  const isPower = Number.isInteger(Math.log2(blockBytes));
+  const isPossible = isPower && blockBytes >= BLOCK_BYTES_MIN && blockBytes <= BLOCK_BYTES_MAX;
   if (indexed !== TYPE.fileName || !isPossible) {
     throw damaged(`${name}: index of 0x${indexed.toString(16)} in blocks of ${blockBytes} bytes found`);
   }
-  return { blockBytes, isFound: visitNode(view, at + ROOT_HEADER_AT, at + bytes, name, visit) };
+  return { name, at, end: at + bytes, blockBytes };
 }
 
-async function visitBlocks(
-  table: FileTable,
-  file: File,
-  blocks: Stream,
-  blockBytes: number,
-  visit: VisitEntry,
-): Promise<void> {
-  const { number } = file.record;
-  const map = table.stream(file, TYPE.bitmap, INDEX_NAME);
-  const count = Math.floor(blocks.initialised / blockBytes);
-  if (map === undefined || map.bytes * 8 < count || blocks.runs?.hasHole()) {
-    throw damaged(`directory ${number}: no map of its ${count} blocks, or a hole among them`);
-  }
+async function visitBlocks(table: FileTable, blocks: IndexBlocks, visit: VisitEntry): Promise<void> {
+  const { directory, stream, map, blockBytes, count } = blocks;
   const perRead = Math.max(8, Math.floor(READ_BYTES / blockBytes / 8) * 8);
-  const used = new Uint8Array(perRead / 8);
-  const { clusterBytes } = table.geometry;
-  const vcnBytes = blockBytes >= clusterBytes ? clusterBytes : 512;
+  const window = new Uint8Array(MAP_BYTES);
   for (let first = 0; first < count; first += perRead) {
-    await table.read(map, first / 8, used);
+    const mapped = (first / 8) % MAP_BYTES;
+    if (mapped === 0) await table.read(map, first / 8, window);
+    const used = window.subarray(mapped, mapped + perRead / 8);
     if (used.every((byte) => byte === 0)) continue;
     const bytes = new Uint8Array(Math.min(perRead, count - first) * blockBytes);
-    await table.read(blocks, first * blockBytes, bytes);
-    const view = viewOf(bytes);
+    await table.read(stream, first * blockBytes, bytes);
     for (let index = 0; index * blockBytes < bytes.length; index++) {
       if (((used[index >> 3]! >> (index & 7)) & 1) === 0) continue;
-      const at = index * blockBytes;
-      const name = `directory ${number}, index block ${first + index}`;
-      if (view.getUint32(at, true) !== MAGIC_INDEX) throw damaged(`${name}: "INDX" expected`);
-      restoreSectors(view, at, blockBytes, name);
-      const vcn = view.getUint32(at + 16, true) + view.getUint32(at + 20, true) * 2 ** 32;
-      const expected = ((first + index) * blockBytes) / vcnBytes;
-      if (vcn !== expected) throw damaged(`${name}: VCN ${vcn} found, ${expected} expected`);
-      if (visitNode(view, at + BLOCK_HEADER_AT, at + blockBytes, name, visit)) return;
+      const block = bytes.subarray(index * blockBytes, (index + 1) * blockBytes);
+      if (visitBlock(table, directory, first + index, block, visit)) return;
     }
   }
+}
+
+/** Visits block `index` of a directory, whose sectors are restored in place. @returns whether a visit returned true */
+export function visitBlock(
+  table: FileTable,
+  directory: number,
+  index: number,
+  bytes: Uint8Array,
+  visit: VisitEntry,
+): boolean {
+  const view = viewOf(bytes);
+  const name = `directory ${directory}, index block ${index}`;
+  if (view.getUint32(0, true) !== MAGIC_INDEX) throw damaged(`${name}: "INDX" expected`);
+  restoreSectors(view, 0, bytes.length, name);
+  const { clusterBytes } = table.geometry;
+  const vcnBytes = bytes.length >= clusterBytes ? clusterBytes : 512;
+  const vcn = view.getUint32(16, true) + view.getUint32(20, true) * 2 ** 32;
+  const expected = (index * bytes.length) / vcnBytes;
+  if (vcn !== expected) throw damaged(`${name}: VCN ${vcn} found, ${expected} expected`);
+  return visitNode(view, BLOCK_HEADER_AT, bytes.length, name, visit);
 }
 
 /** Visits the entries of a node whose header lies at `at`. @returns whether a visit returned true */

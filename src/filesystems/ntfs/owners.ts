@@ -71,14 +71,14 @@ export class Owners {
     return unlessDamaged(this.#find(path));
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#lookUp(path));
     if (directory === undefined || !directory.record.isDirectory) return undefined;
     const entries: Entry[] = [];
     await unlessDamaged(
       eachEntry(this.#table, directory, (entry) => {
         if (!entry.isShort && entry.name !== ".") entries.push(entry);
-        return entries.length === LISTED_MAX;
+        return entries.length >= atMost;
       }),
     );
     const listed: ListedFile[] = [];

@@ -67,6 +67,8 @@ export class RunList {
   readonly #vcns: number[] = [];
   readonly #lcns: number[] = [];
   #end = 0;
+  /** Clusters that are in no hole. */
+  #stored = 0;
 
   constructor(geometry: Geometry) {
     this.#geometry = geometry;
@@ -81,7 +83,10 @@ export class RunList {
     return this.#vcns.length;
   }
 
-  /** Adds the next piece. @throws Refused when it does not begin where the one before ended */
+  /**
+   * Adds the next piece.
+   * @throws Refused when it does not begin where the one before ended, or the runs must share clusters (H24)
+   */
   append(attribute: Attribute, piece: Runs): void {
     if (piece.firstVcn !== this.#end) {
       throw damaged(`${attributeName(attribute)}: goes on with VCN ${piece.firstVcn}, ${this.#end} expected`);
@@ -90,7 +95,12 @@ export class RunList {
       this.#vcns.push(vcn);
       this.#lcns.push(lcn);
       this.#end = vcn + clusters;
+      if (lcn !== HOLE) this.#stored += clusters;
     });
+    if (this.#stored > this.#geometry.clusters) {
+      const { clusters } = this.#geometry;
+      throw damaged(`${attributeName(attribute)}: more than the ${clusters} clusters of the volume`);
+    }
   }
 
   run(index: number): { readonly vcn: number; readonly lcn: number; readonly clusters: number } {

@@ -12,11 +12,11 @@
  *
  * libyal/libvshadow documentation/.
  */
+import { clearRuns } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, type ExtentSet } from "../../bytes/extents.ts";
 import { bits64le, raw, skip, struct, u32le, u64le, viewOf } from "../../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../../device/device.ts";
 import { Refused } from "../refused.ts";
-import { clearRuns } from "./bitmap.ts";
 
 /** {3808876b-c176-4e48-b7ae-04046e6cc752}, as it lies on disk. */
 export const IDENTIFIER = Buffer.from("6b87083876c1484eb7ae04046e6cc752", "hex");
@@ -89,14 +89,14 @@ export async function readShadows(device: BlockDevice): Promise<Shadows | undefi
   const isElsewhere = isStored && Buffer.compare(header.volume, header.storage) !== 0;
   if (isElsewhere) throw unreadable("they lie on another volume");
   if (header.catalog === 0) return undefined;
-  const stores = await readCatalog(device, header.catalog);
+  const chains: Chains = { device, seen: new Set() };
+  const stores = await readCatalog(chains, header.catalog);
   if (stores.length === 0) return undefined;
   const spare = new Int32Array(Math.ceil(device.bytes / BLOCK_BYTES / 32)).fill(-1);
-  for (const { bitmap, previousBitmap } of stores) {
-    await takeBitmap(device, bitmap, spare);
-    if (previousBitmap !== 0) await takeBitmap(device, previousBitmap, spare);
-  }
-  for (const { blockList } of stores) await takeBlockList(device, blockList, spare);
+  const bitmaps = new Set(stores.map(({ bitmap }) => bitmap));
+  for (const { previousBitmap } of stores) if (previousBitmap !== 0) bitmaps.add(previousBitmap);
+  for (const bitmap of bitmaps) await takeBitmap(chains, bitmap, spare);
+  for (const { blockList } of stores) await takeBlockList(chains, blockList, spare);
   const kept = new ExtentBuilder();
   clearRuns(spare, Math.ceil(device.bytes / BLOCK_BYTES), (start, end) => {
     kept.add(start * BLOCK_BYTES, Math.min(end * BLOCK_BYTES, device.bytes));
@@ -110,10 +110,16 @@ interface Places {
   readonly previousBitmap: number;
 }
 
-async function readCatalog(device: BlockDevice, at: number): Promise<Places[]> {
+/** Chains of blocks do not meet: each block is read once (H24). */
+interface Chains {
+  readonly device: BlockDevice;
+  readonly seen: Set<number>;
+}
+
+async function readCatalog(chains: Chains, at: number): Promise<Places[]> {
   const stores = new Set<string>();
   const places = new Map<string, Places>();
-  await eachBlock(device, at, TYPE.catalog, (bytes) => {
+  await eachBlock(chains, at, TYPE.catalog, (bytes) => {
     const view = viewOf(bytes);
     for (let entry = BLOCK_HEADER_BYTES; entry < BLOCK_BYTES; entry += ENTRY_BYTES) {
       const type = view.getUint32(entry, true);
@@ -131,9 +137,9 @@ async function readCatalog(device: BlockDevice, at: number): Promise<Places[]> {
 }
 
 /** Clears the bits of blocks that the bitmap needs; what it does not reach, it may need. */
-async function takeBitmap(device: BlockDevice, at: number, spare: Int32Array): Promise<void> {
+async function takeBitmap(chains: Chains, at: number, spare: Int32Array): Promise<void> {
   let word = 0;
-  await eachBlock(device, at, TYPE.bitmap, (bytes) => {
+  await eachBlock(chains, at, TYPE.bitmap, (bytes) => {
     const view = viewOf(bytes);
     for (let byte = BLOCK_HEADER_BYTES; byte < BLOCK_BYTES && word < spare.length; byte += 4) {
       spare[word++]! &= view.getInt32(byte, true);
@@ -143,12 +149,12 @@ async function takeBitmap(device: BlockDevice, at: number, spare: Int32Array): P
 }
 
 /** Clears the bits of every block that a descriptor names. */
-async function takeBlockList(device: BlockDevice, at: number, spare: Int32Array): Promise<void> {
+async function takeBlockList(chains: Chains, at: number, spare: Int32Array): Promise<void> {
   const keep = (offset: number) => {
     const block = Math.floor(offset / BLOCK_BYTES);
     if (block < spare.length * 32) spare[Math.floor(block / 32)]! &= ~(1 << (block % 32));
   };
-  await eachBlock(device, at, TYPE.blockList, (bytes) => {
+  await eachBlock(chains, at, TYPE.blockList, (bytes) => {
     for (let entry = BLOCK_HEADER_BYTES; entry < BLOCK_BYTES; entry += DescriptorLayout.bytes) {
       const { original, relative, copy, flags } = DescriptorLayout.decode(bytes, entry);
       if (copy === 0 && relative === 0n) continue;
@@ -160,12 +166,11 @@ async function takeBlockList(device: BlockDevice, at: number, spare: Int32Array)
 }
 
 async function eachBlock(
-  device: BlockDevice,
+  { device, seen }: Chains,
   first: number,
   type: number,
   visit: (bytes: Uint8Array) => void,
 ): Promise<void> {
-  const seen = new Set<number>();
   for (let at = first; at !== 0;) {
     if (at + BLOCK_BYTES > device.bytes || seen.has(at)) throw unreadable(`a chain of blocks leads to ${at}`);
     seen.add(at);

@@ -8,7 +8,7 @@
  */
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../../device/device.ts";
-import { eachAttribute, TYPE, type Attribute } from "./attributes.ts";
+import { attributesOf, TYPE, type Attribute } from "./attributes.ts";
 import type { Geometry } from "./boot.ts";
 import { LIST_BYTES_MAX, listEntries, type ListEntry } from "./list.ts";
 import { decodeRecord, type FileRecord, type Reference } from "./record.ts";
@@ -172,12 +172,6 @@ export class FileTable {
     await this.read(list, 0, bytes);
     return listEntries(owner, bytes);
   }
-}
-
-function attributesOf(record: FileRecord): Attribute[] {
-  const attributes: Attribute[] = [];
-  eachAttribute(record, (attribute) => attributes.push(attribute));
-  return attributes;
 }
 
 const isData = ({ type, name }: { type: number; name: string }) => type === TYPE.data && name === "";

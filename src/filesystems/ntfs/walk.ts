@@ -13,9 +13,10 @@ import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { viewOf } from "../../bytes/struct.ts";
 import type { Visit } from "../filesystem.ts";
 import { IN_FLIGHT, pipelined } from "../reading.ts";
-import { type Attribute, attributeName, eachAttribute, type Runs, TYPE } from "./attributes.ts";
+import { type Attribute, attributeName, attributesOf, eachAttribute, type Runs, TYPE } from "./attributes.ts";
 import { BOOT_BYTES } from "./boot.ts";
 import { eachEntry, type Entry, INDEX_NAME, visitRoot } from "./directory.ts";
+import { IndexBatch } from "./index-batch.ts";
 import { LIST_BYTES_MAX, listEntries } from "./list.ts";
 import { shownText } from "./names.ts";
 import { OWNER, ownerOf } from "./owners.ts";
@@ -52,7 +53,8 @@ class Walker {
   /** Base records in use, and what directories name. */
   readonly #used = new SparseBitmap();
   readonly #named = new SparseBitmap();
-  /** Directories with index blocks. */
+  /** Index blocks that wait to be read; and directories that must be read one by one. */
+  readonly #batch: IndexBatch;
   readonly #directories = new SparseBitmap();
   /** Attribute lists that lie in clusters. */
   readonly #waiting: { readonly base: FileRecord; readonly list: Stream }[] = [];
@@ -62,6 +64,7 @@ class Walker {
   constructor(table: FileTable, visit: Visit) {
     this.#table = table;
     this.#visit = visit;
+    this.#batch = new IndexBatch(table);
   }
 
   /** The boot sectors; the first is a file, too, which claims its clusters. */
@@ -78,6 +81,7 @@ class Walker {
     await pipelined(this.#slices(first, end), async ({ number, bytes }) => {
       this.#scan(number, bytes, used, first);
       for (const { base, list } of this.#waiting.splice(0)) await this.#readList(base, list);
+      if (this.#batch.isFull) await this.#batch.visit(this.#name);
     });
   }
 
@@ -114,16 +118,19 @@ class Walker {
     if (record.base !== undefined) this.#spread.extension(record, record.base);
     else this.#used.setRange(record.number, record.number + 1);
     const base = record.base?.number ?? record.number;
+    let hasBlocks = false;
     eachAttribute(record, (attribute) => {
-      if (attribute.name === INDEX_NAME) this.#visitIndex(base, attribute);
+      if (attribute.name === INDEX_NAME) {
+        if (attribute.type === TYPE.indexRoot) visitRoot(attribute, this.#name);
+        if (attribute.type === TYPE.indexAllocation) hasBlocks = true;
+      }
       if (attribute.content.kind === "runs") this.#visitRuns(base, attribute, attribute.content);
       if (attribute.type === TYPE.attributeList) this.#visitList(record, attribute);
     });
-  }
-
-  #visitIndex(base: number, attribute: Attribute): void {
-    if (attribute.type === TYPE.indexRoot) visitRoot(attribute, this.#name);
-    if (attribute.type === TYPE.indexAllocation) this.#directories.setRange(base, base + 1);
+    if (!hasBlocks) return;
+    const isTaken =
+      record.base === undefined && this.#batch.take({ record, attributes: attributesOf(record) });
+    if (!isTaken) this.#directories.setRange(base, base + 1);
   }
 
   readonly #name = ({ name, reference: { number } }: Entry) => {
@@ -133,6 +140,7 @@ class Walker {
 
   /** Reads the index blocks, which may be torn as file records may. */
   async visitDirectories(): Promise<void> {
+    await this.#batch.visit(this.#name);
     await pipelined(this.#indexes(), () => {});
   }
 

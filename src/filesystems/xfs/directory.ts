@@ -12,17 +12,13 @@
  */
 import { viewOf } from "../../bytes/struct.ts";
 import { readBytes } from "../../device/device.ts";
-import { hasTypes } from "./features.ts";
+import { ENTRY_TYPE, type Directories, type VisitEntry } from "../paths.ts";
+import { hasTypes, hasVersion } from "./features.ts";
 import { dataRuns } from "./fork.ts";
 import type { Volume } from "./headers.ts";
-import { FORMAT, type Inode } from "./inode.ts";
+import { FORMAT, readInode, TYPE, type Inode } from "./inode.ts";
 import { damaged, verifyChecksum } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
-
-/** @param type one of `ENTRY_TYPE`, or 0 where the filesystem does not say */
-export type VisitEntry = (inode: number, name: Uint8Array, type: number) => void;
-
-export const ENTRY_TYPE = { unknown: 0, directory: 2 } as const;
 
 const HEADER_BYTES = { 4: 16, 5: 64 } as const;
 const WHOLE = { 4: "XD2B", 5: "XDB3" } as const;
@@ -30,11 +26,26 @@ const PART = { 4: "XD2D", 5: "XDD3" } as const;
 const CHECKSUM_AT = 4;
 const TAIL_BYTES = 8;
 const HASH_BYTES = 8;
+const ENTRY_BYTES_MIN = 16;
 const UNUSED = 0xffff;
 const INDEX_AT = 2 ** 35;
 const READ_BYTES = 1 << 18;
 
 const PARENT = Buffer.from("..");
+
+export function directoriesOf(volume: Volume): Directories<Inode> {
+  return {
+    root: volume.sb.rootInode,
+    inode: (number) => readInode(volume, number),
+    isDirectory: ({ type }) => type === TYPE.directory,
+    visit: (directory, visit) => readDirectory(volume, directory, visit),
+    isSame: (a, b) => hasVersion(volume.sb, "ascii-ci") && lowered(a).equals(lowered(b)),
+  };
+}
+
+function lowered(name: Uint8Array): Buffer {
+  return Buffer.from(name.map((byte) => (byte >= 0x41 && byte <= 0x5a ? byte + 0x20 : byte)));
+}
 
 /** Visits all entries; in blocks `.` and `..` are among them, of a short directory only `..`. @throws Refused */
 export async function readDirectory(volume: Volume, directory: Inode, visit: VisitEntry): Promise<void> {
@@ -129,14 +140,13 @@ function readBlock(
   const typeBytes = hasTypes(sb) ? 1 : 0;
   for (let at: number = HEADER_BYTES[sb.version]; at < end;) {
     const damage = () => damaged(`${where()}: an entry at ${at} that does not fit found`);
-    if (at + 16 > end) throw damage();
     if (view.getUint16(at) === UNUSED) {
       const length = view.getUint16(at + 2);
       if (length < 8 || length % 8 !== 0 || at + length > end) throw damage();
       at += length;
       continue;
     }
-    const nameBytes = view.getUint8(at + 8);
+    const nameBytes = at + ENTRY_BYTES_MIN > end ? 0 : view.getUint8(at + 8);
     const next = at + Math.ceil((9 + nameBytes + typeBytes + 2) / 8) * 8;
     if (nameBytes === 0 || next > end) throw damage();
     const inode = view.getUint32(at) * 2 ** 32 + view.getUint32(at + 4);

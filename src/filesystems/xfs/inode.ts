@@ -86,6 +86,7 @@ export function decodeInode(sb: Superblock, number: number, table: DataView, at:
   if (mode === 0) throw damaged(`inode ${number}: no mode found, though it is in use`);
   const flags2 = isNew ? bytes.getUint32(INODE_AT.flags2 + 4) : 0;
   const isLarge = (flags2 & FLAG2.largeCounts) !== 0;
+  const { data, attributes } = forksOf(sb, number, bytes, isNew ? NEW_BYTES : OLD_BYTES, isLarge);
   const inode: Inode = {
     number,
     type: mode & TYPE_MASK,
@@ -93,15 +94,16 @@ export function decodeInode(sb: Superblock, number: number, table: DataView, at:
     size: wide(number, bytes, INODE_AT.size),
     blocks: wide(number, bytes, INODE_AT.blocks),
     isShareable: (flags2 & FLAG2.reflink) !== 0,
-    ...forksOf(sb, number, bytes, isNew ? NEW_BYTES : OLD_BYTES, isLarge),
+    data,
+    attributes,
     bytes,
   };
-  const { format, start, end } = inode.data;
+  const { format, start, end } = data;
   if (format === FORMAT.local && inode.size > end - start) {
     throw damaged(`inode ${number}: ${inode.size} bytes inside it found, room for ${end - start}`);
   }
   const isRealtime = (bytes.getUint16(INODE_AT.flags) & FLAG_REALTIME) !== 0;
-  if (isRealtime && inode.type === TYPE.file && inode.data.extents > 0) {
+  if (isRealtime && inode.type === TYPE.file && data.extents > 0) {
     throw damaged(`inode ${number}: it lies on a realtime device, and there is none`);
   }
   return inode;

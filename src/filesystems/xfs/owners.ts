@@ -4,11 +4,12 @@
  */
 import type { ExtentSet } from "../../bytes/extents.ts";
 import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import { Paths } from "../paths.ts";
 import { unlessDamaged } from "../refused.ts";
+import { directoriesOf } from "./directory.ts";
 import { dataRuns, type Run } from "./fork.ts";
 import type { Volume } from "./headers.ts";
 import { FORMAT, placeOf, readInode, TYPE, type Inode } from "./inode.ts";
-import { Paths } from "./paths.ts";
 import { readShared } from "./shared.ts";
 import { describeStructure } from "./structures.ts";
 import type { Superblock } from "./superblock.ts";
@@ -21,13 +22,13 @@ const KINDS: ReadonlyMap<number, OwnerDescription["kind"]> = new Map([
 
 export class Owners {
   readonly #volume: Volume;
-  readonly #paths: Paths;
+  readonly #paths: Paths<Inode>;
   readonly #own: ReadonlyMap<number, string>;
   #shared: ExtentSet | undefined;
 
   constructor(volume: Volume) {
     this.#volume = volume;
-    this.#paths = new Paths(volume);
+    this.#paths = new Paths(directoriesOf(volume));
     this.#own = ownInodes(volume.sb);
   }
 
@@ -65,12 +66,12 @@ export class Owners {
     return { owner, bytes, ...(fixed && { fixed }), extents };
   }
 
-  async list(path: string): Promise<readonly ListedFile[] | undefined> {
+  async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
     const directory = await unlessDamaged(this.#paths.lookUp(path));
     if (directory === undefined || directory.type !== TYPE.directory) return undefined;
     const listed: ListedFile[] = [];
     for (const { name, inode: number } of (await unlessDamaged(this.#paths.entriesOf(directory))) ?? []) {
-      if (listed.length === LISTED_MAX) break;
+      if (listed.length >= atMost) break;
       const inode = await unlessDamaged(readInode(this.#volume, number));
       if (inode === undefined) continue;
       const isDirectory = inode.type === TYPE.directory;

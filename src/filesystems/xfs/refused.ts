@@ -1,6 +1,5 @@
 /** What is found wrong with an XFS filesystem, and what its user can do about it. */
 import { crc32c } from "../../bytes/checksum.ts";
-import { viewOf } from "../../bytes/struct.ts";
 import { findings } from "../refused.ts";
 
 export const { damaged, badChecksum, contradiction } = findings(
@@ -23,7 +22,8 @@ export function verifyChecksum(
   start = 0,
   end = bytes.length,
 ): void {
-  const found = viewOf(bytes).getUint32(field, true);
+  const [a, b, c, d] = [bytes[field]!, bytes[field + 1]!, bytes[field + 2]!, bytes[field + 3]!];
+  const found = (a | (b << 8) | (c << 16) | (d << 24)) >>> 0;
   const expected = checksumOf(bytes, field, start, end);
   if (found !== expected) throw badChecksum(structure(), found, expected);
 }

@@ -25,29 +25,32 @@ const OWN: ReadonlyMap<number, Structure> = new Map([
   [0xfffffff7, "staging"],
 ]);
 
-/** Visits every record, in blocks counted through all AGs. @throws Refused when a tree is damaged */
-export async function visitOwners(
-  volume: Volume,
-  visit: (owner: number, start: number, end: number) => void,
-): Promise<void> {
-  const { sb } = volume;
-  for (const [ag, header] of volume.ags.entries()) {
-    await readTree(volume, ag, "rmap", header.rmap, {
-      leaf(view, from, count) {
-        for (let at = from; at < from + count * RECORD_BYTES; at += RECORD_BYTES) {
-          const [start, blocks] = [view.getUint32(at), view.getUint32(at + 4)];
-          const [high, low] = [view.getUint32(at + 8), view.getUint32(at + 12)];
-          const own = OWN.get(low);
-          const isOwn = high === HIGH_NEGATIVE;
-          if (blocks === 0 || start + blocks > agLength(sb, ag) || (isOwn && own === undefined)) {
-            throw damaged(
-              `tree of owners of AG ${ag}: ${blocks} blocks at ${start} of owner 0x${low.toString(16)} found`,
-            );
-          }
-          const base = ag * sb.agBlocks + start;
-          visit(isOwn ? structureOwner(own!, ag) : high * 2 ** 32 + low, base, base + blocks);
+export interface OwnerSink {
+  /** A block of the AG that belongs to the tree. */
+  block(block: number): void;
+  /** Blocks counted through all AGs. */
+  visit(owner: number, start: number, end: number): void;
+}
+
+/** Visits every record of an AG. @throws Refused when the tree is damaged */
+export async function readOwners(volume: Volume, ag: number, sink: OwnerSink): Promise<void> {
+  const { sb, ags } = volume;
+  await readTree(volume, ag, "rmap", ags[ag]!.rmap, {
+    block: (block) => sink.block(block),
+    leaf(view, from, count) {
+      for (let at = from; at < from + count * RECORD_BYTES; at += RECORD_BYTES) {
+        const [start, blocks] = [view.getUint32(at), view.getUint32(at + 4)];
+        const [high, low] = [view.getUint32(at + 8), view.getUint32(at + 12)];
+        const own = OWN.get(low);
+        const isOwn = high === HIGH_NEGATIVE;
+        if (blocks === 0 || start + blocks > agLength(sb, ag) || (isOwn && own === undefined)) {
+          throw damaged(
+            `tree of owners of AG ${ag}: ${blocks} blocks at ${start} of owner 0x${low.toString(16)} found`,
+          );
         }
-      },
-    });
-  }
+        const base = ag * sb.agBlocks + start;
+        sink.visit(isOwn ? structureOwner(own!, ag) : high * 2 ** 32 + low, base, base + blocks);
+      }
+    },
+  });
 }

@@ -25,7 +25,8 @@ import { readBytes, type BlockDevice } from "../../device/device.ts";
 import type { FileSystem } from "../filesystem.ts";
 import { xfs } from "../xfs.ts";
 import { checksumOf } from "./refused.ts";
-import { SuperblockLayout } from "./superblock.ts";
+import { logExtent } from "./log.ts";
+import { readSuperblock, SuperblockLayout } from "./superblock.ts";
 
 const SIZE = 96 * 2 ** 20;
 const WHOLE = { start: 0, end: SIZE };
@@ -167,6 +168,48 @@ test("parent pointers and exchanged ranges, which are newer than mkfs.xfs here",
   });
   assert.match(xfsDb(image, "path /file", "print core.aformat"), /extents|btree/);
   await balances((await opened(t, image)).filesystem, image);
+});
+
+test("eight bytes may be unused at the end of a block of a directory", async (t) => {
+  if (!requires(t, "mkfs.xfs", "xfs_db") || !requiresRoot(t)) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "", "32M");
+  withMount(image, { start: 0, end: 32 * 2 ** 20 }, "rw", (root) => {
+    mkdirSync(join(root, "full"));
+    const names = ["a", "b", ...Array.from({ length: 400 }, (_, i) => `name${1000 + i}`)];
+    for (const name of names) writeFileSync(join(root, "full", name), "");
+  });
+  assert.match(xfsDb(image, "path /full", "dblock 0", "print"), /du\[\d+\]\.length = 0x8\n/);
+  await balances((await opened(t, image)).filesystem, image);
+});
+
+test("blocks kept for a copy-on-write count as used", async (t) => {
+  if (!requires(t, "mkfs.xfs", "xfs_db", "xfs_io", "fsfreeze") || !requiresRoot(t)) return;
+  const image = join(scratch(t), "image");
+  makeXfs(image, "", `${SIZE}`);
+  const { device: fresh } = await opened(t, image);
+  const log = logExtent(await readSuperblock(fresh));
+  const emptyLog = await readBytes(fresh, log.start * 4096, (log.end - log.start) * 4096);
+  withMount(image, WHOLE, "rw", (root) => {
+    writeFileSync(join(root, "original"), Buffer.alloc(2 ** 20, "ullage"));
+    run("cp", ["--reflink=always", join(root, "original"), join(root, "clone")]);
+    run("xfs_io", ["-c", "pwrite -q 262144 4096", "-c", "fsync", join(root, "clone")]);
+    run("fsfreeze", ["-f", root]);
+    run("cp", [image, `${image}.frozen`]);
+    run("fsfreeze", ["-u", root]);
+  });
+  // All is in its place, but an unmount would have counted what is free, and given the blocks back.
+  const frozen = `${image}.frozen`;
+  const file = openSync(frozen, "r+");
+  writeSync(file, emptyLog, 0, emptyLog.length, log.start * 4096);
+  closeSync(file);
+  const counts = [0, 1, 2, 3].map((ag) => xfsDb(frozen, `agf ${ag}`, "print freeblks flcount btreeblks"));
+  const free = [...counts.join("").matchAll(/\d+/g)].reduce((sum, [count]) => sum + Number(count), 0);
+  run("xfs_db", ["-x", "-c", "sb 0", "-c", `write -d fdblocks ${free}`, frozen]);
+  const { filesystem } = await opened(t, frozen);
+  const owners = [...(await balances(filesystem, frozen)).keys()];
+  const names = await Promise.all(owners.map(async (owner) => (await filesystem.describe(owner)).name));
+  assert.ok(names.some((name) => name.startsWith("blocks kept for copy-on-write")));
 });
 
 test("what was deleted while open counts as used, with a note", async (t) => {

@@ -21,7 +21,7 @@ import { readForkNode, readForks, type ForkNode, type ForkSink } from "./fork.ts
 import type { Volume } from "./headers.ts";
 import { decodeInode, INODE_AT, TYPE, type Inode } from "./inode.ts";
 import { logExtent } from "./log.ts";
-import { visitOwners } from "./reverse-map.ts";
+import { readOwners } from "./reverse-map.ts";
 import { contradiction, damaged } from "./refused.ts";
 import { readShared } from "./shared.ts";
 import { describeStructure, structureOwner, type Structure } from "./structures.ts";
@@ -39,8 +39,6 @@ export async function walk(volume: Volume, visit: Visit): Promise<void> {
   const walker = new Walker(volume, visit);
   await walker.visitStructures();
   for (let ag = 0; ag < volume.sb.agCount; ag++) await walker.visitInodes(ag);
-  const { blockBytes } = volume.sb;
-  await visitOwners(volume, (owner, start, end) => visit(0, start * blockBytes, end * blockBytes, owner));
 }
 
 class Walker implements ForkSink {
@@ -50,6 +48,8 @@ class Walker implements ForkSink {
   readonly #claimed = new SparseBitmap();
   #shared: ExtentSet | undefined;
   readonly #waiting: ForkNode[] = [];
+  /** By AG. */
+  readonly #chunks: Chunks[] = [];
   /** Inodes in use. */
   readonly #used = new SparseBitmap();
   /** Directories whose names are still to be read. */
@@ -62,14 +62,18 @@ class Walker implements ForkSink {
 
   async visitStructures(): Promise<void> {
     const { sb, ags } = this.#volume;
-    for (const [ag, { list, byBlock, bySize, rmap }] of ags.entries()) {
-      this.#use(ag, await readChunks(this.#volume, ag, (tree, block) => this.#own(tree, ag, block)));
+    for (const [ag, header] of ags.entries()) {
+      const chunks = await readChunks(this.#volume, ag, (tree, block) => this.#own(tree, ag, block));
+      this.#chunks.push(chunks);
+      this.#use(ag, chunks);
       this.#own("headers", ag, 0, sb.headerBlocks);
-      for (const block of list) this.#own("list", ag, block);
-      const trees = { byBlock, bySize, rmap };
-      for (const tree of ["byBlock", "bySize", "rmap"] as const) {
-        await readTree(this.#volume, ag, tree, trees[tree], { block: (block) => this.#own(tree, ag, block) });
+      for (const block of header.list) this.#own("list", ag, block);
+      for (const tree of ["byBlock", "bySize"] as const) {
+        await readTree(this.#volume, ag, tree, header[tree], {
+          block: (block) => this.#own(tree, ag, block),
+        });
       }
+      await this.#visitOwners(ag);
     }
     if (!this.#used.has(sb.rootInode)) throw contradiction(`inode ${sb.rootInode}, the root, is free`);
     const log = logExtent(sb);
@@ -84,9 +88,18 @@ class Walker implements ForkSink {
     }
   }
 
+  /** What the tree of owners calls used is reached, whether or not anything else leads to it. */
+  async #visitOwners(ag: number): Promise<void> {
+    const { blockBytes } = this.#volume.sb;
+    await readOwners(this.#volume, ag, {
+      block: (block) => this.#own("rmap", ag, block),
+      visit: (owner, start, end) => this.#visit(0, start * blockBytes, end * blockBytes, owner),
+    });
+  }
+
   async visitInodes(ag: number): Promise<void> {
     const { device, sb } = this.#volume;
-    const chunks = await readChunks(this.#volume, ag);
+    const chunks = this.#chunks[ag]!;
     const { blocks, chunkOf } = this.#blocksOf(ag, chunks);
     for (let from = 0; from < blocks.length; from += BATCH_BLOCKS) {
       const batch = blocks.subarray(from, from + BATCH_BLOCKS);
@@ -101,10 +114,13 @@ class Walker implements ForkSink {
   /** Remembers which inodes of the chunks are in use. */
   #use(ag: number, { count, first, free, holes }: Chunks): void {
     for (let word = 0; word < count * 2; word++) {
-      const used = ~(free[word]! | holes[word]!);
+      const unused = free[word]! | holes[word]!;
       const base = inodeAt(this.#volume.sb, ag, first[word >>> 1]! + (word & 1) * 32);
-      for (let bit = 0; used >>> bit !== 0 && bit < 32; bit++) {
-        if ((used >>> bit) & 1) this.#used.setRange(base + bit, base + bit + 1);
+      for (let bit = 0; bit < 32;) {
+        const isUsed = ((unused >>> bit) & 1) === 0;
+        const start = bit;
+        while (bit < 32 && (((unused >>> bit) & 1) === 0) === isUsed) bit++;
+        if (isUsed) this.#used.setRange(base + start, base + bit);
       }
     }
   }
