@@ -208,6 +208,23 @@ test("a file: found, owned, and refused where its extent and the extent records 
   }
 });
 
+test("H3: a Mac that sleeps in its sleepimage; one that woke up does not", async (t) => {
+  const base = container(t);
+  if (base === undefined) return;
+  const reason = async (role: number, signature: number, name = "sleepimage") => {
+    const { refusal } = await open(base, {
+      ...withFile(base, name),
+      [base.youngest(TYPE.volumeSuperblock)]: (view) => view.setUint16(VolumeLayout.at.role, role, true),
+      [FILE.start]: (view) => view.setUint32(88, signature, true),
+    });
+    return refusal?.code;
+  };
+  assert.equal(await reason(8, 0x73696d65), "hibernated");
+  assert.equal(await reason(8, 0x7a7a7a7a), undefined);
+  assert.equal(await reason(8, 0x73696d65, "other"), undefined);
+  assert.equal(await reason(1, 0x73696d65), undefined);
+});
+
 test("what an earlier checkpoint calls used is kept as long as it is whole", async (t) => {
   const base = container(t);
   if (base === undefined) return;

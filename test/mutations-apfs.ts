@@ -6,6 +6,15 @@ const SHAPES = ["test/apfs-shapes.test.ts"];
 
 export const OF_APFS: readonly Mutation[] = [
   {
+    hazard: "H3",
+    guard: "APFS: a Mac that hibernates is noticed",
+    file: "src/filesystems/apfs/sleep.ts",
+    from: "if (header.getUint32(at, true) !== SIGNATURE) continue;",
+    to: "continue;",
+    tests: SHAPES,
+    only: "H3",
+  },
+  {
     hazard: "H1",
     guard: "APFS: a bitmap must have as many free blocks as its chunk says",
     file: "src/filesystems/apfs/free.ts",

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { reclaim, survey } from "../src/disk.ts";
 import { e2fsck, liveIn, makeFilesystem, printOf } from "../src/testing/kernel-guest.ts";
+import { lvcreate, lvmDisks } from "../src/testing/lvm.ts";
 import { memberSuperblock } from "../src/testing/mdraid.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { blankDisk } from "../src/testing/partitions.ts";
@@ -158,6 +159,52 @@ test("H3: a guest that sleeps in a volume of two faces refuses the disk", async 
   );
 });
 
+test("H5: a partition of a RAID type without its superblock is used; one that sleeps is noticed", async (t) => {
+  if (!available(t)) return;
+  for (const [label, type] of [
+    ["gpt", "raid"],
+    ["dos", "fd"],
+  ]) {
+    const disk = blankDisk(t, 32 * MiB);
+    run(
+      "sfdisk",
+      ["-q", disk],
+      `label: ${label}\nstart=2048, size=32768\nstart=34816, size=16384, type=${type}\n`,
+    );
+    for (const [start, end] of [
+      [2048, 34816],
+      [34816, 51200],
+    ] as const)
+      makeFilesystem(disk, { start: start * SECTOR_BYTES, end: end * SECTOR_BYTES }, [
+        "-t",
+        "ext4",
+        "-b",
+        "1024",
+      ]);
+    const reasons = async () =>
+      (await survey(disk, { format: "raw" })).volumes.map(({ reason }) => reason?.code);
+    assert.deepEqual(await reasons(), [undefined, "multi-disk-member"]);
+    write(disk, 34816 * SECTOR_BYTES + 4086, Buffer.from("S1SUSPEND\0"));
+    assert.deepEqual(await reasons(), ["hibernated", "hibernated"]);
+  }
+});
+
+test("H5: a physical volume in a partition of a RAID type is no superblock of a set", async (t) => {
+  if (!available(t) || !requires(t, "lvcreate")) return;
+  const [one, two] = lvmDisks(t, [8 * MiB, 8 * MiB], ([a, b]) => [
+    ["vgcreate", "-s", "1M", "vg0", a!, b!],
+    lvcreate("-l", "6", "-n", "root", "vg0", a!),
+  ]) as [string, string];
+  const disk = blankDisk(t, 32 * MiB);
+  run("sfdisk", ["-q", disk], "label: gpt\nstart=2048, size=16384, type=raid\n");
+  write(disk, MiB, readFileSync(one));
+  const { volumes } = await survey(disk, { format: "raw", companions: [two] });
+  assert.deepEqual(
+    volumes.map(({ name, reason }) => [name, reason?.code]),
+    [["1", "multi-disk-member"]],
+  );
+});
+
 test("a disk inside of a partition is a disk", async (t) => {
   if (!available(t)) return;
   const inner = blankDisk(t, 24 * MiB);
@@ -220,4 +267,24 @@ test("H2: a mirror that lost its power is refused, of either kind", async (t) =>
     const codes = volumes.map(({ reason }) => reason?.code);
     assert.ok(codes.includes(code), JSON.stringify(volumes));
   }
+});
+
+test("H36: a disk without metadata is joined where the others expect it, and alone is refused", async (t) => {
+  if (!available(t) || !requires(t, "lvcreate")) return;
+  const [a, bare, foreign] = lvmDisks(t, [MEMBER_BYTES, MEMBER_BYTES, MEMBER_BYTES], ([one, two, three]) => [
+    ["pvcreate", one!],
+    ["pvcreate", "--metadatacopies", "0", two!],
+    ["pvcreate", "--metadatacopies", "0", three!],
+    ["vgcreate", "vg0", one!, two!],
+    lvcreate("-L", "8M", "-n", "root", "vg0", two!),
+  ]) as [string, string, string];
+  makeFilesystem(bare, { start: MiB, end: 9 * MiB }, ["-t", "ext4", "-b", "1024"]);
+  const reasons = async (path: string, ...companions: string[]) => {
+    const { volumes } = await survey(path, { format: "raw", companions });
+    return volumes.map(({ name, state, reason }) => [name, reason?.code ?? state]);
+  };
+  assert.deepEqual(await reasons(bare, a), [["vg0/root", "clean"]]);
+  assert.deepEqual(await reasons(bare), [["", "members-missing"]]);
+  assert.deepEqual(await reasons(foreign, a), [["", "members-missing"]]);
+  assert.deepEqual(await reasons(foreign, a, bare), [["", "members-missing"]]);
 });

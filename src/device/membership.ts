@@ -5,7 +5,7 @@
 export interface Membership {
   /** What the set is: `LVM2 volume group`, `Linux RAID`, `Btrfs`. */
   readonly kind: string;
-  /** Identifies the set, as its members spell it: a UUID. */
+  /** Identifies the set, as its members spell it: a UUID. "": this one cannot say, and belongs where it is expected. */
   readonly set: string;
   /** What a person calls the set, or "". */
   readonly name: string;
@@ -13,6 +13,6 @@ export interface Membership {
   readonly member: string;
   /** The identifiers of all members, when this one knows them; in the order in which the set is opened. */
   readonly members?: readonly string[];
-  /** How many members make the set whole. 1: this device alone is all of it. */
+  /** How many members make the set whole, where it can say. 1: this device alone is all of it. */
   readonly total: number;
 }

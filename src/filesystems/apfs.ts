@@ -7,6 +7,7 @@
  *   apfs/contents.ts         volumes, and what is unfinished  apfs/volume.ts  apfs/omap.ts
  *   apfs/walk.ts             walk()                           apfs/claims.ts  apfs/snapshots.ts  apfs/records.ts
  *   apfs/owners.ts           describe(), find(), list()       apfs/file-tree.ts  apfs/inode.ts  apfs/structures.ts
+ *   apfs/sleep.ts            a guest that hibernates
  *   apfs/tree.ts             B-trees                          apfs/node.ts
  *
  * The Apple File System Reference (2020-06-22) is the specification; partclone, apfsck, The Sleuth Kit and the Linux
@@ -18,6 +19,7 @@ import { openContainer } from "./apfs/checkpoint.ts";
 import { checkReaper, readContents, type Contents } from "./apfs/contents.ts";
 import { freeExtents } from "./apfs/free.ts";
 import { Owners } from "./apfs/owners.ts";
+import { checkAwake } from "./apfs/sleep.ts";
 import { MAGIC, uuidOf } from "./apfs/superblock.ts";
 import { checkVolume, nameOf, SEALED, UNENCRYPTED } from "./apfs/volume.ts";
 import { walk } from "./apfs/walk.ts";
@@ -87,7 +89,8 @@ class ApfsContainer extends Guarded implements FileSystem {
     await this.guarded(() => checkReaper(container));
     const contents = (this.#contents = await this.guarded(() => readContents(container)));
     if (contents === undefined) return;
-    this.#owners = new Owners(contents);
+    const owners = (this.#owners = new Owners(contents));
+    await this.guarded(() => checkAwake(contents, owners));
     if (container.isBehind) {
       this.notes.push("the guest was not shut down in order: its last checkpoint counts");
     }

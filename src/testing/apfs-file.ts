@@ -18,7 +18,7 @@ const KIND = { extent: 2, inode: 3, stream: 6, fileExtent: 8, entry: 9 };
 const ROOT_DIRECTORY = 2;
 const NEW = 1;
 
-export function withFile(base: ContainerBlocks): Changes {
+export function withFile(base: ContainerBlocks, called = FILE.name): Changes {
   const manager = base.youngest(TYPE.spaceManager);
   const info = base.youngest(TYPE.chunkInfo);
   const bitmap = Number(viewOf(base.blocks.get(info)!).getBigUint64(64, true));
@@ -37,7 +37,7 @@ export function withFile(base: ContainerBlocks): Changes {
     },
     [base.youngest(TYPE.treeRoot, TYPE.fileTree)]: (view) => {
       const length = FILE.blocks * BLOCK_BYTES;
-      const name = Buffer.from(`${FILE.name}\0`);
+      const name = Buffer.from(`${called}\0`);
       addRecord(view, key(FILE.id, KIND.inode), inode(name, length));
       addRecord(view, key(FILE.id, KIND.stream), numbers(1));
       addRecord(view, key(FILE.id, KIND.fileExtent, 0, 0), numbers(length, 0, FILE.start, 0, 0, 0));

@@ -107,8 +107,8 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
     volumes: taken.map((partition) => {
       const { number, label, type } = partition;
       const set = MEMBERS.get(type);
-      const refusal = set === undefined ? {} : { refusal: memberRefusal(set) };
-      return volumeOf({ name: `${number}`, label, type, ...refusal }, disk, [partition]);
+      const unlessMember = set === undefined ? {} : { unlessMember: memberRefusal(set) };
+      return volumeOf({ name: `${number}`, label, type, ...unlessMember }, disk, [partition]);
     }),
     gaps: [taken.length === 0 ? ExtentSet.EMPTY : gapsBetween(disk, taken, reserved)],
     notes: [],

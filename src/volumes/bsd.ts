@@ -105,8 +105,8 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
       const device = partition.start === 0 ? withoutLabel : disk;
       if (!MEMBERS.has(partition.type)) return volumeOf(identity, device, [partition]);
       const message = `the disklabel says that it belongs to a set: ${type}`;
-      const refusal = { code: "multi-disk-member", message, hint: "everything in it counts as used" };
-      return volumeOf({ ...identity, refusal }, device, [partition]);
+      const unlessMember = { code: "multi-disk-member", message, hint: "everything in it counts as used" };
+      return volumeOf({ ...identity, unlessMember }, device, [partition]);
     }),
     gaps: [ExtentSet.EMPTY],
     notes: [],

@@ -66,8 +66,8 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
     volumes: entries.map((entry) => {
       const type = gptTypeName(entry.typeGuid);
       const set = setOf(type);
-      const refusal = set === undefined ? {} : { refusal: memberRefusal(set) };
-      return volumeOf({ name: `${entry.number}`, label: entry.label, type, ...refusal }, disk, [entry]);
+      const unlessMember = set === undefined ? {} : { unlessMember: memberRefusal(set) };
+      return volumeOf({ name: `${entry.number}`, label: entry.label, type, ...unlessMember }, disk, [entry]);
     }),
     gaps: [gaps],
     notes: [

@@ -189,6 +189,17 @@ test("metadata that does not add up: everything is used", async (t) => {
   }
 });
 
+test("a metadata area among the free extents is no gap", async (t) => {
+  if (!available(t)) return;
+  const disk = await SimulatedFile.load(makeLinear(t, ["--metadatacopies", "2"]));
+  const change = (text: string) => text.replace("pe_count = 62", "pe_count = 63");
+  const second = 63 * MiB;
+  for (const at of [4096, second]) await editLvmText(disk, change, at);
+  const { refusal, gaps } = await lvm.open([disk]);
+  assert.equal(refusal, undefined, refusal?.message);
+  assert.equal(gaps[0]!.end(gaps[0]!.count - 1), second);
+});
+
 test("two metadata areas must agree", async (t) => {
   if (!available(t)) return;
   const path = makeLinear(t, ["--metadatacopies", "2"]);

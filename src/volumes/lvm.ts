@@ -8,7 +8,6 @@
  *
  * Source: LVM2, lib/format_text/layout.h.
  */
-import { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { readGroup, summaryOf } from "./lvm/group.ts";
@@ -25,11 +24,14 @@ export const lvm: VolumeScheme = {
     return (await labelSectors(disk)).length > 0;
   },
   async membership(disk) {
+    const kind = "LVM2 volume group";
     try {
-      const member = await readMember(disk);
-      const { name, uuid, members } = summaryOf(await agreedText([member]));
-      const total = members.length;
-      return { kind: "LVM2 volume group", set: uuid, name, member: member.pv.uuid, members, total };
+      const own = await readMember(disk);
+      const member = own.pv.uuid;
+      const text = await textOf([own]);
+      if (text === undefined) return { kind, set: "", name: "", member, total: Infinity };
+      const { name, uuid, members } = summaryOf(text);
+      return { kind, set: uuid, name, member, members, total: members.length };
     } catch (error) {
       if (error instanceof DiskError && error.kind !== "io" && error.kind !== "interrupted") return undefined;
       throw error;
@@ -44,7 +46,14 @@ export const lvm: VolumeScheme = {
 async function readTable(disks: readonly BlockDevice[]): Promise<VolumeTable> {
   const members: Member[] = [];
   for (const disk of disks) members.push(await readMember(disk));
-  const group = await readGroup(await agreedText(members), members);
+  const text = await textOf(members);
+  if (text === undefined) {
+    throw new DiskError("unsupported", "the LVM physical volume holds no metadata of its volume group", {
+      code: "lvm-no-metadata",
+      hint: "its metadata is on another disk of the group, or it belongs to none",
+    });
+  }
+  const group = await readGroup(text, members);
   const regions = members.map(({ pv }, disk): Region[] => [
     { name: "LVM label", ...pv.label },
     ...pv.metadataAreas.map((area) => ({ name: "LVM metadata area", ...area })),
@@ -58,7 +67,7 @@ async function readTable(disks: readonly BlockDevice[]): Promise<VolumeTable> {
       const identity = { name, label: "", type: "logical volume", ...(refusal && { refusal }) };
       return mappedVolume(identity, disks, segments);
     }),
-    gaps: group.free.map((free, disk) => free.subtract(ExtentSet.from(members[disk]!.pv.bootAreas))),
+    gaps: group.free,
     notes: [],
     describe: (disk, at) =>
       regions[disk]?.find(({ start, end }) => start <= at && at < end)?.name ?? "LVM alignment",
@@ -74,8 +83,8 @@ async function readMember(disk: BlockDevice): Promise<Member> {
   return { disk, pv };
 }
 
-/** The text on which all metadata areas agree. @throws DiskError when there is none */
-async function agreedText(members: readonly Member[]): Promise<string> {
+/** The text on which all metadata areas agree; undefined where none is in use. @throws DiskError */
+async function textOf(members: readonly Member[]): Promise<string | undefined> {
   const texts = new Set<string>();
   for (const { disk, pv } of members) {
     for (const area of pv.metadataAreas) {
@@ -88,12 +97,6 @@ async function agreedText(members: readonly Member[]): Promise<string> {
     const where = members.length > 1 ? "physical volumes" : "physical volume";
     throw new DiskError("corrupt", `the metadata areas of the LVM ${where} differ`, {
       code: "lvm-contradiction",
-    });
-  }
-  if (text === undefined) {
-    throw new DiskError("unsupported", "the LVM physical volume holds no metadata of its volume group", {
-      code: "lvm-no-metadata",
-      hint: "its metadata is on another disk of the group, or it belongs to none",
     });
   }
   return text;

@@ -36,7 +36,7 @@ export function linear(stretch: Stretch, ...copies: readonly Stretch[]): Segment
   };
 }
 
-export type Identity = Pick<Volume, "name" | "label" | "type" | "refusal">;
+export type Identity = Pick<Volume, "name" | "label" | "type" | "refusal" | "unlessMember">;
 
 /** A volume that consists of `segments`, one behind the other. */
 export function mappedVolume(

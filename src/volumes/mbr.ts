@@ -63,8 +63,8 @@ async function readTable(disk: BlockDevice): Promise<VolumeTable> {
     volumes: partitions.map((partition) => {
       const type = mbrTypeName(partition.type);
       const set = setOf(type);
-      const refusal = set === undefined ? {} : { refusal: memberRefusal(set) };
-      return volumeOf({ name: `${partition.number}`, label: "", type, ...refusal }, disk, [partition]);
+      const unlessMember = set === undefined ? {} : { unlessMember: memberRefusal(set) };
+      return volumeOf({ name: `${partition.number}`, label: "", type, ...unlessMember }, disk, [partition]);
     }),
     gaps: [gaps],
     notes: doubt === undefined ? [] : [`gaps between partitions count as used: ${doubt}`],

@@ -204,7 +204,10 @@ async function mirrorByHand(): Promise<SimulatedFile[]> {
     };
     await disk.write(PLACE, memberSuperblock(role, 3, { level: 1, features: 1, ...places }));
     const bitmap = new Uint8Array(512);
-    BitmapHeader.encode({ magic: 0x6d746962, version: 4, syncSectors: 1536, chunkBytes: 64 * KiB }, bitmap);
+    BitmapHeader.encode(
+      { magic: 0x6d746962, version: 4, events: 17n, syncSectors: 1536, chunkBytes: 64 * KiB },
+      bitmap,
+    );
     bitmap[257] = 0xf0;
     await disk.write(BITMAP_AT, bitmap);
     disks.push(disk);
@@ -258,6 +261,17 @@ test("superblocks of version 1 that do not add up", async () => {
   assert.equal((await mdraid.open(disks)).refusal?.code, "md-ambiguous");
 });
 
+test("the superblock of a partition that ends with the disk is not the disk's", async () => {
+  const [disk] = await mirrorByHand();
+  const head = await readBytes(disk!, PLACE, 4096);
+  SuperblockV1.encode({ superOffset: PLACE / 512 - 64 }, head);
+  await disk!.write(PLACE, head);
+  assert.equal(await mdraid.probe(disk!), true, "a damaged one is");
+  fixChecksum(head);
+  await disk!.write(PLACE, head);
+  assert.equal(await mdraid.probe(disk!), false);
+});
+
 test("a write-intent bitmap that is not clear", async () => {
   const disks = await mirrorByHand();
   assert.equal((await mdraid.open(disks)).refusal, undefined);
@@ -268,6 +282,7 @@ test("a write-intent bitmap that is not clear", async () => {
     (bytes: Uint8Array) => (bytes[257] = 0xf8),
     (bytes: Uint8Array) => BitmapHeader.encode({ magic: 1 }, bytes),
     (bytes: Uint8Array) => BitmapHeader.encode({ version: 5 }, bytes),
+    (bytes: Uint8Array) => BitmapHeader.encode({ events: 16n }, bytes),
     (bytes: Uint8Array) => BitmapHeader.encode({ state: 2 }, bytes),
     (bytes: Uint8Array) => BitmapHeader.encode({ syncSectors: 1535 }, bytes),
     (bytes: Uint8Array) => BitmapHeader.encode({ chunkBytes: 0 }, bytes),

@@ -19,7 +19,7 @@ import { mappedVolume } from "./mapped.ts";
 import { levelName, segmentsOf } from "./mdraid/set.ts";
 import { MD_MAGIC, SECTOR_BYTES, type Superblock } from "./mdraid/superblock.ts";
 import { placeOfVersion0, readVersion0 } from "./mdraid/version-0.ts";
-import { PLACES, readVersion1 } from "./mdraid/version-1.ts";
+import { ELSEWHERE, PLACES, readVersion1 } from "./mdraid/version-1.ts";
 import { type Region, rejectOverlaps, tableOrRefusal } from "./table.ts";
 import type { VolumeScheme, VolumeTable } from "./volume.ts";
 import { bitmapObstacle } from "./write-intent.ts";
@@ -60,9 +60,21 @@ async function readers(disk: BlockDevice): Promise<(() => Promise<Superblock>)[]
     found.push(() => readVersion0(disk));
   for (const version of ["1.0", "1.1", "1.2"] as const) {
     const head = await magicAt(PLACES[version](disk.bytes));
-    if (head?.getUint32(0, true) === MD_MAGIC) found.push(() => readVersion1(disk, version));
+    if (head?.getUint32(0, true) !== MD_MAGIC || (version === "1.0" && (await isOfPartition(disk)))) continue;
+    found.push(() => readVersion1(disk, version));
   }
   return found;
+}
+
+/** Whether the superblock near the end is that of a partition which ends with the disk. */
+async function isOfPartition(disk: BlockDevice): Promise<boolean> {
+  try {
+    await readVersion1(disk, "1.0");
+    return false;
+  } catch (error) {
+    if (!(error instanceof DiskError) || error.kind === "io" || error.kind === "interrupted") throw error;
+    return error.code === ELSEWHERE;
+  }
 }
 
 /** @throws DiskError `corrupt`, `refused` */
@@ -163,7 +175,7 @@ function regionsOf(member: Superblock, deviceBytes: number): readonly Region[] {
 
 async function rejectBitmap(disk: BlockDevice, member: Superblock): Promise<void> {
   if (member.bitmap === undefined) return;
-  const obstacle = await bitmapObstacle(disk, member.bitmap, member.usedBytes / SECTOR_BYTES);
+  const obstacle = await bitmapObstacle(disk, member.bitmap, member.usedBytes / SECTOR_BYTES, member.events);
   if (obstacle === undefined) return;
   throw new DiskError("refused", `Linux RAID set: ${obstacle}`, {
     code: "md-dirty",

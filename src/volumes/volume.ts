@@ -90,6 +90,8 @@ export interface Volume {
   readonly encrypted?: boolean;
   /** Set: recognised, but not understood well enough; counts as used entirely. */
   readonly refusal?: Refusal;
+  /** Set: its type says that it is a part of a set. Counts as used entirely where its content does not say so, too. */
+  readonly unlessMember?: Refusal;
   /** Where a range of the volume lies on the disks: ascending in the volume; a mirror gives several a byte. */
   places(range: Extent): Iterable<{ readonly disk: number; readonly at: number; readonly bytes: number }>;
   /** The same places in no order and joined where they can be: for ranges that may be as long as the volume. */

@@ -7,7 +7,7 @@
  * Little-endian. Source: Linux, drivers/md/md-bitmap.h.
  */
 import type { Extent } from "../bytes/extents.ts";
-import { skip, struct, u32le, u64le } from "../bytes/struct.ts";
+import { bits64le, skip, struct, u32le, u64le } from "../bytes/struct.ts";
 import { type BlockDevice, readBytes } from "../device/device.ts";
 
 export const BITMAP_HEADER_BYTES = 256;
@@ -22,8 +22,8 @@ export const BitmapHeader = struct({
   magic: u32le,
   version: u32le,
   uuid: skip(16),
-  events: u64le,
-  eventsCleared: u64le,
+  events: bits64le,
+  eventsCleared: skip(8),
   syncSectors: u64le,
   state: u32le,
   chunkBytes: u32le,
@@ -31,18 +31,22 @@ export const BitmapHeader = struct({
 
 /**
  * Why the copies may differ by what the bitmap at the start of `area` says; undefined when it is clear.
+ * @param events what the superblock counts: a bitmap that counts less did not see the last of them
  * @throws DiskError `io`, `corrupt`
  */
 export async function bitmapObstacle(
   disk: BlockDevice,
   area: Extent,
   arraySectors: number,
+  events: bigint,
 ): Promise<string | undefined> {
   if (area.end - area.start < BITMAP_HEADER_BYTES) return "there is no room for its write-intent bitmap";
   const header = BitmapHeader.decode(await readBytes(disk, area.start, BITMAP_HEADER_BYTES));
   if (header.magic !== MAGIC || header.version !== VERSION)
     return `its write-intent bitmap at ${area.start} has version ${header.version}, expected ${VERSION}`;
   if (header.state !== 0) return `its write-intent bitmap is in state 0x${header.state.toString(16)}`;
+  if (header.events < events)
+    return `its write-intent bitmap counts ${header.events} events, its superblock ${events}: the bitmap is stale`;
   const { chunkBytes, syncSectors } = header;
   if (chunkBytes < SECTOR_BYTES || syncSectors < arraySectors)
     return `its write-intent bitmap is of ${syncSectors} sectors in chunks of ${chunkBytes} bytes, the set of ${arraySectors}`;

@@ -174,7 +174,7 @@ function raidSample(
     const dataSectors = 256 + (values.level === 0 ? role * 24 : 0);
     const places = { superOffset: 8, dataOffset: 128, dataSectors, features: 1, bitmapOffset: 16 };
     bytes.set(memberSuperblock(role, members, { ...places, ...values }), at);
-    const bitmap = { magic: 0x6d746962, version: 4, syncSectors: 384, chunkBytes: 4096 };
+    const bitmap = { magic: 0x6d746962, version: 4, events: 17n, syncSectors: 384, chunkBytes: 4096 };
     BitmapHeader.encode(bitmap, bytes, at + 8192);
     spots.push(spotOf(SuperblockV1, at), { at: at + 256, bytes: members * 2 });
     spots.push(spotOf(BitmapHeader, at + 8192));

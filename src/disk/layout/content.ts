@@ -80,9 +80,13 @@ async function sleepingIn(
 ): Promise<Content | undefined> {
   for (const reader of readers) {
     const content = await filesystemIn(region, reader, options);
-    if (content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated") return content;
+    if (isAsleep(content)) return content;
   }
   return undefined;
+}
+
+function isAsleep(content: Content): boolean {
+  return content.kind === "filesystem" && content.filesystem.refusal?.code === "hibernated";
 }
 
 async function volumesIn(
@@ -125,9 +129,13 @@ async function memberOf(device: BlockDevice, opener: Opener): Promise<MemberCont
   if (membership === undefined || membership.total <= 1) return undefined;
   const { kind, name, set, total } = membership;
   const called = name === "" ? set : `${name} (${set})`;
+  const message =
+    set === ""
+      ? `it cannot say of which ${kind} it is a device, and none that is here expects it`
+      : `it is one of ${total} devices of ${kind} ${called}, and not all of them are here`;
   const reason = {
     code: "members-missing",
-    message: `it is one of ${total} devices of ${kind} ${called}, and not all of them are here`,
+    message,
     hint: "name all disks of the guest in one command, or with --with",
   };
   return { kind: "member", membership, opener, reason };
@@ -152,9 +160,20 @@ export async function childrenOf(
         "survey the inner disk alone",
       );
     } else child.content = await contentOf(child, options, depth + 1);
+    if (volume.unlessMember && !saysMore(child.content))
+      child.content = { kind: "stranger", name: null, reason: volume.unlessMember };
     children.push(child);
   }
   return children;
+}
+
+/** Whether the content is a part of a set, which tells more than the type of a partition; or a guest that sleeps (H3). */
+function saysMore(content: Content): boolean {
+  if (content.kind === "member")
+    return content.opener.as === "table" && content.opener.scheme.hidesContent === true;
+  if (content.kind === "table")
+    return SCHEMES.some(({ name, hidesContent }) => hidesContent && name === content.table.scheme);
+  return isAsleep(content);
 }
 
 function nested(on: readonly Region[], volume: Volume): Region {

@@ -32,15 +32,28 @@ export async function joinSets(roots: readonly Region[], options: LayoutOptions)
   return sets;
 }
 
+/** Members by their set: those first that say which it is, and behind them those that it expects. */
 function groupsOf(regions: readonly Region[]): Map<string, Member[]> {
   const groups = new Map<string, Member[]>();
+  const unsaid: Member[] = [];
   for (const region of regions.flatMap((outer) => [...below(outer)])) {
-    if (region.content.kind !== "member") continue;
+    if (!isMember(region)) continue;
     const { kind, set } = region.content.membership;
     const key = `${kind} ${set}`;
-    groups.set(key, [...(groups.get(key) ?? []), region as Member]);
+    if (set === "") unsaid.push(region);
+    else groups.set(key, [...(groups.get(key) ?? []), region]);
+  }
+  for (const members of groups.values()) {
+    const { kind, members: expected } = members[0]!.content.membership;
+    const isExpected = ({ content: { membership } }: Member): boolean =>
+      membership.kind === kind && (expected?.includes(membership.member) ?? false);
+    members.push(...unsaid.filter(isExpected));
   }
   return groups;
+}
+
+function isMember(region: Region): region is Member {
+  return region.content.kind === "member";
 }
 
 /** Whether each member is there exactly once; notes on the members when one is there twice. */
@@ -66,7 +79,7 @@ async function openSet(
   depth: number,
 ): Promise<Region | undefined> {
   const ordered = inOrder(members);
-  const { opener, membership } = ordered[0]!.content;
+  const { opener, membership } = members[0]!.content;
   const devices = ordered.map(({ device }) => device);
   let content: Content;
   if (opener.as === "filesystem") {

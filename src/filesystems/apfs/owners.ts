@@ -34,6 +34,13 @@ interface Lookup {
   streams?: Promise<ReadonlyMap<bigint, bigint>>;
 }
 
+interface FoundInode {
+  readonly lookup: Lookup;
+  readonly inode: Inode;
+}
+
+const partsOf = (path: string): string[] => path.split("/").filter((part) => part !== "" && part !== ".");
+
 export class Owners {
   readonly #contents: Contents;
   readonly #area: Area;
@@ -95,8 +102,16 @@ export class Owners {
 
   async find(path: string): Promise<FoundFile | undefined> {
     const found = await unlessDamaged(this.#lookUp(path));
-    if (found === undefined || found === "volumes") return undefined;
-    const { inode, lookup } = found;
+    return found === undefined || found === "volumes" ? undefined : this.#fileOf(found);
+  }
+
+  /** A file of one volume, whatever the volume is called. */
+  async findIn(volume: Volume, path: string): Promise<FoundFile | undefined> {
+    const found = await unlessDamaged(this.#inodeAt(volume, partsOf(path)));
+    return found && this.#fileOf(found);
+  }
+
+  async #fileOf({ inode, lookup }: FoundInode): Promise<FoundFile | undefined> {
     const extents = await unlessDamaged(this.#extentsOf(lookup, inode));
     if (extents === undefined) return undefined;
     const fixed = fixedBecause(lookup.volume, inode);
@@ -147,15 +162,18 @@ export class Owners {
   }
 
   /** The inode at a path; `volumes` above them. @throws Refused */
-  async #lookUp(path: string): Promise<{ lookup: Lookup; inode: Inode } | "volumes" | undefined> {
-    const names = path.split("/").filter((part) => part !== "" && part !== ".");
+  async #lookUp(path: string): Promise<FoundInode | "volumes" | undefined> {
+    const names = partsOf(path);
     let volume = this.#contents.volumes[0];
     if (this.#contents.volumes.length > 1) {
       const name = names.shift();
       if (name === undefined) return "volumes";
       volume = this.#contents.volumes.find((one) => this.#prefix(one) === `/${name}`);
     }
-    if (volume === undefined) return undefined;
+    return volume && this.#inodeAt(volume, names);
+  }
+
+  async #inodeAt(volume: Volume, names: readonly string[]): Promise<FoundInode | undefined> {
     const lookup = await this.#lookup(volume);
     let inode = await inodeOf(lookup, ROOT);
     for (const name of names) {

@@ -186,6 +186,7 @@ async function outOfSync(disks: readonly SimulatedFile[], table: VolumeTable): P
     (bytes) => RaidSuperblock.encode({ incompatFeatures: 1 }, bytes),
     (bytes) => BitmapHeader.encode({ magic: 0 }, bytes, 4096),
     (bytes) => BitmapHeader.encode({ version: 5 }, bytes, 4096),
+    (bytes) => BitmapHeader.encode({ events: 0n }, bytes, 4096),
     (bytes) => BitmapHeader.encode({ state: 2 }, bytes, 4096),
     (bytes) => BitmapHeader.encode({ syncSectors: 8 }, bytes, 4096),
     (bytes) => BitmapHeader.encode({ chunkBytes: 0 }, bytes, 4096),
@@ -246,7 +247,10 @@ test("the metadata of all disks must agree; a disk without any is fine", async (
   if (!available(t)) return;
   const bare = await load(twoDisks(t, "--metadatacopies", "0"));
   assert.equal((await lvm.open(bare)).volumes.length, 5);
-  assert.equal(await lvm.membership!(bare[1]!), undefined);
+  const stated = await lvm.membership!(bare[0]!);
+  const unstated = await lvm.membership!(bare[1]!);
+  assert.deepEqual([unstated?.set, unstated?.member], ["", stated?.members?.[1]]);
+  assert.equal((await lvm.open([bare[1]!])).refusal?.code, "lvm-no-metadata");
   const disks = await load(twoDisks(t));
   await editLvmText(disks[1]!, (text) => text.replace(/seqno = \d+/, "seqno = 3"));
   assert.equal((await lvm.open(disks)).refusal?.code, "lvm-contradiction");

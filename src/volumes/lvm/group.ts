@@ -15,7 +15,7 @@ import type { Segment, Stretch } from "../mapped.ts";
 import { type Region, rejectOverlaps } from "../table.ts";
 import { type Logical, readLogical, refusalOf, usersOf } from "./logical.ts";
 import { mirrorOf, outOfSync } from "./mirror.ts";
-import { labelUuid, type Member, physicalVolumes } from "./physical.ts";
+import { areasOf, labelUuid, type Member, physicalVolumes } from "./physical.ts";
 import { parseText, type Section } from "./text.ts";
 
 const CONTENTS = "Text Format Volume Group";
@@ -26,7 +26,7 @@ export interface Group {
   /** Per disk: the physical extents, in bytes. */
   readonly extents: readonly Extent[];
   readonly volumes: readonly LogicalVolume[];
-  /** Per disk: of the physical extents, those that no logical volume holds. */
+  /** Per disk: of the physical extents, those that neither a logical volume nor LVM itself holds. */
   readonly free: readonly ExtentSet[];
   /** What serves an opened volume and is no part of it: the superblocks and bitmaps of a mirror. */
   readonly serving: readonly (Region & Stretch)[];
@@ -70,7 +70,7 @@ export async function readGroup(text: string, members: readonly Member[]): Promi
     ),
   );
   for (const [disk, { pv }] of members.entries()) {
-    const areas = pv.metadataAreas.map((area) => ({ name: "metadata area", ...area }));
+    const areas = areasOf(pv).map((area) => ({ name: "area of the physical volume", ...area }));
     rejectOverlaps([...held[disk]!, ...areas], "lvm-overlap");
   }
   const users = usersOf(parts);
@@ -90,7 +90,7 @@ export async function readGroup(text: string, members: readonly Member[]): Promi
     ],
     free: members.map((_, disk) => {
       const { extents } = volumes.list.find((one) => one.disk === disk)!;
-      return ExtentSet.of(extents).subtract(ExtentSet.from(held[disk]!));
+      return ExtentSet.of(extents).subtract(ExtentSet.from([...held[disk]!, ...areasOf(members[disk]!.pv)]));
     }),
     serving,
   };

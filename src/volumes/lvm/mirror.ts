@@ -152,6 +152,7 @@ export async function outOfSync(disks: readonly BlockDevice[], mirror: Mirror): 
         disk,
         { start: meta.start + BITMAP_AT, end: meta.end },
         mirror.bytes / SECTOR_BYTES,
+        events,
       ));
     if (obstacle !== undefined) return refused(mirror, `image ${position}: ${obstacle}`);
   }

@@ -85,6 +85,11 @@ function ownVolume(
   return { name, disk, extents };
 }
 
+/** What LVM keeps for itself, and for boot loaders. */
+export function areasOf({ label, metadataAreas, bootAreas }: PhysicalVolume): readonly Extent[] {
+  return [label, ...metadataAreas, ...bootAreas];
+}
+
 /** The UUID as the label has it. */
 export function labelUuid(section: Section): string {
   return section.string("id").replaceAll("-", "");

@@ -42,10 +42,8 @@ export interface Obstacle {
   readonly message: string;
 }
 
-export function corrupt(version: Version, at: number, what: string): DiskError {
-  return new DiskError("corrupt", `Linux RAID superblock ${version} at ${at} ${what}`, {
-    code: "md-damaged",
-  });
+export function corrupt(version: Version, at: number, what: string, code = "md-damaged"): DiskError {
+  return new DiskError("corrupt", `Linux RAID superblock ${version} at ${at} ${what}`, { code });
 }
 
 /** What the member's role, its features and its state say against it, the worst first. */

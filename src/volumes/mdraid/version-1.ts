@@ -84,6 +84,9 @@ const KNOWN = FEATURE_NAMES.reduce((bits, [bit]) => bits | bit, FEATURE_BITMAP |
 /** Write mostly, fail fast: they change nothing of where bytes lie. */
 const DEVICE_FLAGS = 3;
 
+/** Code of what is thrown for a superblock that is whole and says that it lies in another place. */
+export const ELSEWHERE = "md-elsewhere";
+
 /** Where the superblock lies on a device of so many bytes. */
 export const PLACES: Readonly<Record<"1.0" | "1.1" | "1.2", (bytes: number) => number>> = {
   "1.0": (bytes) => Math.floor((Math.floor(bytes / SECTOR_BYTES) - 16) / 8) * 8 * SECTOR_BYTES,
@@ -103,7 +106,7 @@ export async function readVersion1(disk: BlockDevice, version: keyof typeof PLAC
   const found = checksum(bytes.subarray(0, end));
   if (found !== sb.checksum) throw corrupt(version, at, `has checksum ${found}, expected ${sb.checksum}`);
   if (sb.superOffset * SECTOR_BYTES !== at)
-    throw corrupt(version, at, `says that it lies at ${sb.superOffset * SECTOR_BYTES}`);
+    throw corrupt(version, at, `says that it lies at ${sb.superOffset * SECTOR_BYTES}`, ELSEWHERE);
   const roles = Array.from({ length: sb.roles }, (_, i) => viewOf(bytes).getUint16(ROLES_AT + i * 2, true));
   const role = roles[sb.number];
   const start = sb.dataOffset * SECTOR_BYTES;
