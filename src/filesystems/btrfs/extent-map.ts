@@ -39,6 +39,8 @@ interface MapClaim {
 /** @throws Refused */
 export async function readMap(volume: Volume): Promise<MapClaim> {
   const { sb, members, nodes } = volume;
+  // First of all: chunks that lie apart on their devices bound what a single extent can claim.
+  const outside = await unallocated(volume);
   const nodesOf = members.map(() => new SparseBitmap());
   const used = await readUsed(volume, nodesOf);
   const freeOf = (chunk: Chunk) => freeIn(used, chunk, sb.sectorBytes);
@@ -52,7 +54,6 @@ export async function readMap(volume: Volume): Promise<MapClaim> {
   for (const { chunk, index } of stripes) {
     for (const { start, end } of freeOf(chunk)) placeInStripe(chunk, index, start, end, add);
   }
-  const outside = await unallocated(volume);
   const free = builders.map((builder, index) =>
     builder.build().union(outside[index]!).subtract(reserved(members[index]!.sb)),
   );
