@@ -10,6 +10,7 @@ import { type TestContext, test } from "node:test";
 import type { ExtentSet } from "../src/bytes/extents.ts";
 import { explain, reclaim, survey } from "../src/disk.ts";
 import { btrfs } from "../src/filesystems/btrfs.ts";
+import { OLDER } from "../src/filesystems/btrfs/owners.ts";
 import { dumpedBackups, dumpedPlaces } from "../src/testing/btrfs.ts";
 import { live, makeBtrfs, printOfBtrfs, printOfFolder, withBtrfs } from "../src/testing/btrfs-guest.ts";
 import { fileDevice } from "../src/testing/file-device.ts";
@@ -100,6 +101,57 @@ test("H4: what an older generation lists is kept, though the way to it is broken
   for (const { fileRoot } of changed) destroyNode(disk, fileRoot);
   assert.match(checked(disk), /^0\n/);
   assert.equal((await freeOf(disk)).subtract(whole).bytes, 0);
+});
+
+/** A root item with its drop progress, and the address of the root. */
+const SUBVOLUME = /\(256 ROOT_ITEM[^]*?bytenr (\d+)[^]*?drop_progress key \([1-9]/;
+
+/** Makes a filesystem that is unmounted so soon after a subvolume of it was deleted. */
+function deleteHalf(disk: string, seconds: string): void {
+  makeBtrfs([disk], 256, ["-n", "4096", "-m", "single"]);
+  withBtrfs([disk], "rw", (root) => {
+    run("btrfs", ["subvolume", "create", join(root, "sub")]);
+    for (let i = 0; i < 15_000; i++) writeFileSync(join(root, "sub", `${i}`), Buffer.alloc(1000, i));
+  });
+  withBtrfs([disk], "rw", (root) => {
+    run("btrfs", ["subvolume", "delete", join(root, "sub")]);
+    run("btrfs", ["filesystem", "sync", root]);
+    run("sleep", [seconds]);
+  });
+}
+
+test("H4: a subvolume that was half deleted is kept for an older generation", async (t) => {
+  if (!available(t)) return;
+  const disk = join(scratch(t), "disk.raw");
+  const dump = (...options: string[]) =>
+    attempt("btrfs", ["inspect-internal", "dump-tree", ...options, disk]).stdout;
+  const isHalf = ["0.02", "0", "0.04", "0.1"].some((seconds) => {
+    deleteHalf(disk, seconds);
+    return SUBVOLUME.test(dump("-t", "root"));
+  });
+  if (!isHalf) return t.diagnostic("it was deleted at once, or not at all");
+  const [, root] = SUBVOLUME.exec(dump("-t", "root"))!;
+  const printed = dump("--follow", "-b", root!).matchAll(/^leaf (\d+) items/gm);
+  const leaves = new Set(Array.from(printed, ([, at]) => Number(at)));
+  const [sample] = leaves;
+  assert.deepEqual(dumpedPlaces(disk, sample!), [sample], "what is not mirrored lies where its address says");
+  const wanted = new Set<number>();
+  const current = new Set<number>();
+  await using device = await fileDevice(disk);
+  const filesystem = await btrfs.open([device], { replay: false });
+  await filesystem.walk((_, at, end, owner) => {
+    if (owner !== OLDER) current.add(at);
+    else if (leaves.has(at) && end - at === 4096) wanted.add(at);
+  });
+  assert.ok(wanted.size > 0, "leaves that were dropped in the last generation");
+  for (const { extentRoot } of dumpedBackups(disk)) {
+    if (!current.has(extentRoot)) destroyNode(disk, extentRoot);
+  }
+  const free = await freeOf(disk);
+  assert.deepEqual(
+    [...wanted].filter((at) => free.has(at)),
+    [],
+  );
 });
 
 async function freeOf(path: string): Promise<ExtentSet> {

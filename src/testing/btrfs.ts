@@ -26,6 +26,7 @@ const dumpTree = (paths: readonly string[], ...options: readonly string[]): stri
 interface DumpedBackup {
   readonly root: number;
   readonly generation: number;
+  readonly chunkRoot: number;
   readonly extentRoot: number;
   readonly fileRoot: number;
 }
@@ -34,17 +35,18 @@ interface DumpedBackup {
 export function dumpedBackups(path: string): DumpedBackup[] {
   const text = run("btrfs", ["inspect-internal", "dump-super", "-f", path]);
   const found = text.matchAll(
-    /backup_tree_root:\s+(\d+)\s+gen: (\d+)[^]*?backup_extent_root:\s+(\d+)[^]*?backup_fs_root:\s+(\d+)/g,
+    /backup_tree_root:\s+(\d+)\s+gen: (\d+)[^]*?backup_chunk_root:\s+(\d+)[^]*?backup_extent_root:\s+(\d+)[^]*?backup_fs_root:\s+(\d+)/g,
   );
   return [...found]
     .map(([, ...numbers]) => {
-      const [root, generation, extentRoot, fileRoot] = numbers.map(Number) as [
+      const [root, generation, chunkRoot, extentRoot, fileRoot] = numbers.map(Number) as [
+        number,
         number,
         number,
         number,
         number,
       ];
-      return { root, generation, extentRoot, fileRoot };
+      return { root, generation, chunkRoot, extentRoot, fileRoot };
     })
     .filter(({ root }) => root !== 0);
 }
@@ -74,11 +76,14 @@ export function dumpedFree(paths: readonly string[], deviceBytes: number): Dumpe
     eachSector(chunks, line, (device, at) => sets.get(device)!.current.add(at, at + 4096));
   }
   let isWhole = true;
-  for (const root of olderExtentRoots(paths)) {
+  for (const [root, chunkRoot] of olderExtentRoots(paths)) {
+    const old = dumpedChunks(
+      attempt("btrfs", [...DUMP_TREE, "--follow", "-b", `${chunkRoot}`, ...paths]).stdout,
+    );
     const { stdout, stderr } = attempt("btrfs", [...DUMP_TREE, "--follow", "-b", root, ...paths]);
     if (stderr !== "") isWhole = false;
     for (const line of dumpedExtents(stdout, nodeBytes)) {
-      eachSector(chunks, line, (device, at) => sets.get(device)!.older.add(at, at + 4096));
+      eachSector([...old, ...chunks], line, (device, at) => sets.get(device)?.older.add(at, at + 4096));
     }
   }
   const now = new Map<number, ExtentSet>();
@@ -100,14 +105,17 @@ export function dumpedPlaces(path: string, start: number): number[] {
   return places;
 }
 
-/** Roots of the extent trees of all backups: those beside the root tree, and those that the root tree leads to. */
-function olderExtentRoots(paths: readonly string[]): Set<string> {
-  const roots = new Set<string>();
-  for (const { root, extentRoot } of dumpedBackups(paths[0]!)) {
-    roots.add(`${extentRoot}`);
+/**
+ * Roots of the extent trees of all backups, those beside the root tree and those that the root tree leads to, each with
+ * the root of the chunk tree of its time.
+ */
+function olderExtentRoots(paths: readonly string[]): Map<string, number> {
+  const roots = new Map<string, number>();
+  for (const { root, chunkRoot, extentRoot } of dumpedBackups(paths[0]!)) {
+    roots.set(`${extentRoot}`, chunkRoot);
     const { stdout } = attempt("btrfs", [...DUMP_TREE, "--follow", "-b", `${root}`, ...paths]);
     const item = /key \(EXTENT_TREE ROOT_ITEM 0\)[^\n]*\n[^\n]*?bytenr (\d+)/.exec(stdout);
-    if (item !== null) roots.add(item[1]!);
+    if (item !== null) roots.set(item[1]!, chunkRoot);
   }
   return roots;
 }
@@ -142,7 +150,7 @@ function eachSector(
 ): void {
   for (let at = extent.start; at < extent.start + extent.bytes; at += 4096) {
     const chunk = chunks.find(({ start, bytes }) => at >= start && at < start + bytes);
-    if (chunk === undefined) continue; // of a backup: the chunk is gone
+    if (chunk === undefined) continue; // of a backup whose chunk tree was overwritten
     const inChunk = at - chunk.start;
     const isStriped = /RAID0|RAID10$/.test(chunk.type);
     const copies = chunk.type.endsWith("RAID10") ? 2 : 1;

@@ -10,7 +10,7 @@
  */
 import { bits64le, raw, struct, u16le, u32le, u64le } from "../../bytes/struct.ts";
 import { Refused } from "../refused.ts";
-import { damaged, unsupported } from "./refused.ts";
+import { damaged, unsupported, type Unreadable } from "./refused.ts";
 
 const ChunkLayout = struct({
   bytes: u64le,
@@ -39,8 +39,11 @@ const STRIPES: ReadonlyMap<bigint, number> = new Map([
   [PROFILE.raid1c4, 4],
 ]);
 
+/** The member of a stripe on a device that an older generation had, and that is not at hand. */
+const NOWHERE = -1;
+
 interface Stripe {
-  /** Place among the members given. */
+  /** Place among the members given, or `NOWHERE`. */
   readonly member: number;
   /** In bytes on that member. */
   readonly at: number;
@@ -62,16 +65,17 @@ export interface Chunk {
 export interface Holder {
   readonly id: number;
   readonly uuid: Uint8Array;
-  /** How much of the device is the filesystem's. */
+  /** Where stripes must end. */
   readonly bytes: number;
 }
 
-/** @throws Refused */
+/** @throws Refused, but not for stripes on devices that are not at hand, when those are passed by */
 export function decodeChunk(
   item: Uint8Array,
   start: number,
   holders: readonly Holder[],
   sectorBytes: number,
+  unreadable: Unreadable,
 ): Chunk {
   const head = ChunkLayout.decode(item);
   const where = `chunk at ${start}`;
@@ -88,17 +92,30 @@ export function decodeChunk(
     throw damaged(`${where}: ${head.bytes} bytes in stripes of ${head.stripeBytes}`);
   }
   const stripes = Array.from({ length: head.stripes }, (_, index) => {
-    const { device, at, uuid } = StripeLayout.decode(item, ChunkLayout.bytes + index * StripeLayout.bytes);
-    const member = holders.findIndex(({ id }) => id === device);
-    if (member < 0) throw missing(`${where}: a stripe on device ${device}, which is not at hand`);
-    const holder = holders[member]!;
-    if (!Buffer.from(holder.uuid).equals(uuid)) throw damaged(`${where}: device ${device} has another UUID`);
-    if (at % sectorBytes !== 0 || at + stripeBytes > holder.bytes) {
-      throw damaged(`${where}: a stripe at ${at} of device ${device}, which has ${holder.bytes} bytes`);
-    }
-    return { member, at };
+    const stripe = StripeLayout.decode(item, ChunkLayout.bytes + index * StripeLayout.bytes);
+    const member = memberOf(where, { ...stripe, bytes: stripeBytes }, holders, sectorBytes);
+    if (!(member instanceof Refused)) return { member, at: stripe.at };
+    if (unreadable === "refuse") throw member;
+    return { member: NOWHERE, at: stripe.at };
   });
   return { start, end, type: head.type, columns, mirrors, stripes, stripeBytes };
+}
+
+/** Place among the holders, or why there is none. */
+function memberOf(
+  where: string,
+  { device, at, uuid, bytes }: { device: number; at: number; uuid: Uint8Array; bytes: number },
+  holders: readonly Holder[],
+  sectorBytes: number,
+): number | Refused {
+  const member = holders.findIndex(({ id }) => id === device);
+  if (member < 0) return missing(`${where}: a stripe on device ${device}, which is not at hand`);
+  const holder = holders[member]!;
+  if (!Buffer.from(holder.uuid).equals(uuid)) return damaged(`${where}: device ${device} has another UUID`);
+  if (at % sectorBytes !== 0 || at + bytes > holder.bytes) {
+    return damaged(`${where}: a stripe at ${at} of device ${device}, which has ${holder.bytes} bytes`);
+  }
+  return member;
 }
 
 export const missing = (message: string) =>
@@ -144,6 +161,20 @@ export class ChunkMap {
   chunkOf(at: number, bytes: number): Chunk | undefined {
     const last = this.#last;
     if (last !== undefined && at >= last.start && at + bytes <= last.end) return last;
+    const chunk = this.#firstBehind(at);
+    if (chunk === undefined || chunk.start > at || at + bytes > chunk.end) return undefined;
+    this.#last = chunk;
+    return chunk;
+  }
+
+  /** These chunks, and those of `other` that lie apart from all of them. */
+  completedBy(other: ChunkMap): ChunkMap {
+    const rest = other.chunks.filter(({ start, end }) => !((this.#firstBehind(start)?.start ?? end) < end));
+    return new ChunkMap([...this.chunks, ...rest]);
+  }
+
+  /** The first chunk that ends behind `at`. */
+  #firstBehind(at: number): Chunk | undefined {
     let low = 0;
     let high = this.chunks.length;
     while (low < high) {
@@ -151,19 +182,18 @@ export class ChunkMap {
       if (this.chunks[middle]!.end <= at) low = middle + 1;
       else high = middle;
     }
-    const chunk = this.chunks[low];
-    if (chunk === undefined || chunk.start > at || at + bytes > chunk.end) return undefined;
-    this.#last = chunk;
-    return chunk;
+    return this.chunks[low];
   }
 }
 
-/** Where a copy of a node lies in one piece; undefined where it is cut in two. */
+/** Where a copy of a node lies in one piece; undefined where it is cut in two, nowhere, or there is no such copy. */
 export function placeOf(chunk: Chunk, at: number, bytes: number, copy: number): Stripe | undefined {
   const offset = at - chunk.start;
   const column = chunk.columns === 1 ? 0 : Math.floor(offset / STRIPE_BYTES) % chunk.columns;
   if (chunk.columns > 1 && (offset % STRIPE_BYTES) + bytes > STRIPE_BYTES) return undefined;
+  if (copy >= chunk.mirrors) return undefined;
   const { member, at: start } = chunk.stripes[column * chunk.mirrors + copy]!;
+  if (member === NOWHERE) return undefined;
   return { member, at: start + inColumn(chunk, offset, column) };
 }
 
@@ -177,6 +207,7 @@ export function eachPlace(chunk: Chunk, start: number, end: number, found: Found
 /** Calls `found` for the range in one stripe of `chunk`, when it holds some of the bytes. */
 export function placeInStripe(chunk: Chunk, index: number, start: number, end: number, found: Found): void {
   const { member, at } = chunk.stripes[index]!;
+  if (member === NOWHERE) return;
   const column = Math.floor(index / chunk.mirrors);
   const from = inColumn(chunk, start - chunk.start, column);
   const to = inColumn(chunk, end - chunk.start, column);

@@ -11,7 +11,7 @@
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
-import { placeInStripe, type Chunk } from "./chunks.ts";
+import { eachPlace, placeInStripe, type Chunk } from "./chunks.ts";
 import { unallocated } from "./devices.ts";
 import { hasBlockGroupTree, hasFreeSpaceTree, hasSkinnyMetadata } from "./features.ts";
 import { checkFreeSpaceTree } from "./free-space-tree.ts";
@@ -20,6 +20,7 @@ import { u64At, type Node } from "./node.ts";
 import type { Volume } from "./opening.ts";
 import { contradiction, damaged } from "./refused.ts";
 import { reserved } from "./reserved.ts";
+import type { Superblock } from "./superblock.ts";
 import { traverse, type Root } from "./trees.ts";
 
 const EXTENT_BYTES = 24;
@@ -28,10 +29,20 @@ const FLAG_DATA = 1;
 const FLAG_NODE = 2;
 const GROUP_BYTES = 24;
 
-/** What of each member the current trees call free. @throws Refused */
-export async function freeByMap(volume: Volume): Promise<ExtentSet[]> {
+interface MapClaim {
+  /** Per member: what the current trees call free. */
+  readonly free: readonly ExtentSet[];
+  /** Per member: sectors that begin a copy of a node. */
+  readonly nodes: readonly SparseBitmap[];
+}
+
+/** @throws Refused */
+export async function readMap(volume: Volume): Promise<MapClaim> {
   const { sb, members, nodes } = volume;
-  const used = await readUsed(volume);
+  // First of all: chunks that lie apart on their devices bound what a single extent can claim.
+  const outside = await unallocated(volume);
+  const nodesOf = members.map(() => new SparseBitmap());
+  const used = await readUsed(volume, nodesOf);
   const freeOf = (chunk: Chunk) => freeIn(used, chunk, sb.sectorBytes);
   if (hasFreeSpaceTree(sb)) await checkFreeSpaceTree(volume, freeOf);
   const builders = members.map(() => new ExtentBuilder());
@@ -43,10 +54,10 @@ export async function freeByMap(volume: Volume): Promise<ExtentSet[]> {
   for (const { chunk, index } of stripes) {
     for (const { start, end } of freeOf(chunk)) placeInStripe(chunk, index, start, end, add);
   }
-  const outside = await unallocated(volume);
-  return builders.map((builder, index) =>
+  const free = builders.map((builder, index) =>
     builder.build().union(outside[index]!).subtract(reserved(members[index]!.sb)),
   );
+  return { free, nodes: nodesOf };
 }
 
 /** The logical ranges of a chunk that are in no extent. */
@@ -61,14 +72,17 @@ function freeIn(used: SparseBitmap, chunk: Chunk, sectorBytes: number): ExtentSe
   return free.build();
 }
 
-/** @throws Refused when the map of chunks, the block groups and the extents do not agree */
-async function readUsed(volume: Volume): Promise<SparseBitmap> {
+/**
+ * @param nodesOf takes the places of nodes, per member
+ * @throws Refused when the map of chunks, the block groups and the extents do not agree
+ */
+async function readUsed(volume: Volume, nodesOf: readonly SparseBitmap[]): Promise<SparseBitmap> {
   const { sb, nodes } = volume;
   const used = new SparseBitmap();
   /** By the start of its chunk: bytes in extents, and what the block group says. */
   const usedIn = new Map<number, number>();
   const groups = new Map<number, number>();
-  const add = (at: number, bytes: number) => {
+  const add = (at: number, bytes: number): Chunk => {
     const chunk =
       at % sb.sectorBytes === 0 && bytes % sb.sectorBytes === 0 ? nodes.map.chunkOf(at, bytes) : undefined;
     if (chunk === undefined || bytes === 0)
@@ -79,13 +93,16 @@ async function readUsed(volume: Volume): Promise<SparseBitmap> {
       throw contradiction(`extent at ${at}: ${taken * sb.sectorBytes} is in another extent, too`);
     used.setRange(first, end);
     usedIn.set(chunk.start, (usedIn.get(chunk.start) ?? 0) + bytes);
+    return chunk;
   };
   const leaf = (node: Node) => {
     for (let index = 0; index < node.count; index++) {
       const type = node.type(index);
       if (type === KEY.blockGroup) groups.set(node.id(index), groupUsed(volume, node, index));
       else if (type === KEY.extent || type === KEY.metadata) {
-        add(node.id(index), extentBytes(volume, node, index));
+        const at = node.id(index);
+        const chunk = add(at, extentBytes(volume, node, index));
+        if (isOfNode(node, index)) markNode(sb, chunk, at, nodesOf);
       }
     }
   };
@@ -118,6 +135,22 @@ function extentBytes({ sb }: Volume, node: Node, index: number): number {
   }
   return bytes;
 }
+
+/** Notes where the copies of a node begin. */
+function markNode(
+  { sectorBytes, nodeBytes }: Superblock,
+  chunk: Chunk,
+  at: number,
+  of: readonly SparseBitmap[],
+) {
+  eachPlace(chunk, at, at + nodeBytes, (member, start) =>
+    of[member]!.setRange(start / sectorBytes, start / sectorBytes + 1),
+  );
+}
+
+/** Whether an extent item that was checked is that of a node. */
+const isOfNode = (node: Node, index: number): boolean =>
+  (node.view.getUint32(node.itemPlace(index) + FLAGS_AT, true) & FLAG_NODE) !== 0;
 
 /** The used bytes that a block group item tells. */
 function groupUsed({ nodes }: Volume, node: Node, index: number): number {

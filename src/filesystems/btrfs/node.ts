@@ -73,6 +73,10 @@ export class Node {
     this.count = this.view.getUint32(COUNT_AT, true);
   }
 
+  get generation(): number {
+    return u64At(this.view, GENERATION_AT);
+  }
+
   /** Where key number `index` lies in the node. */
   keyPlace(index: number): number {
     return HEADER_BYTES + index * (this.level === 0 ? ITEM_BYTES : POINTER_BYTES);
@@ -136,7 +140,7 @@ export function identifiedNode(
   if (!sb.checksumKind.matches(bytes)) throw badChecksum(where);
   const node = new Node(reference.at, bytes);
   const { view } = node;
-  const found = { at: u64At(view, SELF_AT), generation: u64At(view, GENERATION_AT), level: node.level };
+  const found = { at: u64At(view, SELF_AT), generation: node.generation, level: node.level };
   for (const field of ["at", "generation", "level"] as const) {
     if (found[field] === reference[field]) continue;
     throw damaged(`${where}: ${field} ${found[field]} found, ${reference[field]} expected`);

@@ -5,13 +5,15 @@
  *   now       root → a → b      d → e          e and c were written in its place, or not at all
  *   backup    root'→ a'→ b      d → c          root', a' and c are kept; b and d are known already
  *
- * A node that the current trees use is not looked into: what it reaches is in use as well. A node that cannot be read,
- * or is no longer the one that was meant, was overwritten since; what is reached without it is kept all the same.
- * Each set has its own map of chunks, for a chunk may have been removed meanwhile.
+ * A node that the current trees have is not looked into: what it reaches is in use as well. Only bytes tell whether it
+ * is still there: what was allocated anew need not be written yet. A node that cannot be read, or is no longer the one
+ * that was meant, was overwritten since; what is reached without it is kept all the same.
+ *
+ * Each set has its own map of chunks, for a chunk may have been removed meanwhile, even with the device of its other copy.
  */
 import { SparseBitmap } from "../../bytes/bitmap.ts";
 import { Refused, unlessDamaged } from "../refused.ts";
-import { eachPlace, placeOf, type ChunkMap } from "./chunks.ts";
+import { eachPlace, placeOf, type Chunk, type ChunkMap } from "./chunks.ts";
 import { eachExtent } from "./file-extents.ts";
 import { hasSkinnyMetadata } from "./features.ts";
 import { KEY, TREE } from "./keys.ts";
@@ -25,20 +27,22 @@ import { NodeSource, type Tree } from "./volume.ts";
 type Keep = (member: number, start: number, end: number) => void;
 
 export interface Known {
-  /** Whether the current trees use what lies at `at` of a member. */
-  isUsed(member: number, at: number): boolean;
+  /** Whether a node of the current trees begins at `at` of a member, and all that it leads to is in use. */
+  isFollowed(member: number, at: number): boolean;
   /** Whether what the older extent trees list counts as reached. */
   readonly believesMaps: boolean;
 }
 
 /** A set of roots, and how each tree of it begins. */
 interface Generation extends Roots {
+  /** The superblock in which it stands. */
+  readonly holder: Superblock;
   readonly starts: readonly Start[];
 }
 
 /** Calls `keep` for everything that older roots reach. */
 export async function reachOlder(volume: Volume, known: Known, keep: Keep): Promise<void> {
-  const read = volume.members.map(() => new SparseBitmap());
+  const read = new Map<number, number>();
   for (const generation of await olderGenerations(volume)) {
     const map = await mapOf(volume, generation);
     await new OlderReach(volume, known, keep, map, read).run(generation.starts);
@@ -47,7 +51,7 @@ export async function reachOlder(volume: Volume, known: Known, keep: Keep): Prom
 
 async function olderGenerations({ members }: Volume): Promise<Generation[]> {
   const found = new Map<string, Generation>();
-  const add = (roots: Roots, others: readonly Start[]) => {
+  const add = (holder: Superblock, roots: Roots, others: readonly Start[]) => {
     const { root, generation, rootLevel, chunkRoot, chunkRootGeneration, chunkRootLevel } = roots;
     const starts: Start[] = [
       { tree: TREE.root, at: root, generation, level: rootLevel },
@@ -55,13 +59,13 @@ async function olderGenerations({ members }: Volume): Promise<Generation[]> {
       ...others,
     ];
     // Most devices and copies tell the same.
-    found.set(starts.map(({ at, generation }) => `${at} ${generation}`).join(), { ...roots, starts });
+    found.set(starts.map(({ at, generation }) => `${at} ${generation}`).join(), { ...roots, holder, starts });
   };
   for (const { device, sb } of members) {
-    for (const backup of backupRoots(sb)) add(backup, backup.others);
+    for (const backup of backupRoots(sb)) add(sb, backup, backup.others);
     for (const copy of await readCopies(device, sb)) {
-      add(copy, copy.logRoot === 0 ? [] : [startOfLog(copy)]);
-      for (const backup of backupRoots(copy)) add(backup, backup.others);
+      add(copy, copy, copy.logRoot === 0 ? [] : [startOfLog(copy)]);
+      for (const backup of backupRoots(copy)) add(copy, backup, backup.others);
     }
   }
   return [...found.values()];
@@ -77,11 +81,12 @@ const startOfLog = (sb: Superblock): Start => ({
 
 export const logTree = (sb: Superblock): Root => rootAt(startOfLog(sb));
 
-async function mapOf({ sb, members, nodes }: Volume, roots: Roots): Promise<ChunkMap> {
-  if (roots.chunkRoot === sb.chunkRoot && roots.chunkRootGeneration === sb.chunkRootGeneration)
-    return nodes.map;
-  const map = await unlessDamaged(readChunks(members, roots, "pass by"));
-  return map === undefined || map.chunks.length === 0 ? nodes.map : map;
+/** What a generation does not tell of, as far as it can be read, lies where it lies now. */
+async function mapOf({ sb, members, nodes }: Volume, generation: Generation): Promise<ChunkMap> {
+  const { chunkRoot, chunkRootGeneration, holder } = generation;
+  if (chunkRoot === sb.chunkRoot && chunkRootGeneration === sb.chunkRootGeneration) return nodes.map;
+  const map = await unlessDamaged(readChunks(members, holder, generation, "pass by"));
+  return map?.completedBy(nodes.map) ?? nodes.map;
 }
 
 class OlderReach implements Visitor {
@@ -89,12 +94,12 @@ class OlderReach implements Visitor {
   readonly #known: Known;
   readonly #keep: Keep;
   readonly #source: NodeSource;
-  /** Sectors of each member that begin a node which was read for one of the generations. */
-  readonly #read: readonly SparseBitmap[];
+  /** By its address: of which generation the node was that was read there last, for any of the sets. */
+  readonly #read: Map<number, number>;
   /** Logical sectors at which one of the trees has looked for a node. */
   #tried = new SparseBitmap();
 
-  constructor(volume: Volume, known: Known, keep: Keep, map: ChunkMap, read: readonly SparseBitmap[]) {
+  constructor(volume: Volume, known: Known, keep: Keep, map: ChunkMap, read: Map<number, number>) {
     this.#sb = volume.sb;
     this.#known = known;
     this.#keep = keep;
@@ -111,22 +116,26 @@ class OlderReach implements Visitor {
   }
 
   enters(node: Root): boolean {
-    const { at } = node;
-    const { sectorBytes, nodeBytes } = this.#sb;
+    const { at, generation } = node;
     const chunk = this.#source.chunkOf(node);
-    const place = chunk && placeOf(chunk, at, nodeBytes, 0);
-    const sector = at / sectorBytes;
-    if (place === undefined || this.#tried.has(sector)) return false;
+    const sector = at / this.#sb.sectorBytes;
+    if (chunk === undefined || this.#tried.has(sector)) return false;
     this.#tried.setRange(sector, sector + 1);
-    if (this.#read[place.member]!.has(place.at / sectorBytes)) return false;
-    return !this.#known.isUsed(place.member, place.at);
+    return this.#read.get(at) !== generation && !this.#isFollowed(chunk, at);
   }
 
-  node({ at }: Node): void {
-    const { sectorBytes, nodeBytes } = this.#sb;
-    const place = placeOf(this.#source.map.chunkOf(at, nodeBytes)!, at, nodeBytes, 0)!;
-    this.#read[place.member]!.setRange(place.at / sectorBytes, place.at / sectorBytes + 1);
-    this.#reach(at, nodeBytes);
+  /** Whether it is a node of the current trees, or overwritten by such in all its copies. */
+  #isFollowed(chunk: Chunk, at: number): boolean {
+    for (let copy = 0; copy < chunk.mirrors; copy++) {
+      const place = placeOf(chunk, at, this.#sb.nodeBytes, copy);
+      if (place !== undefined && !this.#known.isFollowed(place.member, place.at)) return false;
+    }
+    return true;
+  }
+
+  node({ at, generation }: Node): void {
+    this.#read.set(at, generation);
+    this.#reach(at, this.#sb.nodeBytes);
   }
 
   *leaf(node: Node, tree: Tree): Generator<Root> {

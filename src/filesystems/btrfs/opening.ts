@@ -10,11 +10,11 @@ import { ChunkMap, decodeChunk, missing, type Chunk, type Holder } from "./chunk
 import { checkLength, checkState } from "./features.ts";
 import { KEY, TREE } from "./keys.ts";
 import { keyAt, u64At, type Node } from "./node.ts";
-import { damaged } from "./refused.ts";
+import { damaged, type Unreadable } from "./refused.ts";
 import { rootsIn } from "./root-items.ts";
 import { readSuperblock, type Roots, type Superblock } from "./superblock.ts";
 import { rootAt, traverse, type Root, type Visitor } from "./trees.ts";
-import { NodeSource, type Member, type Unreadable } from "./volume.ts";
+import { NodeSource, type Member } from "./volume.ts";
 
 /** Limits on what a disk may choose. */
 const DEVICES_MAX = 1024;
@@ -66,7 +66,7 @@ export async function openMembers(devices: readonly BlockDevice[]): Promise<Memb
 /** @throws Refused */
 export async function openVolume(members: readonly Member[]): Promise<Volume> {
   const { sb } = members[0]!;
-  const nodes = new NodeSource(members, await readChunks(members, sb, "refuse"), "refuse");
+  const nodes = new NodeSource(members, await readChunks(members, sb, sb, "refuse"), "refuse");
   const roots = new Map([[TREE.root as bigint, rootTree(sb)]]);
   const visitor: Visitor = {
     enters: nodes.onceEach(),
@@ -85,19 +85,27 @@ export const rootTree = ({ root, generation, rootLevel }: Roots): Root =>
 export const chunkTree = ({ chunkRoot, chunkRootGeneration, chunkRootLevel }: Roots): Root =>
   rootAt({ tree: TREE.chunk, at: chunkRoot, generation: chunkRootGeneration, level: chunkRootLevel });
 
-/** The map of chunks that a set of roots has. @throws Refused, unless what is unreadable is passed by */
+/**
+ * The map of chunks that a set of roots has.
+ * @param holder the superblock in which the roots stand, for its system chunks
+ * @throws Refused, unless what is unreadable is passed by
+ */
 export async function readChunks(
   members: readonly Member[],
+  holder: Superblock,
   roots: Roots,
   unreadable: Unreadable,
 ): Promise<ChunkMap> {
   const { sb } = members[0]!;
-  const holders = members.map(({ sb }): Holder => ({
+  const holders = members.map(({ device, sb }): Holder => ({
     id: sb.deviceId,
     uuid: sb.deviceUuid,
-    bytes: sb.deviceBytes,
+    // A device may have been longer before.
+    bytes: unreadable === "refuse" ? sb.deviceBytes : device.bytes,
   }));
-  const system = systemChunks(sb, holders);
+  const decode = (item: Uint8Array, start: number) =>
+    decodeChunk(item, start, holders, sb.sectorBytes, unreadable);
+  const system = systemChunks(holder, decode);
   const chunks: Chunk[] = [];
   let devices = 0;
   let stripes = 0;
@@ -108,7 +116,7 @@ export async function readChunks(
       for (let index = 0; index < node.count; index++) {
         const type = node.type(index);
         if (type === KEY.chunk) {
-          const chunk = decodeChunk(node.item(index), node.offset(index), holders, sb.sectorBytes);
+          const chunk = decode(node.item(index), node.offset(index));
           chunks.push(chunk);
           stripes += chunk.stripes.length;
         } else if (type === KEY.device && unreadable === "refuse") {
@@ -151,7 +159,7 @@ const STRIPES_AT = 44;
 const STRIPE_BYTES = 32;
 
 /** The chunks that hold the chunk tree: `| key | chunk | key | chunk | …`. */
-function systemChunks(sb: Superblock, holders: readonly Holder[]): Chunk[] {
+function systemChunks(sb: Superblock, decode: (item: Uint8Array, start: number) => Chunk): Chunk[] {
   const bytes = sb.systemChunks.subarray(0, sb.systemChunksBytes);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const chunks: Chunk[] = [];
@@ -161,7 +169,7 @@ function systemChunks(sb: Superblock, holders: readonly Holder[]): Chunk[] {
     const end = item + CHUNK_BYTES + view.getUint16(item + STRIPES_AT, true) * STRIPE_BYTES;
     const key = keyAt(view, at);
     if (key.type !== KEY.chunk || end > bytes.length) throw damaged(`superblock: no system chunk at ${at}`);
-    chunks.push(decodeChunk(bytes.subarray(item, end), u64At(view, at + 9), holders, sb.sectorBytes));
+    chunks.push(decode(bytes.subarray(item, end), u64At(view, at + 9)));
     at = end;
   }
   return chunks;

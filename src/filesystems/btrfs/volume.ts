@@ -9,7 +9,7 @@ import { readScattered } from "../reading.ts";
 import { Refused } from "../refused.ts";
 import { placeOf, type Chunk, type ChunkMap } from "./chunks.ts";
 import { checkItems, identifiedNode, type Node, type NodeReference } from "./node.ts";
-import { damaged } from "./refused.ts";
+import { damaged, type Unreadable } from "./refused.ts";
 import type { Superblock } from "./superblock.ts";
 
 export interface Member {
@@ -27,9 +27,6 @@ export interface Tree {
 export interface Wanted extends NodeReference {
   readonly tree: Tree;
 }
-
-/** `refuse`: a node that cannot be is a reason to refuse. `pass by`: its other copies are tried, then it is left out. */
-export type Unreadable = "refuse" | "pass by";
 
 export class NodeSource {
   readonly members: readonly Member[];
@@ -58,13 +55,18 @@ export class NodeSource {
   ): Promise<W[]> {
     const { nodeBytes } = this.#sb;
     const placed: { readonly member: number; readonly position: number; readonly wanted: W }[] = [];
+    const failed: W[] = [];
     for (const one of wanted) {
-      const place = this.#place(one, copy);
+      const chunk = this.chunkOf(one);
+      const place = chunk && placeOf(chunk, one.at, nodeBytes, copy);
+      if (place === undefined && this.#unreadable === "refuse") {
+        throw damaged(`node at ${one.at}: it does not lie in one piece of a chunk`);
+      }
+      if (place === undefined && chunk !== undefined && copy < chunk.mirrors) failed.push(one);
       // A position is in nodes, which need not lie at whole ones; as fractions of powers of two they are exact.
       if (place !== undefined) placed.push({ ...place, position: place.at / nodeBytes, wanted: one });
     }
     placed.sort((a, b) => a.member - b.member || a.position - b.position);
-    const failed: W[] = [];
     for (let from = 0; from < placed.length;) {
       const { member } = placed[from]!;
       let to = from + 1;
@@ -98,18 +100,6 @@ export class NodeSource {
       seen.setRange(sector, sector + 1);
       return true;
     };
-  }
-
-  #place(node: NodeReference, copy: number): { member: number; at: number } | undefined {
-    const { at } = node;
-    const { nodeBytes } = this.#sb;
-    const chunk = this.chunkOf(node);
-    const place =
-      chunk !== undefined && copy < chunk.mirrors ? placeOf(chunk, at, nodeBytes, copy) : undefined;
-    if (place === undefined && this.#unreadable === "refuse") {
-      throw damaged(`node at ${at}: it does not lie in one piece of a chunk`);
-    }
-    return place;
   }
 
   #check({ tree, ...reference }: Wanted, bytes: Uint8Array): Node | undefined {

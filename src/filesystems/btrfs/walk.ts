@@ -33,7 +33,7 @@ export async function walk(volume: Volume, owners: Owners, visit: Visit): Promis
   await reachOlder(
     volume,
     {
-      isUsed: (member, at) => walker.nodes[member]!.has(at / sb.sectorBytes),
+      isFollowed: (member, at) => walker.nodes[member]!.has(at / sb.sectorBytes),
       believesMaps: false,
     },
     (member, start, end) => visit(member, start, end, OLDER),
@@ -53,7 +53,7 @@ export async function reachLog(volume: Volume, owners: Owners, visit: Visit): Pr
 }
 
 class Walker implements Visitor {
-  /** Sectors of each member that begin a copy of a node. */
+  /** Sectors of each member that begin a copy of a node, all of whose children are there. */
   readonly nodes: readonly SparseBitmap[];
   readonly #volume: Volume;
   readonly #owners: Owners;
@@ -69,7 +69,7 @@ class Walker implements Visitor {
     this.nodes = volume.members.map(() => new SparseBitmap());
   }
 
-  enters({ at, tree }: Root): boolean {
+  enters({ at, tree, dropped }: Root): boolean {
     const { sectorBytes, nodeBytes } = this.#volume.sb;
     const first = at / sectorBytes;
     if (this.#metadata.has(first)) return false;
@@ -81,7 +81,7 @@ class Walker implements Visitor {
     this.#metadata.setRange(first, end);
     const owner = this.#owners.ofNodes(tree.id);
     eachPlace(chunk, at, at + nodeBytes, (member, start, stop) => {
-      this.nodes[member]!.setRange(start / sectorBytes, start / sectorBytes + 1);
+      if (dropped === undefined) this.nodes[member]!.setRange(start / sectorBytes, start / sectorBytes + 1);
       this.#visit(member, start, stop, owner);
     });
     return true;
