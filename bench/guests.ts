@@ -2,6 +2,7 @@
  * Guests' filesystems of 1 TiB with a million files: the free map and the whole proof, against reading and checksumming
  * the same metadata, and against the tools that know the filesystem.
  */
+import { rmSync } from "node:fs";
 import path from "node:path";
 import { crowdedRaw, type Crowded } from "./disks.ts";
 import { record } from "./floor.ts";
@@ -12,17 +13,19 @@ const RUNS = 3;
 const FLOOR = path.join(import.meta.dirname, "floor.ts");
 const times = (run: () => Run): Run => median(Array.from({ length: RUNS }, run));
 
-/** What else can tell what is free, by its command line. */
+/** What a peer writes, where it must write something. */
+const OUTPUT = path.join(directory, "peer.out");
+
+const partclone = (filesystem: Crowded) => [
+  `partclone.${filesystem}`,
+  ...["-D", "-F", "-L", "/dev/null", "-o", OUTPUT, "-s"],
+];
+
+/** What else can tell what is free, by its command line; the disk comes last. */
 const PEERS: Readonly<Record<Crowded, readonly (readonly string[])[]>> = {
-  ntfs: [
-    ["ntfsclone", "--metadata", "--force", "--overwrite", "/dev/null"],
-    ["partclone.ntfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"],
-  ],
-  xfs: [
-    ["xfs_db", "-r", "-c", "freesp"],
-    ["partclone.xfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"],
-  ],
-  btrfs: [["partclone.btrfs", "-D", "-F", "-o", "/dev/null", "-L", "/dev/null", "-s"]],
+  ntfs: [["ntfsclone", "--metadata", "--force", "--overwrite", OUTPUT], partclone("ntfs")],
+  xfs: [["xfs_db", "-r", "-c", "freesp", "-f"], partclone("xfs")],
+  btrfs: [partclone("btrfs")],
 };
 
 export async function guestsSection(): Promise<void> {
@@ -41,9 +44,13 @@ export async function guestsSection(): Promise<void> {
     goal(`--proof full of a million files, ${filesystem}`, full.seconds, { atMost: 5 }, "s");
     goal(`peak memory, ${filesystem}`, full.peakBytes / MIB, { atMost: 400 }, "MiB");
     for (const [tool, ...words] of PEERS[filesystem]) {
-      const ratio = peer(tool!, [tool, ...words.slice(0, 1)].join(" "), map, () =>
-        times(() => timed(tool!, [...words, disk])),
+      const ratio = peer(tool!, `${tool} ${words[0]}`, map, () =>
+        times(() => {
+          rmSync(OUTPUT, { force: true });
+          return timed(tool!, [...words, disk]);
+        }),
       );
+      rmSync(OUTPUT, { force: true });
       if (ratio !== undefined) goal(`${tool} against the free map`, ratio, { atLeast: 1 }, "×");
     }
   }
