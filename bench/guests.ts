@@ -16,10 +16,8 @@ const times = (run: () => Run): Run => median(Array.from({ length: RUNS }, run))
 /** What a peer writes, where it must write something. */
 const OUTPUT = path.join(directory, "peer.out");
 
-const partclone = (filesystem: Crowded) => [
-  `partclone.${filesystem}`,
-  ...["-D", "-F", "-L", "/dev/null", "-o", OUTPUT, "-s"],
-];
+const partclone = (filesystem: Crowded) =>
+  `partclone.${filesystem} -D -F -L /dev/null -o ${OUTPUT} -s`.split(" ");
 
 /** What else can tell what is free, by its command line; the disk comes last. */
 const PEERS: Readonly<Record<Crowded, readonly (readonly string[])[]>> = {
