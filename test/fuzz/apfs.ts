@@ -11,7 +11,6 @@ import { join } from "node:path";
 import type { ExtentSet } from "../../src/bytes/extents.ts";
 import { assert } from "../../src/error.ts";
 import { apfs as reader } from "../../src/filesystems/apfs.ts";
-import { prove } from "../../src/reclaim/prove.ts";
 import { ContainerBlocks, CONTAINER_BYTES, makeContainer, reseal } from "../../src/testing/apfs.ts";
 import { FILE, withFile } from "../../src/testing/apfs-file.ts";
 import { chunksOf, type FuzzTarget, outcome, type Sample } from "../../src/testing/fuzz.ts";
@@ -23,6 +22,7 @@ import {
   packBlocks,
   unpackBlocks,
 } from "../../src/testing/volume-blocks.ts";
+import { readThrough } from "./filesystem.ts";
 
 const BLOCK_BYTES = 4096;
 const JUDGED_ONE_IN = 8;
@@ -48,26 +48,9 @@ export const apfs: FuzzTarget = {
     return outcome(async () => {
       const blocks = unpackBlocks(orders.get(sample.name)!, bytes);
       const filesystem = await reader.open([blocksDevice(blocks, CONTAINER_BYTES)], { replay: false });
-      const owners = new Set<number>();
-      await filesystem.walk((_member, start, end, owner) => {
-        assert(start >= 0 && start < end, "a stretch that is none");
-        if (owners.size < 50) owners.add(owner);
-      });
-      for (const owner of owners) await filesystem.describe(owner);
-      for (const path of ["/", `/${FILE.name}`, "/untitled/x"]) {
-        await filesystem.find(path);
-        await filesystem.list(path);
-      }
-      const { free, refusal } = await prove(filesystem, "full");
-      if (refusal !== undefined) {
-        assert(free[0]!.count === 0, "a refused filesystem gives nothing away");
-        return refusal.code;
-      }
-      assert(
-        free[0]!.within({ start: 0, end: CONTAINER_BYTES }).equals(free[0]!),
-        "free space lies on the device",
-      );
-      if (random.oneIn(JUDGED_ONE_IN)) judge(blocks, free[0]!, folder);
+      const free = await readThrough(filesystem, CONTAINER_BYTES, ["/", `/${FILE.name}`, "/untitled/x"]);
+      if (typeof free === "string") return free;
+      if (random.oneIn(JUDGED_ONE_IN)) judge(blocks, free, folder);
       return "proven";
     });
   },

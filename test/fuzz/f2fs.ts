@@ -17,7 +17,6 @@ import { join } from "node:path";
 import type { ExtentSet } from "../../src/bytes/extents.ts";
 import { assert } from "../../src/error.ts";
 import { f2fs as reader } from "../../src/filesystems/f2fs.ts";
-import { prove } from "../../src/reclaim/prove.ts";
 import { makeVolume, reseal } from "../../src/testing/f2fs.ts";
 import { chunksOf, type FuzzTarget, outcome, type Sample } from "../../src/testing/fuzz.ts";
 import { attempt, run } from "../../src/testing/tools.ts";
@@ -28,6 +27,7 @@ import {
   readBlocks,
   unpackBlocks,
 } from "../../src/testing/volume-blocks.ts";
+import { readThrough } from "./filesystem.ts";
 
 const BLOCK_BYTES = 4096;
 const MEBIBYTES = 100;
@@ -63,26 +63,9 @@ export const f2fs: FuzzTarget = {
     return outcome(async () => {
       const blocks = unpackBlocks(orders.get(sample.name)!, bytes);
       const filesystem = await reader.open([blocksDevice(blocks, VOLUME_BYTES)], { replay: false });
-      const owners = new Set<number>();
-      await filesystem.walk((_member, start, end, owner) => {
-        assert(start >= 0 && start < end, "a stretch that is none");
-        if (owners.size < 50) owners.add(owner);
-      });
-      for (const owner of owners) await filesystem.describe(owner);
-      for (const path of ["/", "/file-7", "/deep", "/deep/large"]) {
-        await filesystem.find(path);
-        await filesystem.list(path);
-      }
-      const { free, refusal } = await prove(filesystem, "full");
-      if (refusal !== undefined) {
-        assert(free[0]!.count === 0, "a refused filesystem gives nothing away");
-        return refusal.code;
-      }
-      assert(
-        free[0]!.within({ start: 0, end: VOLUME_BYTES }).equals(free[0]!),
-        "free space lies on the device",
-      );
-      if (random.oneIn(JUDGED_ONE_IN)) judge(blocks, free[0]!, folder);
+      const free = await readThrough(filesystem, VOLUME_BYTES, ["/", "/file-7", "/deep", "/deep/large"]);
+      if (typeof free === "string") return free;
+      if (random.oneIn(JUDGED_ONE_IN)) judge(blocks, free, folder);
       return "proven";
     });
   },
