@@ -23,15 +23,8 @@ import { checkAwake } from "./apfs/sleep.ts";
 import { MAGIC, uuidOf } from "./apfs/superblock.ts";
 import { checkVolume, nameOf, SEALED, UNENCRYPTED } from "./apfs/volume.ts";
 import { walk } from "./apfs/walk.ts";
-import { Guarded } from "./refused.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, Visit } from "./filesystem.ts";
+import { Door } from "./door.ts";
 
 const MAGIC_AT = 32;
 const SMALLEST_BYTES = 4096;
@@ -52,12 +45,11 @@ export const apfs: FileSystemReader = {
   },
 };
 
-class ApfsContainer extends Guarded implements FileSystem {
+class ApfsContainer extends Door implements FileSystem {
   readonly name = "apfs";
   readonly witness = { map: "bitmaps", walk: "object walk" };
   readonly #device: BlockDevice;
   #contents: Contents | undefined;
-  #owners: Owners | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -89,7 +81,7 @@ class ApfsContainer extends Guarded implements FileSystem {
     await this.guarded(() => checkReaper(container));
     const contents = (this.#contents = await this.guarded(() => readContents(container)));
     if (contents === undefined) return;
-    const owners = (this.#owners = new Owners(contents));
+    const owners = (this.owners = new Owners(contents));
     await this.guarded(() => checkAwake(contents, owners));
     if (container.isBehind) {
       this.notes.push("the guest was not shut down in order: its last checkpoint counts");
@@ -115,17 +107,5 @@ class ApfsContainer extends Guarded implements FileSystem {
     await this.guarded(async () => {
       if (this.#contents !== undefined) await walk(this.#contents, visit);
     });
-  }
-
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#owners?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }

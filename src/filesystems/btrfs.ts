@@ -31,16 +31,9 @@ import {
   type Superblock,
 } from "./btrfs/superblock.ts";
 import { walk } from "./btrfs/walk.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  ReadOptions,
-  Visit,
-} from "./filesystem.ts";
-import { Guarded, unlessDamaged } from "./refused.ts";
+import type { FileSystem, FileSystemReader, ReadOptions, Visit } from "./filesystem.ts";
+import { unlessDamaged } from "./refused.ts";
+import { Door } from "./door.ts";
 
 export const btrfs: FileSystemReader = {
   name: "btrfs",
@@ -75,13 +68,12 @@ const labelOf = (sb: Superblock): string => printable(Buffer.from(sb.label).toSt
 
 const LOG_NOTE = "a log tree waits to be replayed: what it refers to counts as used";
 
-class BtrfsFileSystem extends Guarded implements FileSystem {
+class BtrfsFileSystem extends Door implements FileSystem {
   readonly name = "btrfs";
   readonly witness = { map: "extent tree", walk: "tree walk" };
   readonly #devices: readonly BlockDevice[];
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
-  #files: Files | undefined;
   readonly #owners = new Owners();
 
   constructor(devices: readonly BlockDevice[]) {
@@ -115,7 +107,7 @@ class BtrfsFileSystem extends Guarded implements FileSystem {
       this.#sb = await readSuperblock(this.#devices[0]!);
       const members = await openMembers(this.#devices);
       this.#volume = await openVolume(members);
-      this.#files = new Files(this.#volume, this.#owners);
+      this.owners = new Files(this.#volume, this.#owners);
       checkLog(this.#sb, options.replay);
       if (this.#sb.logRoot !== 0) this.notes.push(LOG_NOTE);
     });
@@ -132,17 +124,5 @@ class BtrfsFileSystem extends Guarded implements FileSystem {
   async walk(visit: Visit): Promise<void> {
     const volume = this.#volume;
     if (volume !== undefined) await this.guarded(() => walk(volume, this.#owners, visit));
-  }
-
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#files?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#files?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#files?.list(path, atMost);
   }
 }

@@ -30,15 +30,8 @@ import { damaged, HINT } from "./exfat/damage.ts";
 import { ATTRIBUTE, DIRECTORY_BYTES_MAX, SetScan, type Stream } from "./exfat/entry-sets.ts";
 import { freeClusters, readSystem, type System } from "./exfat/root.ts";
 import { rootHolding, treeOf } from "./exfat/tree.ts";
-import { Guarded } from "./refused.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, OwnerDescription, Visit } from "./filesystem.ts";
+import { Door } from "./door.ts";
 
 export const exfat: FileSystemReader = {
   name: "exfat",
@@ -65,14 +58,13 @@ const STRUCTURES: ReadonlyMap<number, string> = new Map([
   [OWNER.upCase, "up-case table"],
 ]);
 
-class ExfatFileSystem extends Guarded implements FileSystem {
+class ExfatFileSystem extends Door implements FileSystem {
   readonly name = "exfat";
   readonly witness = { map: "bitmap", walk: "tree walk" };
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #heap: ClusterHeap | undefined;
   #system: System | undefined;
-  #names: TreeNames | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -109,7 +101,7 @@ class ExfatFileSystem extends Guarded implements FileSystem {
     const heap = (this.#heap = { device, table, heapAt, clusterBytes, hint: HINT });
     await this.guarded(async () => {
       const system = (this.#system = await readSystem(heap, rootHolding(geometry)));
-      this.#names = new TreeNames(treeOf(heap, geometry, system.upCase));
+      this.owners = new TreeNames(treeOf(heap, geometry, system.upCase));
     });
   }
 
@@ -128,18 +120,10 @@ class ExfatFileSystem extends Guarded implements FileSystem {
     await this.guarded(() => walk(heap, geometry, system, visit));
   }
 
-  async describe(owner: number): Promise<OwnerDescription> {
+  override async describe(owner: number): Promise<OwnerDescription> {
     const own = STRUCTURES.get(owner);
     if (own !== undefined) return { kind: "metadata", name: own };
-    return (await this.#names?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#names?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#names?.list(path, atMost);
+    return await super.describe(owner);
   }
 }
 

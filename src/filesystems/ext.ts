@@ -20,19 +20,12 @@ import { generation } from "./ext/features.ts";
 import { readGroups, type Volume } from "./ext/groups.ts";
 import { Owners } from "./ext/owners.ts";
 import { openClean, openReplayed } from "./ext/recovery.ts";
-import { Guarded, Refused } from "./refused.ts";
+import { Refused } from "./refused.ts";
 import { checkState, hasOrphans, needsReplay } from "./ext/state.ts";
 import { MAGIC, readSuperblock, SUPERBLOCK_AT, SuperblockLayout, type Superblock } from "./ext/superblock.ts";
 import { walk } from "./ext/walk.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  ReadOptions,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, ReadOptions, Visit } from "./filesystem.ts";
+import { Door } from "./door.ts";
 
 export const ext: FileSystemReader = {
   name: "ext",
@@ -50,12 +43,11 @@ export const ext: FileSystemReader = {
   },
 };
 
-class ExtFileSystem extends Guarded implements FileSystem {
+class ExtFileSystem extends Door implements FileSystem {
   readonly witness = { map: "bitmaps", walk: "inode walk" };
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
-  #owners: Owners | undefined;
   /** After a replay: what was free before it, too. */
   #spare: ExtentSet | undefined;
 
@@ -121,7 +113,7 @@ class ExtFileSystem extends Guarded implements FileSystem {
   #use(volume: Volume): void {
     this.#sb = volume.sb;
     this.#volume = volume;
-    this.#owners = new Owners(volume);
+    this.owners = new Owners(volume);
     if (hasOrphans(volume.sb)) {
       this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
     }
@@ -140,17 +132,5 @@ class ExtFileSystem extends Guarded implements FileSystem {
   async walk(visit: Visit): Promise<void> {
     const volume = this.#volume;
     if (volume !== undefined) await this.guarded(() => walk(volume, visit));
-  }
-
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#owners?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }

@@ -22,15 +22,8 @@ import { notClean } from "./f2fs/refused.ts";
 import { freeExtents } from "./f2fs/segments.ts";
 import { BLOCK_BYTES, MAGIC, readSuperblock, SUPERBLOCK_AT, type Superblock } from "./f2fs/superblock.ts";
 import { walk, type Volume } from "./f2fs/walk.ts";
-import { Guarded } from "./refused.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, Visit } from "./filesystem.ts";
+import { Door } from "./door.ts";
 
 export const f2fs: FileSystemReader = {
   name: "f2fs",
@@ -53,7 +46,7 @@ interface Checkpoints {
   readonly earlier: Checkpoint | undefined;
 }
 
-class F2fsFileSystem extends Guarded implements FileSystem {
+class F2fsFileSystem extends Door implements FileSystem {
   readonly name = "f2fs";
   readonly witness = { map: "segments", walk: "node walk" };
   readonly blockBytes = BLOCK_BYTES;
@@ -61,7 +54,6 @@ class F2fsFileSystem extends Guarded implements FileSystem {
   #sb: Superblock | undefined;
   #checkpoints: Checkpoints | undefined;
   #volume: Volume | undefined;
-  #owners: Owners | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -94,7 +86,7 @@ class F2fsFileSystem extends Guarded implements FileSystem {
       const table = await readNodeTable(device, sb, checkpoints.newest);
       this.#checkpoints = checkpoints;
       this.#volume = { device, sb, table };
-      this.#owners = new Owners(this.#volume);
+      this.owners = new Owners(this.#volume);
       if ((checkpoints.newest.fields.flags & FLAG.orphans) !== 0) {
         this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
       }
@@ -123,17 +115,5 @@ class F2fsFileSystem extends Guarded implements FileSystem {
     await this.guarded(async () => {
       if (this.#volume !== undefined) await walk(this.#volume, visit);
     });
-  }
-
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#owners?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }

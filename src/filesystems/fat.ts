@@ -22,15 +22,9 @@ import { ClusterScan, DIRECTORY_BYTES_MAX } from "./fat/directory.ts";
 import { checkHibernation } from "./fat/hibernation.ts";
 import { checkState, compareCopies } from "./fat/state.ts";
 import { labelOf, rootHolding, treeOf } from "./fat/tree.ts";
-import { Guarded, unlessDamaged } from "./refused.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
+import { unlessDamaged } from "./refused.ts";
+import type { FileSystem, FileSystemReader, OwnerDescription, Visit } from "./filesystem.ts";
+import { Door } from "./door.ts";
 
 export const fat: FileSystemReader = {
   name: "fat",
@@ -49,13 +43,12 @@ export const fat: FileSystemReader = {
 /** Owners of what is not in clusters. */
 const OWNER = { reserved: -1, table: -2, root: -3, rest: -4 };
 
-class FatFileSystem extends Guarded implements FileSystem {
+class FatFileSystem extends Door implements FileSystem {
   readonly witness = { map: "FAT", walk: "tree walk" };
   label = "";
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #heap: ClusterHeap | undefined;
-  #names: TreeNames | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -86,9 +79,10 @@ class FatFileSystem extends Guarded implements FileSystem {
       if (geometry.bytes <= this.#device.bytes) {
         const table = new AllocationTable(this.#device, { at, clusters, bits });
         this.#heap = { device: this.#device, table, heapAt, clusterBytes, hint: HINT };
-        this.#names = new TreeNames(treeOf(this.#heap, geometry));
+        const names = new TreeNames(treeOf(this.#heap, geometry));
+        this.owners = names;
         this.label = (await unlessDamaged(labelOf(this.#heap, geometry))) ?? "";
-        await checkHibernation(this.#device, this.#names);
+        await checkHibernation(this.#device, names);
       }
       await checkState(this.#device, geometry);
       await checkBackup(this.#device, geometry);
@@ -116,19 +110,11 @@ class FatFileSystem extends Guarded implements FileSystem {
     }
   }
 
-  async describe(owner: number): Promise<OwnerDescription> {
+  override async describe(owner: number): Promise<OwnerDescription> {
     if (owner === OWNER.root) return { kind: "directory", name: "root directory", path: "/" };
     const own = STRUCTURES.get(owner);
     if (own !== undefined) return { kind: "metadata", name: own };
-    return (await this.#names?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#names?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#names?.list(path, atMost);
+    return await super.describe(owner);
   }
 }
 

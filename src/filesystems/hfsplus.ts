@@ -15,14 +15,7 @@ import { ExtentSet, type Extent } from "../bytes/extents.ts";
 import { uuidText } from "../bytes/struct.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
 import { slice } from "../device/slice.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, FoundFile, Visit } from "./filesystem.ts";
 import { freeExtents } from "./hfsplus/allocation.ts";
 import { checkJournal, type Journal } from "./hfsplus/journal.ts";
 import { OWNER, Owners } from "./hfsplus/owners.ts";
@@ -37,7 +30,7 @@ import {
 import { openVolume, specialFile, type Volume } from "./hfsplus/volume.ts";
 import { walk } from "./hfsplus/walk.ts";
 import { embeddedIn, readMasterDirectoryBlock } from "./hfsplus/wrapper.ts";
-import { Guarded } from "./refused.ts";
+import { Door } from "./door.ts";
 
 const HEADER_END = 2048;
 const VERSIONS = [4, 5];
@@ -60,7 +53,7 @@ export const hfsplus: FileSystemReader = {
   },
 };
 
-class HfsPlus extends Guarded implements FileSystem {
+class HfsPlus extends Door implements FileSystem {
   readonly witness = { map: "allocation file", walk: "catalog walk" };
   label = "";
   readonly #device: BlockDevice;
@@ -70,7 +63,6 @@ class HfsPlus extends Guarded implements FileSystem {
   #header: Header | undefined;
   #volume: Volume | undefined;
   #journal: Journal | undefined;
-  #owners: Owners | undefined;
 
   constructor(device: BlockDevice) {
     super();
@@ -116,8 +108,9 @@ class HfsPlus extends Guarded implements FileSystem {
         this.#journal = await checkJournal(inner, this.#header!);
       });
       this.#volume = await openVolume(inner, this.#header);
-      this.#owners = new Owners(this.#volume);
-      this.label = await this.#owners.label();
+      const owners = new Owners(this.#volume);
+      this.owners = owners;
+      this.label = await owners.label();
     });
   }
 
@@ -141,22 +134,14 @@ class HfsPlus extends Guarded implements FileSystem {
     });
   }
 
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    const found = await this.#owners?.find(path);
+  override async find(path: string): Promise<FoundFile | undefined> {
+    const found = await super.find(path);
     return (
       found && {
         ...found,
         extents: found.extents.map((extent) => ({ ...extent, at: extent.at + this.#range.start })),
       }
     );
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }
 

@@ -15,15 +15,7 @@
  */
 import { ExtentSet } from "../bytes/extents.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  ReadOptions,
-  Visit,
-} from "./filesystem.ts";
+import type { FileSystem, FileSystemReader, FoundFile, ReadOptions, Visit } from "./filesystem.ts";
 import { freeExtents } from "./ntfs/bitmap.ts";
 import { type Geometry, NAME, NAME_AT, readBoot } from "./ntfs/boot.ts";
 import { checkLog } from "./ntfs/log.ts";
@@ -32,7 +24,7 @@ import { readShadows, type Shadows } from "./ntfs/shadow.ts";
 import { checkHibernation, checkVolume, readLabel } from "./ntfs/state.ts";
 import { FileTable } from "./ntfs/table.ts";
 import { walk } from "./ntfs/walk.ts";
-import { Guarded } from "./refused.ts";
+import { Door } from "./door.ts";
 
 export const ntfs: FileSystemReader = {
   name: "ntfs",
@@ -49,14 +41,13 @@ export const ntfs: FileSystemReader = {
   },
 };
 
-class Ntfs extends Guarded implements FileSystem {
+class Ntfs extends Door implements FileSystem {
   readonly name = "ntfs";
   readonly witness = { map: "$Bitmap", walk: "file record walk" };
   label = "";
   readonly #device: BlockDevice;
   #geometry: Geometry | undefined;
   #table: FileTable | undefined;
-  #owners: Owners | undefined;
   /** What shadow copies may read in place: free clusters, and clusters that belong to other files by now. */
   #shadowed = ExtentSet.EMPTY;
 
@@ -86,7 +77,7 @@ class Ntfs extends Guarded implements FileSystem {
     });
     if (table === undefined) return;
     this.#table = table;
-    this.#owners = new Owners(table);
+    this.owners = new Owners(table);
     await this.guarded(async () => {
       this.label = await readLabel(table);
       await checkHibernation(table);
@@ -121,20 +112,12 @@ class Ntfs extends Guarded implements FileSystem {
     for (const { start, end } of this.#shadowed) visit(0, start, end, OWNER.shadows);
   }
 
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    const found = await this.#owners?.find(path);
+  override async find(path: string): Promise<FoundFile | undefined> {
+    const found = await super.find(path);
     if (found === undefined || found.fixed !== undefined) return found;
     const isShared = found.extents.some(({ at, bytes }) =>
       this.#shadowed.touches({ start: at, end: at + bytes }),
     );
     return isShared ? { ...found, fixed: "shared" } : found;
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }

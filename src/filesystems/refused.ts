@@ -31,24 +31,8 @@ export function findings(hint: string) {
   };
 }
 
-/** What a door keeps of the findings: the first refusal, and remarks. */
-export abstract class Guarded {
-  readonly notes: string[] = [];
-  refusal: Refusal | undefined;
-
-  /** Runs `work`; what the guest's bytes made it throw becomes the refusal, unless there is one already. */
-  protected async guarded<T>(work: () => Promise<T>): Promise<T | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      this.refusal ??= refusalOf(error);
-      return undefined;
-    }
-  }
-}
-
 /** @throws what is not about the guest's bytes */
-function refusalOf(error: unknown): Refusal {
+export function refusalOf(error: unknown): Refusal {
   if (error instanceof Refused) return error.refusal;
   if (!(error instanceof DiskError) || (error.kind !== "unsupported" && error.kind !== "corrupt"))
     throw error;

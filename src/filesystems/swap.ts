@@ -15,7 +15,8 @@ import { raw, struct, u32be, u32le, uuidText, viewOf } from "../bytes/struct.ts"
 import { shownName } from "../bytes/text.ts";
 import { type BlockDevice, readBytes } from "../device/device.ts";
 import type { FileSystem, FileSystemReader, OwnerDescription, Visit } from "./filesystem.ts";
-import { findings, Guarded, Refused } from "./refused.ts";
+import { findings, Refused } from "./refused.ts";
+import { Door } from "./door.ts";
 
 const PAGE_SIZES = [4096, 8192, 16_384, 32_768, 65_536];
 const SIGNATURE_BYTES = 10;
@@ -86,7 +87,7 @@ async function signatures(member: BlockDevice): Promise<Signature[]> {
   return found.toSorted((a, b) => Number(b.meaning === "asleep") - Number(a.meaning === "asleep"));
 }
 
-class SwapArea extends Guarded implements FileSystem {
+class SwapArea extends Door implements FileSystem {
   readonly name = "swap";
   readonly witness = { map: "swap header", walk: "whole area" };
   label = "";
@@ -176,16 +177,11 @@ class SwapArea extends Guarded implements FileSystem {
     if (this.bytes > kept) visit(0, kept, this.bytes, SPACE_OWNER);
   }
 
-  async describe(owner: number): Promise<OwnerDescription> {
+  override async describe(owner: number): Promise<OwnerDescription> {
     return owner === HEADER_OWNER
       ? { kind: "metadata", name: "swap header" }
       : { kind: "special", name: "swap space", bytes: Math.max(0, this.bytes - KEPT_BYTES) };
   }
-
-  /** There are no files. */
-  async find(): Promise<undefined> {}
-
-  async list(): Promise<undefined> {}
 }
 
 function asleep({ text, pageBytes }: Signature): Refused {

@@ -15,15 +15,7 @@ import { ExtentSet } from "../bytes/extents.ts";
 import { uuidText } from "../bytes/struct.ts";
 import { printable } from "../bytes/text.ts";
 import { readBytes, type BlockDevice } from "../device/device.ts";
-import type {
-  FileSystem,
-  FileSystemReader,
-  FoundFile,
-  ListedFile,
-  OwnerDescription,
-  Visit,
-} from "./filesystem.ts";
-import { Guarded } from "./refused.ts";
+import type { FileSystem, FileSystemReader, Visit } from "./filesystem.ts";
 import { checkFeatures } from "./xfs/features.ts";
 import { freeExtents } from "./xfs/free-space.ts";
 import { readHeaders, type Volume } from "./xfs/headers.ts";
@@ -31,6 +23,7 @@ import { Owners } from "./xfs/owners.ts";
 import { checkState, openVolume } from "./xfs/recovery.ts";
 import { MAGIC, readSuperblock, SuperblockLayout, type Superblock } from "./xfs/superblock.ts";
 import { walk } from "./xfs/walk.ts";
+import { Door } from "./door.ts";
 
 export const xfs: FileSystemReader = {
   name: "xfs",
@@ -47,13 +40,12 @@ export const xfs: FileSystemReader = {
   },
 };
 
-class XfsFileSystem extends Guarded implements FileSystem {
+class XfsFileSystem extends Door implements FileSystem {
   readonly name = "xfs";
   readonly witness = { map: "free space trees", walk: "inode walk" };
   readonly #device: BlockDevice;
   #sb: Superblock | undefined;
   #volume: Volume | undefined;
-  #owners: Owners | undefined;
   /** After a replay: what was free before it, too. */
   #spare: ExtentSet | undefined;
 
@@ -109,7 +101,7 @@ class XfsFileSystem extends Guarded implements FileSystem {
   #use(volume: Volume): void {
     this.#sb = volume.sb;
     this.#volume = volume;
-    this.#owners = new Owners(volume);
+    this.owners = new Owners(volume);
     if (volume.ags.some(({ hasUnlinked }) => hasUnlinked)) {
       this.notes.push("files that were deleted while open count as used until the guest has cleaned up");
     }
@@ -128,17 +120,5 @@ class XfsFileSystem extends Guarded implements FileSystem {
   async walk(visit: Visit): Promise<void> {
     const volume = this.#volume;
     if (volume !== undefined) await this.guarded(() => walk(volume, visit));
-  }
-
-  async describe(owner: number): Promise<OwnerDescription> {
-    return (await this.#owners?.describe(owner)) ?? { kind: "unknown", name: `owner ${owner}` };
-  }
-
-  async find(path: string): Promise<FoundFile | undefined> {
-    return this.#owners?.find(path);
-  }
-
-  async list(path: string, atMost?: number): Promise<readonly ListedFile[] | undefined> {
-    return this.#owners?.list(path, atMost);
   }
 }
