@@ -207,4 +207,13 @@ export const OF_VOLUMES: readonly Mutation[] = [
     tests: ["src/disk/strangers.test.ts"],
     only: "short signature",
   },
+  {
+    hazard: "H36",
+    guard: "an older copy of a mirror's half is told by its time",
+    file: "src/volumes/mdraid.ts",
+    from: "`${member.updated}`,",
+    to: "",
+    tests: ["src/volumes/mdraid.test.ts"],
+    only: "superblocks of version 1",
+  },
 ];

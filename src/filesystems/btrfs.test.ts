@@ -73,26 +73,33 @@ for (const { options, devices = 1, mount = "rw", tune } of MAKES) {
   });
 }
 
+/** The kernel commits when it likes; not every volume keeps such a node. */
+const VOLUMES_WITH_OLDER_NODES = 4;
+
 test("H4: older nodes in space that was allocated anew, and not written yet, lead to what is kept", async (t) => {
   if (!available(t)) return;
-  const path = join(scratch(t), "disk");
-  makeBtrfs([path], 128, ["--mixed", "-n", "4096"]);
-  withBtrfs([path], "rw", (root) => {
-    live(root, 5);
-    mkdirSync(join(root, "unwritten files"));
-    rmSync(join(root, "many"), { recursive: true });
-    run("btrfs", ["filesystem", "sync", root]);
-    for (const turn of [1, 2, 3]) {
-      const names = Array.from({ length: 40 }, (_, index) => `${turn} ${index}`);
-      for (const name of names) run("fallocate", ["-l", "16384", join(root, "unwritten files", name)]);
-      run("btrfs", ["filesystem", "sync", root]);
-    }
-  });
-  const filesystem = await btrfs.open(await devicesOf(t, [path]), { replay: false });
-  const [free] = await filesystem.free();
-  assert.equal(filesystem.refusal, undefined);
-  assert.equal(free!.subtract(dumpedFree([path], filesystem.bytes).kept.get(1)!).bytes, 0);
+  for (let volume = 0; volume < VOLUMES_WITH_OLDER_NODES; volume++) {
+    const path = join(scratch(t), "disk");
+    makeBtrfs([path], 128, ["--mixed", "-n", "4096"]);
+    withBtrfs([path], "rw", (root) => allocateAnew(root));
+    const filesystem = await btrfs.open(await devicesOf(t, [path]), { replay: false });
+    const [free] = await filesystem.free();
+    assert.equal(filesystem.refusal, undefined);
+    assert.equal(free!.subtract(dumpedFree([path], filesystem.bytes).kept.get(1)!).bytes, 0);
+  }
 });
+
+function allocateAnew(root: string): void {
+  live(root, 5);
+  mkdirSync(join(root, "unwritten files"));
+  rmSync(join(root, "many"), { recursive: true });
+  run("btrfs", ["filesystem", "sync", root]);
+  for (const turn of [1, 2, 3]) {
+    const names = Array.from({ length: 40 }, (_, index) => `${turn} ${index}`);
+    for (const name of names) run("fallocate", ["-l", "16384", join(root, "unwritten files", name)]);
+    run("btrfs", ["filesystem", "sync", root]);
+  }
+}
 
 const available = (t: TestContext) =>
   requires(t, "mkfs.btrfs", "btrfs", "btrfstune", "losetup", "chattr") && requiresRoot(t);

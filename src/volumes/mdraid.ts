@@ -144,6 +144,7 @@ function rejectIncomplete(members: readonly Superblock[]): void {
       member.members,
       member.usedBytes,
       `${member.events}`,
+      `${member.updated}`,
     ]);
   if (members.some((member) => mind(member) !== mind(first))) {
     throw new DiskError("corrupt", "the superblocks of the Linux RAID set differ", {

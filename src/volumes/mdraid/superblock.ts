@@ -27,6 +27,11 @@ export interface Superblock {
   /** The positions that it believes to be in service. */
   readonly active: readonly number[];
   readonly events: bigint;
+  /**
+   * When the set was last written down, the same on all members. It tells copies of different times apart where the events
+   * do not: Linux takes an event back when a set comes to rest.
+   */
+  readonly updated: bigint;
   /** How much of each member a set of equal members uses; 0 for RAID 0 and linear. */
   readonly usedBytes: number;
   /** Where the member's data may lie. */

@@ -26,6 +26,7 @@ export const WORD = {
   usedKiB: 8,
   members: 10,
   restOfUuid: 13,
+  updated: 32,
   state: 33,
   failed: 36,
   checksum: 38,
@@ -84,6 +85,7 @@ export async function readVersion0(disk: BlockDevice): Promise<Superblock> {
     role,
     active: roles,
     events: (BigInt(word(high)) << 32n) | BigInt(word(low)),
+    updated: BigInt(word(WORD.updated)),
     usedBytes: word(WORD.usedKiB) * KiB,
     data: { start: 0, end: at },
     bitmap:
