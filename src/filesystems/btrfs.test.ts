@@ -73,15 +73,20 @@ for (const { options, devices = 1, mount = "rw", tune } of MAKES) {
   });
 }
 
-/** The kernel commits when it likes; not every volume keeps such a node. */
-const VOLUMES_WITH_OLDER_NODES = 4;
+/** Counts and lengths of files. The kernel commits when it likes: not every volume keeps such a node. */
+const UNWRITTEN = [
+  [12, 16_384],
+  [100, 8192],
+  [12, 16_384],
+  [100, 8192],
+] as const;
 
 test("H4: older nodes in space that was allocated anew, and not written yet, lead to what is kept", async (t) => {
   if (!available(t)) return;
-  for (let volume = 0; volume < VOLUMES_WITH_OLDER_NODES; volume++) {
+  for (const [count, bytes] of UNWRITTEN) {
     const path = join(scratch(t), "disk");
     makeBtrfs([path], 128, ["--mixed", "-n", "4096"]);
-    withBtrfs([path], "rw", (root) => allocateAnew(root));
+    withBtrfs([path], "rw", (root) => allocateAnew(root, count, bytes));
     const filesystem = await btrfs.open(await devicesOf(t, [path]), { replay: false });
     const [free] = await filesystem.free();
     assert.equal(filesystem.refusal, undefined);
@@ -89,17 +94,25 @@ test("H4: older nodes in space that was allocated anew, and not written yet, lea
   }
 });
 
-function allocateAnew(root: string): void {
+function allocateAnew(root: string, count: number, bytes: number): void {
   live(root, 5);
-  mkdirSync(join(root, "unwritten files"));
+  const folder = join(root, "unwritten files");
+  mkdirSync(folder);
   rmSync(join(root, "many"), { recursive: true });
   run("btrfs", ["filesystem", "sync", root]);
-  for (const turn of [1, 2, 3]) {
-    const names = Array.from({ length: 40 }, (_, index) => `${turn} ${index}`);
-    for (const name of names) run("fallocate", ["-l", "16384", join(root, "unwritten files", name)]);
+  for (const turn of ["a", "b", "c"]) {
+    run("python3", ["-c", UNWRITTEN_FILES, join(folder, turn), `${count}`, `${bytes}`]);
     run("btrfs", ["filesystem", "sync", root]);
   }
 }
+
+const UNWRITTEN_FILES = `
+import os, sys
+for number in range(int(sys.argv[2])):
+    file = os.open(f"{sys.argv[1]} {number}", os.O_CREAT | os.O_WRONLY)
+    os.posix_fallocate(file, 0, int(sys.argv[3]))
+    os.close(file)
+`;
 
 const available = (t: TestContext) =>
   requires(t, "mkfs.btrfs", "btrfs", "btrfstune", "losetup", "chattr") && requiresRoot(t);
