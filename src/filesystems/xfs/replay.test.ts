@@ -58,6 +58,8 @@ function mustEqual(found: string, expected: string): void {
   assert.equal(found.length, expected.length);
 }
 
+const TREES_TAKE_BYTES = 32 * 1024;
+
 /** Leaves the image as the kernel's replay does. @returns the remarks of ours */
 async function judge(image: string): Promise<string> {
   const judged = `${image}.judged`;
@@ -72,8 +74,8 @@ async function judge(image: string): Promise<string> {
   const filesystem = await xfs.open([device], { replay: true });
   const notes = filesystem.notes.join("; ");
   const after = await freeExtents(volume, "stale");
-  // The kernel cleans up behind a replay, too.
-  if (/intents|deleted while open/.test(notes)) assert.equal(after.subtract(expected).bytes, 0);
+  // The kernel cleans up behind a replay, too, and may take free blocks for its trees while it does.
+  if (/intents|deleted while open/.test(notes)) assert.ok(after.subtract(expected).bytes <= TREES_TAKE_BYTES);
   else assert.deepEqual([...after], [...expected]);
 
   const [free] = await filesystem.free();
