@@ -46,6 +46,10 @@ export function mounted(t: TestContext, filesystem: Mountable, mebibytes: number
 export function attached(t: TestContext, image: string, ...options: readonly string[]): string | undefined {
   if (!requiresRoot(t) || !requires(t, "losetup")) return undefined;
   const device = run("losetup", ["--find", "--show", ...options, image]).trim();
-  t.after(() => attempt("losetup", ["--detach", device]));
+  t.after(() => {
+    // Once detached by the test, the device may be another's.
+    const { stdout } = attempt("losetup", ["--associated", image]);
+    if (stdout.startsWith(`${device}:`)) attempt("losetup", ["--detach", device]);
+  });
   return device;
 }
