@@ -142,6 +142,15 @@ export const OF_BTRFS: readonly Mutation[] = [
   },
   {
     hazard: "H4",
+    guard: "an older node is looked for in space that was allocated anew",
+    file: `${ROOM}/free.ts`,
+    from: "nodes[member]!.has(at / sectorBytes) &&",
+    to: "!free[member]!.has(at) &&",
+    tests: ["src/filesystems/btrfs.test.ts"],
+    only: "allocated anew",
+  },
+  {
+    hazard: "H4",
     guard: "what an older map of chunks does not tell lies where it lies now",
     file: `${ROOM}/chunks.ts`,
     from: "return new ChunkMap([...this.chunks, ...rest]);",

@@ -77,6 +77,10 @@ const READ = `
 const PRINT = `
   cd /mnt; echo prints; find new old -type f | sort | xargs sha256sum; cd /
   leave new; leave old; sync
+  # A set comes to rest a while after its last write.
+  for md in 0 1 2 3; do
+    until grep -q clean /sys/block/md$md/md/array_state; do sleep 0.1; done
+  done
 `;
 
 test("H36: servers with mirrors in partitions and a volume group on them", async (t) => {
@@ -126,10 +130,12 @@ test("H36: servers with mirrors in partitions and a volume group on them", async
   // Half of each mirror as it was before that: it says that it is clean, and is not what the other half is.
   const { volumes, reclaimableBytes } = await survey(disks[1]!, { format: "raw", companions: [stale] });
   assert.deepEqual(
-    volumes.map(({ name }) => name),
-    ["1", "2", "3"],
+    volumes.map(({ name, reason }) => [name, reason?.code]),
+    [
+      ["1", "unknown"],
+      ["2", "md-contradiction"],
+      ["3", "md-contradiction"],
+    ],
   );
-  // The power may have failed before a set came to rest.
-  for (const { reason } of volumes.slice(1)) assert.match(reason!.code, /^md-(contradiction|dirty)$/);
   assert.equal(reclaimableBytes, 0);
 });

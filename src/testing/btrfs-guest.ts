@@ -15,7 +15,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Random } from "./seeds.ts";
-import { attempt, run } from "./tools.ts";
+import { run } from "./tools.ts";
 
 const KiB = 1024;
 
@@ -26,7 +26,7 @@ function withDevices<T>(paths: readonly string[], use: (devices: readonly string
     for (const path of paths) devices.push(run("losetup", ["--find", "--show", path]).trim());
     return use(devices);
   } finally {
-    for (const device of devices) attempt("losetup", ["--detach", device]);
+    for (const device of devices) run("losetup", ["--detach", device]);
   }
 }
 

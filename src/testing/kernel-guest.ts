@@ -35,7 +35,7 @@ export function withPart<T>(path: string, { start, end }: Extent, use: (device: 
   try {
     return use(device);
   } finally {
-    attempt("losetup", ["--detach", device]);
+    run("losetup", ["--detach", device]);
   }
 }
 

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, type TestContext } from "node:test";
 import type { Extent } from "../bytes/extents.ts";
-import { attempt, run, scratch } from "./tools.ts";
+import { run, scratch } from "./tools.ts";
 
 interface ForeignPartition {
   readonly number: number;
@@ -87,7 +87,7 @@ export function withLoop<T>(path: string, sectorBytes: number, use: (device: str
   try {
     return use(device);
   } finally {
-    attempt("losetup", ["--detach", device]);
+    run("losetup", ["--detach", device]);
   }
 }
 

@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { closeSync, openSync, writeSync } from "node:fs";
 import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import type { FileSystem } from "../filesystems/filesystem.ts";
-import { run } from "./tools.ts";
+import { attempt, run } from "./tools.ts";
 
 /** mkfs.xfs makes nothing below 300 MB, unless it believes to be tested itself. */
 const AS_TEST = ["TEST_DIR=/", "TEST_DEV=/", "QA_CHECK_FS=/"];
@@ -45,6 +45,25 @@ export function xfsDbFree(path: string): ExtentSet {
     }
   }
   return free.build().subtract(listed.build());
+}
+
+/** Owners of the reverse map: what the trees of free space and their list hold, what the tree of shared blocks holds. */
+const TREE_OWNERS = new Set(["-5", "-8"]);
+
+/** The bytes of the trees that xfs_db finds in the reverse map of a volume that has one. */
+export function xfsDbTrees(path: string): ExtentSet {
+  const [blockBytes, agBlocks] = numbersOf(xfsDb(path, "sb 0", "print blocksize agblocks")) as [
+    number,
+    number,
+  ];
+  const trees = new ExtentBuilder();
+  const { stdout } = attempt("xfs_db", ["-r", "-c", "fsmap", path]);
+  for (const [, ag, block, blocks, owner] of stdout.matchAll(/: (\d+)\/(\d+) len (\d+) owner (-?\d+) /g)) {
+    if (!TREE_OWNERS.has(owner!)) continue;
+    const start = Number(ag) * agBlocks + Number(block);
+    trees.add(start * blockBytes, (start + Number(blocks)) * blockBytes);
+  }
+  return trees.build();
 }
 
 const numbersOf = (text: string) => [...text.matchAll(/= (\d+)/g)].map(([, value]) => Number(value));
