@@ -178,6 +178,7 @@ test("a file: found, owned, and refused where its extent and the extent records 
   const extents = [{ fileOffset: 0, at: FILE.start * 4096, bytes: FILE.blocks * 4096, unwritten: false }];
   assert.deepEqual(await filesystem.find("/MADE.txt"), {
     owner: FILE.id,
+    kind: "file",
     bytes: FILE.blocks * 4096,
     extents,
   });

@@ -3,13 +3,21 @@
  * The kernel makes the files, e2fsck and the kernel judge what is left.
  */
 import assert from "node:assert/strict";
-import { appendFileSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { explain, reclaim, survey, type SurveyOptions } from "../src/disk.ts";
 import { e2fsck, makeFilesystem, withMount } from "../src/testing/kernel-guest.ts";
 import { Random } from "../src/testing/seeds.ts";
-import { requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
+import { attempt, requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -179,6 +187,66 @@ test("of a folder with many files, so many are counted and no more", async (t) =
   const [temporary] = worthless.filter(({ path }) => path === "/tmp");
   assert.deepEqual([temporary?.bytes, temporary?.isPartial], [1000 * 4 * KiB, true]);
   assert.ok(worthless.filter(({ path }) => path !== "/tmp").every(({ isPartial }) => !isPartial));
+});
+
+/**
+ * An ext4 whose folder `/swapfile` looks like a swap area to who takes it for a file: the header lies where the kernel
+ * took names out, in what the entry `..` now covers.
+ */
+async function folderLikeSwap(t: TestContext): Promise<string> {
+  const disk = join(scratch(t), "folder.raw");
+  run("truncate", ["-s", `${FILESYSTEM.end}`, disk]);
+  const plain = ["-t", "ext4", "-b", "4096", "-O", "^metadata_csum,^dir_index"];
+  makeFilesystem(disk, FILESYSTEM, plain);
+  withMount(disk, FILESYSTEM, "rw", (root) => {
+    const folder = join(root, "swapfile");
+    mkdirSync(folder);
+    for (let i = 0; i < 400; i++) writeFileSync(join(folder, `${i}`.padStart(240, "n")), "");
+    for (let i = 0; i < 16; i++) rmSync(join(folder, `${i}`.padStart(240, "n")));
+  });
+  const area = Buffer.alloc(4 * KiB);
+  area.writeUInt32LE(1, 1024);
+  area.writeUInt32LE(23, 1028);
+  area.write("SWAPSPACE2", 4 * KiB - 10);
+  const bytes = readFileSync(disk);
+  const at = await placeIn(disk, "/swapfile", 0);
+  assert.equal(bytes.readUInt16LE(at + 12 + 4), 4 * KiB - 12, "the entry `..` covers the rest of its block");
+  bytes.set(area.subarray(KiB), at + KiB);
+  writeFileSync(disk, bytes);
+  return disk;
+}
+
+test("H1: a folder is no swap file, whatever it is called and looks like", async (t) => {
+  if (!available(t)) return;
+  const disk = await folderLikeSwap(t);
+  const names = () => withMount(disk, FILESYSTEM, "ro", (root) => readdirSync(join(root, "swapfile")).sort());
+  const before = names();
+  assert.equal(before.length, 384);
+  assert.deepEqual(await swapsOf(disk, { also: ["swap"] }), []);
+  await reclaim(disk, { format: "raw", also: ["swap"], verify: true });
+  assert.deepEqual(names(), before);
+  const { status, stdout } = e2fsck(disk, FILESYSTEM);
+  assert.equal(status, 0, stdout);
+});
+
+test("H1: a folder on FAT is no page file", async (t) => {
+  if (!requires(t, "mkfs.fat", "fsck.fat", "mcopy", "mdir")) return;
+  const folder = scratch(t);
+  const disk = join(folder, "disk.raw");
+  run("mkfs.fat", ["-C", "-F", "16", disk, "32000"]);
+  for (const name of ["pagefile.sys", "hiberfil.sys"]) {
+    mkdirSync(join(folder, name));
+    for (let i = 0; i < 150; i++) writeFileSync(join(folder, name, `${i}`.padStart(190, "n")), "");
+    run("timeout", ["60", "mcopy", "-i", disk, "-s", join(folder, name), "::/"]);
+  }
+  const names = () => run("mdir", ["-b", "-/", "-i", disk, "::/"]);
+  const before = names();
+  assert.equal(before.split("\n").length, 303);
+  const { worthless } = await survey(disk, { format: "raw", also: ["pagefile", "hiberfil"] });
+  assert.deepEqual(worthless, []);
+  await reclaim(disk, { format: "raw", also: ["pagefile", "hiberfil"], verify: true });
+  assert.equal(names(), before);
+  assert.equal(attempt("fsck.fat", ["-n", disk]).status, 0);
 });
 
 test("names of Windows mean nothing where Windows cannot be", async (t) => {

@@ -88,13 +88,13 @@ function isRead(region: Region): region is ReadRegion {
   return region.content.kind === "filesystem" && region.content.filesystem.refusal === undefined;
 }
 
-/** Those that are there; a file of several names once. */
+/** The files that are there; one of several names once. */
 async function found(filesystem: FileSystem, paths: readonly string[]): Promise<Map<string, FoundFile>> {
   const files = new Map<string, FoundFile>();
   const owners = new Set<number>();
   for (const path of rootsOf(filesystem).flatMap((root) => paths.map((each) => root + each))) {
     const file = await filesystem.find(path);
-    if (file === undefined || file.bytes <= HEADER_BYTES || owners.has(file.owner)) continue;
+    if (file?.kind !== "file" || file.bytes <= HEADER_BYTES || owners.has(file.owner)) continue;
     owners.add(file.owner);
     files.set(path, file);
   }
@@ -185,7 +185,7 @@ async function fstabOf(content: FileSystemContent): Promise<string[]> {
 
 async function swapFilesIn({ filesystem, members }: FileSystemContent, path: string): Promise<string[]> {
   const table = await filesystem.find(path);
-  if (table === undefined || table.bytes > FSTAB_BYTES_MAX || table.fixed === "compressed") return [];
+  if (table?.kind !== "file" || table.bytes > FSTAB_BYTES_MAX || table.fixed === "compressed") return [];
   const text = Buffer.alloc(table.bytes);
   for (const { fileOffset, at, bytes, unwritten } of table.extents) {
     const length = Math.min(bytes, table.bytes - fileOffset, members[0]!.device.bytes - at);

@@ -64,6 +64,7 @@ export class TreeNames {
     if (extents === undefined) return undefined;
     return {
       owner: entry.first,
+      kind: entry.isDirectory ? "directory" : "file",
       bytes: entry.bytes ?? extents.reduce((sum, { bytes }) => sum + bytes, 0),
       ...(entry.fixed !== undefined && { fixed: entry.fixed }),
       extents,

@@ -91,8 +91,14 @@ export interface ListedFile {
   readonly allocatedBytes: number;
 }
 
+export function listedKind(kind: OwnerDescription["kind"]): ListedFile["kind"] {
+  return kind === "file" || kind === "directory" ? kind : "other";
+}
+
 export interface FoundFile {
   readonly owner: number;
+  /** A link is not followed: it is an `other`. */
+  readonly kind: ListedFile["kind"];
   /** Apparent length in bytes. */
   readonly bytes: number;
   /**

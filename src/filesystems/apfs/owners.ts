@@ -9,7 +9,13 @@ import { shownName } from "../../bytes/text.ts";
 import { cache } from "../../device/cache.ts";
 import { readScattered } from "../reading.ts";
 import { unlessDamaged } from "../refused.ts";
-import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  listedKind,
+  LISTED_MAX,
+  type FoundFile,
+  type ListedFile,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import type { Contents, Volume } from "./contents.ts";
 import { FileTree, isOfTree, type FileRecord } from "./file-tree.ts";
 import { ENTRY, MODE, readEntry, readInode, type Entry, type Inode } from "./inode.ts";
@@ -116,7 +122,8 @@ export class Owners {
     if (extents === undefined) return undefined;
     const fixed = fixedBecause(lookup.volume, inode);
     const owner = ownerIn(lookup.volume.number, localOf(inode.stream));
-    return { owner, bytes: inode.bytes, ...(fixed && { fixed }), extents };
+    const kind = listedKind(kindOfMode(inode.mode));
+    return { owner, kind, bytes: inode.bytes, ...(fixed && { fixed }), extents };
   }
 
   async #extentsOf({ tree }: Lookup, inode: Inode): Promise<FoundFile["extents"]> {

@@ -1,7 +1,13 @@
 /**
  * Where the bytes of a file lie on the first member, and why they may not be its alone.
  */
-import { type FoundFile, LISTED_MAX, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  type FoundFile,
+  LISTED_MAX,
+  type ListedFile,
+  listedKind,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import { unlessDamaged } from "../refused.ts";
 import { shownName } from "../../bytes/text.ts";
 import { STRIPE_BYTES, eachPlace, type Chunk } from "./chunks.ts";
@@ -62,7 +68,8 @@ export class Files {
     const extents = pieces.flatMap((piece) => this.#onFirst(piece));
     const fixed = await this.#fixedBecause(place, inode, pieces);
     const owner = this.#owners.ofFile(place.tree, Number(place.inode));
-    return { owner, bytes: inode.bytes, ...(fixed !== undefined && { fixed }), extents };
+    const kind = listedKind(inode.kind);
+    return { owner, kind, bytes: inode.bytes, ...(fixed !== undefined && { fixed }), extents };
   }
 
   async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
@@ -80,10 +87,9 @@ export class Files {
       const place = placeOf(directory, entry);
       const inode = place && (await unlessDamaged(this.#paths.inode(place)));
       if (inode === undefined) continue;
-      const isPlain = inode.kind === "file" || inode.kind === "directory";
       listed.push({
         name: shownName(entry.name),
-        kind: isPlain ? (inode.kind as "file" | "directory") : "other",
+        kind: listedKind(inode.kind),
         allocatedBytes: inode.kind === "file" ? await this.#allocatedBytes(place!) : 0,
       });
     }

@@ -2,7 +2,13 @@
  * What an owner of blocks is called: a fixed structure (numbers below zero), an inode of the filesystem's own, or a
  * file with its path.
  */
-import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  listedKind,
+  LISTED_MAX,
+  type FoundFile,
+  type ListedFile,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import { Paths } from "../paths.ts";
 import { unlessDamaged } from "../refused.ts";
 import { inlineRest } from "./attributes.ts";
@@ -58,7 +64,7 @@ export class Owners {
     const extents = await unlessDamaged(this.#extentsOf(inode));
     if (extents === undefined) return undefined;
     const fixed = fixedBecause(inode);
-    return { owner: inode.number, bytes: inode.size, ...(fixed && { fixed }), extents };
+    return { owner: inode.number, kind: kindOf(inode), bytes: inode.size, ...(fixed && { fixed }), extents };
   }
 
   async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
@@ -69,9 +75,9 @@ export class Owners {
       if (listed.length >= atMost) break;
       const inode = await unlessDamaged(readInode(this.#volume, number));
       if (inode === undefined) continue;
-      const isDirectory = inode.type === TYPE.directory;
-      const kind = isDirectory ? "directory" : inode.type === TYPE.file ? "file" : "other";
-      listed.push({ name, kind, allocatedBytes: isDirectory ? 0 : await this.#allocatedBytes(inode) });
+      const kind = kindOf(inode);
+      const allocatedBytes = kind === "directory" ? 0 : await this.#allocatedBytes(inode);
+      listed.push({ name, kind, allocatedBytes });
     }
     return listed;
   }
@@ -108,6 +114,8 @@ export class Owners {
     ].filter(({ bytes }) => bytes > 0);
   }
 }
+
+const kindOf = ({ type }: Inode): ListedFile["kind"] => listedKind(KINDS.get(type) ?? "special");
 
 function fixedBecause({ flags }: Inode): string | undefined {
   if ((flags & FLAG.inlineData) !== 0) return "inline";

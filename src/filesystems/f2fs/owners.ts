@@ -9,7 +9,13 @@
 import { readBytes } from "../../device/device.ts";
 import { bytesOf } from "../../bytes/struct.ts";
 import { shownName } from "../../bytes/text.ts";
-import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  listedKind,
+  LISTED_MAX,
+  type FoundFile,
+  type ListedFile,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import { unlessDamaged } from "../refused.ts";
 import {
   ADDRESSES,
@@ -79,8 +85,9 @@ export class Owners {
     if (opened === undefined) return undefined;
     const extents = await unlessDamaged(this.#extentsOf(opened));
     if (extents === undefined) return undefined;
+    const { id: owner, mode, bytes } = opened.inode;
     const fixed = fixedBecause(opened.inode);
-    return { owner: opened.inode.id, bytes: opened.inode.bytes, ...(fixed && { fixed }), extents };
+    return { owner, kind: listedKind(kindOf(mode)), bytes, ...(fixed && { fixed }), extents };
   }
 
   async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {

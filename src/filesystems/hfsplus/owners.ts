@@ -103,9 +103,10 @@ export class Owners {
     if (entry === undefined) return undefined;
     const { id: owner, isCompressed } = entry;
     const fork = this.#fork(entry, isCompressed ? FILE.resource : FILE.data);
-    if (fork === undefined) return { owner, bytes: 0, extents: [] };
+    const kind = LISTED[entry.kind];
+    if (fork === undefined) return { owner, kind, bytes: 0, extents: [] };
     const extents = await this.#placesOf(owner, isCompressed ? FORK_TYPE.resource : FORK_TYPE.data, fork);
-    return { owner, bytes: fork.bytes, ...(isCompressed && { fixed: "compressed" }), extents };
+    return { owner, kind, bytes: fork.bytes, ...(isCompressed && { fixed: "compressed" }), extents };
   }
 
   async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {

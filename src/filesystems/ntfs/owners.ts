@@ -5,7 +5,13 @@
  *
  * Reparse points are not followed.
  */
-import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  listedKind,
+  LISTED_MAX,
+  type FoundFile,
+  type ListedFile,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import { unlessDamaged } from "../refused.ts";
 import { ATTRIBUTE_FLAG, TYPE } from "./attributes.ts";
 import { decodeName, eachEntry, type Entry, findEntry, type NameRecord } from "./directory.ts";
@@ -96,9 +102,10 @@ export class Owners {
     if (file === undefined) return undefined;
     const owner = ownerOf(file.record.number);
     const stream = await this.#stream(file, TYPE.data);
-    if (stream === undefined) return { owner, bytes: 0, extents: [] };
+    const kind = listedKind(kindOf(file));
+    if (stream === undefined) return { owner, kind, bytes: 0, extents: [] };
     const fixed = fixedBecause(file, stream);
-    return { owner, bytes: stream.bytes, ...(fixed && { fixed }), extents: this.#extents(stream) };
+    return { owner, kind, bytes: stream.bytes, ...(fixed && { fixed }), extents: this.#extents(stream) };
   }
 
   /** The file at `path`. @throws Refused when a directory on the way is damaged */

@@ -3,7 +3,13 @@
  * file with its path.
  */
 import type { ExtentSet } from "../../bytes/extents.ts";
-import { LISTED_MAX, type FoundFile, type ListedFile, type OwnerDescription } from "../filesystem.ts";
+import {
+  listedKind,
+  LISTED_MAX,
+  type FoundFile,
+  type ListedFile,
+  type OwnerDescription,
+} from "../filesystem.ts";
 import { Paths } from "../paths.ts";
 import { unlessDamaged } from "../refused.ts";
 import { directoriesOf } from "./directory.ts";
@@ -49,9 +55,16 @@ export class Owners {
     const inode = await unlessDamaged(this.#paths.lookUp(path));
     if (inode === undefined) return undefined;
     const { number: owner, size: bytes } = inode;
+    const kind = kindOf(inode);
     if (inode.data.format === FORMAT.local) {
       const at = placeOf(this.#volume.sb, owner)! + inode.data.start;
-      return { owner, bytes, fixed: "inline", extents: [{ fileOffset: 0, at, bytes, unwritten: false }] };
+      return {
+        owner,
+        kind,
+        bytes,
+        fixed: "inline",
+        extents: [{ fileOffset: 0, at, bytes, unwritten: false }],
+      };
     }
     const found = await unlessDamaged(this.#runsOf(inode));
     if (found === undefined) return undefined;
@@ -63,7 +76,7 @@ export class Owners {
       bytes: blocks * blockBytes,
       unwritten,
     }));
-    return { owner, bytes, ...(fixed && { fixed }), extents };
+    return { owner, kind, bytes, ...(fixed && { fixed }), extents };
   }
 
   async list(path: string, atMost = LISTED_MAX): Promise<readonly ListedFile[] | undefined> {
@@ -74,9 +87,8 @@ export class Owners {
       if (listed.length >= atMost) break;
       const inode = await unlessDamaged(readInode(this.#volume, number));
       if (inode === undefined) continue;
-      const isDirectory = inode.type === TYPE.directory;
-      const kind = isDirectory ? "directory" : inode.type === TYPE.file ? "file" : "other";
-      const allocatedBytes = isDirectory ? 0 : inode.blocks * this.#volume.sb.blockBytes;
+      const kind = kindOf(inode);
+      const allocatedBytes = kind === "directory" ? 0 : inode.blocks * this.#volume.sb.blockBytes;
       listed.push({ name, kind, allocatedBytes });
     }
     return listed;
@@ -98,6 +110,8 @@ export class Owners {
     return isShared ? "shared" : undefined;
   }
 }
+
+const kindOf = ({ type }: Inode): ListedFile["kind"] => listedKind(KINDS.get(type) ?? "special");
 
 /** Inodes that belong to the filesystem itself; none of them has a path. */
 function ownInodes({ quotaInodes, realtimeInodes }: Superblock): Map<number, string> {
