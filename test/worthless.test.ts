@@ -16,6 +16,7 @@ import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { explain, reclaim, survey, type SurveyOptions } from "../src/disk.ts";
 import { e2fsck, makeFilesystem, withMount } from "../src/testing/kernel-guest.ts";
+import { inNtfs, makeNtfs, NTFS_TOOLS } from "../src/testing/ntfs.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { attempt, requires, requiresRoot, run, scratch } from "../src/testing/tools.ts";
 
@@ -247,6 +248,38 @@ test("H1: a folder on FAT is no page file", async (t) => {
   await reclaim(disk, { format: "raw", also: ["pagefile", "hiberfil"], verify: true });
   assert.equal(names(), before);
   assert.equal(attempt("fsck.fat", ["-n", disk]).status, 0);
+});
+
+/** A reparse point: a symlink to `abab`. */
+const SYMLINK = "0x0c0000a01800000004000800000004000100000061006200" + "6100620061006200";
+
+test("H1: on NTFS a link is no page file, a compressed one stays, and of one with holes its own bytes go", async (t) => {
+  if (!requires(t, ...NTFS_TOOLS, "setfattr") || !requiresRoot(t)) return;
+  const disk = makeNtfs(join(scratch(t), "windows.raw"), 32 * MiB);
+  inNtfs(
+    disk,
+    `head -c 300000 /dev/urandom > pagefile.sys
+     mkdir packed
+     setfattr -h -n system.ntfs_attrib_be -v 0x00000800 packed
+     seq 100000 > packed/swapfile.sys
+     mv packed/swapfile.sys .
+     (printf wake; head -c 199996 /dev/urandom) > hiberfil.sys
+     truncate -s 8M hiberfil.sys`,
+  );
+  const hashes = () => inNtfs(disk, "sha256sum pagefile.sys swapfile.sys");
+  const before = hashes();
+  inNtfs(disk, `setfattr -h -n system.ntfs_reparse_data -v ${SYMLINK} pagefile.sys`);
+  const done = await reclaim(disk, { format: "raw", also: ["pagefile", "hiberfil"], verify: true });
+  assert.deepEqual(
+    done.survey.worthless.map(({ path, bytes, kept }) => [path, kept ?? bytes]),
+    [
+      ["/swapfile.sys", "it is compressed"],
+      ["/hiberfil.sys", 49 * 4 * KiB - HEADER_BYTES],
+    ],
+  );
+  inNtfs(disk, "setfattr -h -x system.ntfs_reparse_data pagefile.sys");
+  assert.equal(hashes(), before);
+  assert.equal(inNtfs(disk, "tail -c +65537 hiberfil.sys | tr -d '\\0' | wc -c"), "0\n");
 });
 
 test("names of Windows mean nothing where Windows cannot be", async (t) => {

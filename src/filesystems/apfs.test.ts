@@ -69,7 +69,7 @@ test("a container that macOS filled: free agrees with The Sleuth Kit, files with
   let files = 0;
   for (const [, inode, path] of listing.matchAll(/^r\/r (\d+)[-\d]*:\t(.+)$/gm)) {
     const found = await filesystem.find(`/${path}`);
-    assert.ok(found, path);
+    assert.equal(found?.kind, "file", path);
     if (found.bytes === 0) continue; // It has no stream, and icat nothing to print.
     const content = await contentOf(device, found);
     assert.equal(content.toString(), run("icat", ["-P", "apfs", "-B", superblock, image, inode!]), path);
@@ -77,6 +77,8 @@ test("a container that macOS filled: free agrees with The Sleuth Kit, files with
     files++;
   }
   assert.equal(files, 6);
+  assert.equal((await filesystem.find("/a_directory"))!.kind, "directory");
+  assert.equal((await filesystem.find("/a_link"))!.kind, "other");
   assert.equal(
     await filesystem.find("/A_DIRECTORY/A_file").then((file) => file?.bytes),
     53,

@@ -167,6 +167,8 @@ test("files: where their bytes lie, and why they are not simply there", async (t
   assert.equal(await filesystem.find("/sub/nothing"), undefined);
   assert.ok(await filesystem.find("/inner/file1"), "in the default subvolume");
   assert.ok(await filesystem.find("/sub/line\\u{a}feed"));
+  const kinds = ["/swap", "/sub", "/symlink"].map(async (path) => (await filesystem.find(path))!.kind);
+  assert.deepEqual(await Promise.all(kinds), ["file", "directory", "other"]);
   const names = (await filesystem.list("/"))!.map(({ name, kind }) => `${name} ${kind}`);
   assert.ok(
     ["sub directory", "swap file", "symlink other"].every((name) => names.includes(name)),

@@ -43,7 +43,7 @@ for (const { bytes, options } of MAKES) {
     for (const [, address, path] of run("fls", ["-r", "-p", "-F", image]).matchAll(/^r\/r (\S+):\t(.*)$/gm)) {
       if (/^\$|Volume Label Entry|half written/.test(path!)) continue;
       const found = await volume.filesystem.find(`/${path!.toUpperCase()}`);
-      assert.ok(found, path);
+      assert.equal(found?.kind, "file", path);
       if (files++ % 4 !== 0) continue;
       const content = run("sh", ["-c", 'icat "$1" "$2" | sha256sum', "sh", image, address!]).slice(0, 64);
       assert.equal(sha256(await contentOf(volume, path!)), content, path);
@@ -52,6 +52,7 @@ for (const { bytes, options } of MAKES) {
       }
     }
     assert.equal(files, 28);
+    assert.equal((await volume.filesystem.find("/"))!.kind, "directory");
   });
 }
 

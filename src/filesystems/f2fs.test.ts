@@ -74,6 +74,8 @@ async function assertFound(filesystem: FileSystem, device: BlockDevice, tree: st
     assert.ok(wanted.equals(await contentOf(device, found!)), path);
     assert.equal((await filesystem.describe(found!.owner)).path, path.slice(tree.length));
   }
+  const kinds = ["/large", "/many", "/deep/link"].map(async (path) => (await filesystem.find(path))!.kind);
+  assert.deepEqual(await Promise.all(kinds), ["file", "directory", "other"]);
   const listed = await filesystem.list("/many");
   assert.deepEqual(listed!.map(({ name }) => name).sort(), readdirSync(join(tree, "many")).sort());
 }

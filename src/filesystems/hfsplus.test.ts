@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { ExtentBuilder, type ExtentSet } from "../bytes/extents.ts";
 import { viewOf } from "../bytes/struct.ts";
@@ -249,7 +249,11 @@ for (const { name, label, paths } of real) {
     assert.equal(filesystem.label, label);
     assert.deepEqual([...free], [...sleuthKitFree(path, filesystem.blockBytes)]);
     assert.deepEqual([...free], [...partcloneFree(t, path)]);
-    for (const wanted of paths) assert.ok((await filesystem.find(wanted))!.extents.length > 0, wanted);
+    for (const wanted of paths) {
+      const { extents, kind } = (await filesystem.find(wanted))!;
+      assert.deepEqual([extents.length > 0, kind], [true, "file"], wanted);
+      assert.equal((await filesystem.find(dirname(wanted)))!.kind, "directory");
+    }
   });
 }
 

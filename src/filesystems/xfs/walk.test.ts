@@ -121,6 +121,8 @@ test("a tree of extents, shared blocks and remote attributes were among them", a
   assert.equal((await filesystem.find("/long link"))!.fixed, "checksummed");
   assert.equal((await filesystem.find("/dir2"))!.fixed, "inline");
   assert.equal(await filesystem.find("/dir2/entry number 1/below"), undefined);
+  const kinds = ["/pieces", "/dir2", "/long link"].map(async (path) => (await filesystem.find(path))!.kind);
+  assert.deepEqual(await Promise.all(kinds), ["file", "directory", "other"]);
   assert.equal(await filesystem.list("/pieces"), undefined);
   const names = await Promise.all([-1, -12, -11, -20].map((owner) => filesystem.describe(owner)));
   assert.deepEqual(
