@@ -19,11 +19,15 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   volumes: ["bytes", "device"],
   filesystems: ["bytes", "device"],
   host: ["bytes", "device"],
-  disk: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems", "host"],
+  nbd: ["bytes", "device", "host"],
+  live: ["bytes", "device"],
+  disk: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems", "host", "live"],
   "disk.ts": ["disk"],
-  cli: ["bytes", "disk.ts"],
+  serve: ["bytes", "device", "formats", "host", "nbd", "live", "disk"],
+  "serve.ts": ["serve"],
+  cli: ["bytes", "disk.ts", "serve.ts"],
   "index.ts": ["bytes", "device", "disk.ts"],
-  testing: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems"],
+  testing: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems", "nbd", "live"],
 };
 
 /** Where modules begin that nobody imports. */

@@ -12,6 +12,8 @@ export interface Place {
   readonly file: BlockDevice;
   readonly at: number;
   readonly bytes: number;
+  /** The device never gives this place to other bytes of its own: who still holds its pages holds no stranger's (H14). */
+  readonly isStable?: boolean;
 }
 
 /**
@@ -40,15 +42,26 @@ export interface BlockDevice extends AsyncDisposable {
   read(at: number, into: Uint8Array): Promise<void>;
   /** What backs `range`: ascending, gapless, in batches. Neighbouring runs need not be merged. */
   map(range: Extent): AsyncIterable<readonly Run[]>;
-  /** A run usable in place, known without I/O; valid until the next await. Devices may lack it or decline. */
+  /**
+   * A place for the first part of a range, as long as it goes on in one piece, known without I/O; valid until the next
+   * await. Who asked for access to write writes there at once, or not at all. Devices may lack it or decline.
+   */
   locate?(at: number, bytes: number, access: "read" | "write"): Place | undefined;
+}
+
+/** How zeros are to be made. Without either: by whatever means is cheapest. */
+export interface Zeroing {
+  /** False: the space is to go back to the host. True: what is allocated stays so (NBD's NO_HOLE). */
+  readonly keep?: boolean;
+  /** @throws DiskError `unsupported`, with nothing altered, where it would take as long as writing (NBD's FAST_ZERO) */
+  readonly fast?: boolean;
 }
 
 export interface WritableDevice extends BlockDevice {
   /** Writes all of `from` at offset `at`, or throws; after a failure those bytes are old, new or a mixture by sector. */
   write(at: number, from: Uint8Array): Promise<void>;
-  /** Makes `range` read as zeros, by whatever means is cheapest. */
-  zero(range: Extent): Promise<void>;
+  /** Makes `range` read as zeros. */
+  zero(range: Extent, how?: Zeroing): Promise<void>;
   /** Advice that `range` is no longer needed: afterwards it reads its old bytes or zeros, never anything else (H9). */
   discard(range: Extent): Promise<void>;
   /** Everything written before is on stable storage when this returns. Never retried after it failed (H13). */
@@ -69,6 +82,11 @@ export interface FileStatus {
 /** A file of the host that is only read. */
 export interface ReadableFile extends BlockDevice {
   stat(): Promise<FileStatus>;
+  /**
+   * Reads what the host has in memory, into `into` from `offset` on.
+   * @returns the bytes read: fewer than asked for, or 0, where it would have to wait
+   */
+  tryRead?(at: number, into: Uint8Array, offset: number, bytes: number): number;
 }
 
 /** A file of the host, held under a lock for writing. */
@@ -78,6 +96,11 @@ export interface HostFile extends ReadableFile, WritableDevice {
    * @throws DiskError `unsupported` where the host has no holes
    */
   punch(range: Extent): Promise<void>;
+  /**
+   * Writes into the host's memory, inside the file's length.
+   * @returns the bytes written: fewer than asked for, or 0, where it would have to wait
+   */
+  tryWrite?(at: number, from: Uint8Array, offset: number, bytes: number): number;
   /** Sets the length in bytes. */
   truncate(bytes: number): Promise<void>;
   /**
