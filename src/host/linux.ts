@@ -30,6 +30,7 @@ export function linux(): Platform | undefined {
     zeroRange: (fd, range) => fallocated(fd, FALLOC_FL_ZERO_RANGE, range),
     clone: cloneCall(call),
     extents: (fd, range) => fiemap(fd, range) ?? seek(fd, range),
+    dataExtents: seek,
     locks: ofdLocks(call),
     settle: (fd) => new Promise((resolve) => syncfs.async(fd, () => resolve())),
   };
