@@ -5,7 +5,7 @@
  *   band 1f   idle ─ use → open ─ (64 others are used) → flushed where it was written, closed → idle
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { assert } from "../../error.ts";
 
 /** Well below the usual limit of 1024 open files. */
@@ -109,8 +109,8 @@ export class WritableBand extends Band<HostFile> implements HostFile {
     return this.#change((file) => file.write(at, from));
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#change((file) => file.zero(range));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#change((file) => file.zero(range, how));
   }
 
   discard(range: Extent): Promise<void> {

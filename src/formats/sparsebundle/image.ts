@@ -5,7 +5,7 @@
  */
 import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { HostFile, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
 import { joined } from "../../device/runs.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
@@ -198,8 +198,8 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     return done;
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) => band.zero(inside));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#each(range, (band, inside) => band.zero(inside, how));
   }
 
   discard(range: Extent): Promise<void> {
