@@ -11,7 +11,7 @@
 import { close, fdatasync, fstatSync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
+import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { codeOf, hostError } from "./failure.ts";
 import { runsOf } from "./map.ts";
@@ -151,14 +151,19 @@ export class HostReader implements ReadableFile {
 
 const ZEROS = new Uint8Array(1024 * 1024);
 
-/** Means to make a range read as zeros, from the cheapest on. */
-type ZeroMeans = "zeroRange" | "punch" | "write";
+/** Means to make a range read as zeros, from the best on, by what is to become of its space. */
+const MEANS = {
+  any: ["zeroRange", "punch"],
+  keep: ["zeroRange"],
+  free: ["punch", "zeroRange"],
+} as const;
 
 export class LockedFile extends HostReader implements HostFile {
   readonly #platform: Platform;
   /** Bytes of the host that punching set free, counted while the file is live. */
   returnedBytes = 0;
-  #zeroMeans: ZeroMeans = "zeroRange";
+  #canZeroRange = true;
+  #canPunch = true;
   /** The length was compared since the last punch. */
   #lengthProven = true;
   #punched = false;
@@ -242,34 +247,56 @@ export class LockedFile extends HostReader implements HostFile {
     return true;
   }
 
-  /** Ranges past the end lengthen the file. */
-  async zero(range: Extent): Promise<void> {
-    this.#assertWhole();
-    const within = { start: Math.min(range.start, this.length), end: Math.min(range.end, this.length) };
-    if (range.end > this.length) await this.truncate(range.end);
-    const inner = this.#inward(within);
-    await this.#writeEdges(within, inner);
-    if (inner.start < inner.end) await this.#zeroInner(inner);
+  isHole(range: Extent): boolean {
+    if (this.medium.kind === "device") return false;
+    return this.#platform.isHole?.(this.fd, range) ?? false;
   }
 
-  async #zeroInner(range: Extent): Promise<void> {
-    if (this.#zeroMeans === "zeroRange") {
-      try {
-        return this.#platform.zeroRange(this.fd, range);
-      } catch (error) {
-        if (!STEP_DOWN.has(codeOf(error) ?? "")) throw hostError(error, this.#zeroing(range));
-        if (codeOf(error) === "ENOTSUP") this.#zeroMeans = "punch";
-      }
+  /** Ranges past the end lengthen the file. What the host's calls do comes first: it may turn out to be impossible. */
+  async zero(range: Extent, how: Zeroing = {}): Promise<void> {
+    this.#assertWhole();
+    const within = { start: Math.min(range.start, this.length), end: Math.min(range.end, this.length) };
+    const inner = this.#inward(within);
+    if (inner.start < inner.end) await this.#zeroInner(inner, how);
+    await this.#writeEdges(within, inner);
+    if (range.end > this.length) await this.truncate(range.end);
+  }
+
+  async #zeroInner(range: Extent, { keep, fast }: Zeroing): Promise<void> {
+    // A block device that cannot do it writes the zeros itself, as slowly as anybody.
+    const canRange = !(fast && this.medium.kind === "device");
+    for (const means of MEANS[keep === undefined ? "any" : keep ? "keep" : "free"]) {
+      if (means === "zeroRange" && canRange && this.#zeroedRange(range)) return;
+      if (means === "punch" && (await this.#punchedZeros(range))) return;
     }
-    if (this.#zeroMeans !== "write") {
-      try {
-        return await this.punch(range);
-      } catch (error) {
-        if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
-        this.#zeroMeans = "write";
-      }
+    if (fast) {
+      throw new DiskError("unsupported", `${this.#zeroing(range)}: the host would have to write them`);
     }
     await this.#writeZeros(range);
+  }
+
+  #zeroedRange(range: Extent): boolean {
+    if (!this.#canZeroRange) return false;
+    try {
+      this.#platform.zeroRange(this.fd, range);
+      return true;
+    } catch (error) {
+      if (!STEP_DOWN.has(codeOf(error) ?? "")) throw hostError(error, this.#zeroing(range));
+      if (codeOf(error) === "ENOTSUP") this.#canZeroRange = false;
+      return false;
+    }
+  }
+
+  async #punchedZeros(range: Extent): Promise<boolean> {
+    if (!this.#canPunch) return false;
+    try {
+      await this.punch(range);
+      return true;
+    } catch (error) {
+      if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
+      this.#canPunch = false;
+      return false;
+    }
   }
 
   #zeroing({ start, end }: Extent): string {
