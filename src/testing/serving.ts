@@ -20,8 +20,10 @@ export type Server = "ullage" | "qemu-nbd" | "nbdkit";
 
 export interface ServingOptions {
   readonly server?: Server;
-  /** Of the image: `qcow2` unless told otherwise. `nbdkit` serves raw alone. */
+  /** Of the image: `qcow2` unless told otherwise. nbdkit's plugin `file` serves raw alone. */
   readonly format?: string;
+  /** Of nbdkit. */
+  readonly plugin?: string;
   /** More words for the command. */
   readonly words?: readonly string[];
 }
@@ -78,13 +80,13 @@ export async function serving(
 function commandOf(
   images: readonly string[],
   socket: string,
-  { server = "ullage", format = "qcow2", words = [] }: ServingOptions,
+  { server = "ullage", format = "qcow2", plugin = "file", words = [] }: ServingOptions,
 ): [string, string[]] {
   if (server === "ullage") {
     return [process.execPath, [BINARY, "serve", ...images, "--format", format, "--socket", socket, ...words]];
   }
   if (server === "nbdkit") {
-    return ["nbdkit", ["--foreground", "--unix", socket, ...words, "file", ...images]];
+    return ["nbdkit", ["--foreground", "--unix", socket, plugin, ...images, ...words]];
   }
   const life = ["--persistent", "--shared=16", "--socket", socket];
   return ["qemu-nbd", [...life, "--discard=unmap", "--format", format, ...words, ...images]];
