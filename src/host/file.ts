@@ -56,7 +56,6 @@ export class HostReader implements ReadableFile {
   /** The file is mapped while it is being written to: nothing is settled for that. */
   isLive = false;
   protected length: number;
-  protected readonly calls = fileCalls();
   #open = true;
 
   /** Takes over the descriptor. */
@@ -92,7 +91,7 @@ export class HostReader implements ReadableFile {
 
   tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
     try {
-      const got = this.calls?.read(this.fd, at, into, offset, bytes) ?? 0;
+      const got = fileCalls()?.read(this.fd, at, into, offset, bytes) ?? 0;
       return Math.max(got, 0);
     } catch (error) {
       throw hostError(error, `${this.path}: read of ${bytes} bytes at ${at}`);
@@ -101,7 +100,7 @@ export class HostReader implements ReadableFile {
 
   /** Whether the host has all of it in memory. */
   isCached(at: number, bytes: number): boolean {
-    return this.calls?.isCached(this.fd, at, bytes) ?? false;
+    return fileCalls()?.isCached(this.fd, at, bytes) ?? false;
   }
 
   /** Device files are all data: nothing tells what is allocated behind them. */
@@ -199,7 +198,7 @@ export class LockedFile extends HostReader implements HostFile {
     this.#assertWhole();
     if (at + bytes > this.length) return 0;
     try {
-      return Math.max(this.calls?.write(this.fd, at, from, offset, bytes) ?? 0, 0);
+      return Math.max(fileCalls()?.write(this.fd, at, from, offset, bytes) ?? 0, 0);
     } catch (error) {
       throw hostError(error, `${this.path}: write of ${bytes} bytes at ${at}`);
     }
