@@ -1,11 +1,16 @@
 /**
  * Read-only: nothing reaches the disk that would change it. For clients that write although they were told not to.
  */
-import type { Place } from "../device/device.ts";
+import type { BlockDevice, Place, WritableDevice } from "../device/device.ts";
 import { Filter } from "../device/filter.ts";
 import { DiskError } from "../error.ts";
 
 export class ReadOnly extends Filter {
+  /** @param below may be one that cannot be written to at all */
+  constructor(below: BlockDevice) {
+    super(below as WritableDevice);
+  }
+
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
     return access === "write" ? undefined : super.locate(at, bytes, access);
   }
@@ -21,6 +26,8 @@ export class ReadOnly extends Filter {
   override discard(): Promise<void> {
     return refused();
   }
+
+  override async flush(): Promise<void> {}
 }
 
 function refused(): Promise<never> {
