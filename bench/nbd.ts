@@ -44,8 +44,14 @@ const qemu = (format: "raw" | "qcow2"): Server => ({
   name: "qemu-nbd",
   format,
   command: (image, socket) => [
-    ...["qemu-nbd", "-f", format, "-k", socket, "-t", "-e", "8"],
-    ...["--cache=writeback", "--discard=unmap", image],
+    "qemu-nbd",
+    "--persistent",
+    "--shared=8",
+    "--cache=writeback",
+    "--discard=unmap",
+    `--format=${format}`,
+    `--socket=${socket}`,
+    image,
   ],
 });
 

@@ -7,6 +7,7 @@
 import { basename } from "node:path";
 import { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice, WritableDevice } from "../device/device.ts";
+import { Borrowed } from "../device/filter.ts";
 import { openWritable, open, type Disk } from "../disk/open.ts";
 import type { OpenOptions } from "../disk/results.ts";
 import { requireSafe } from "../disk/safe.ts";
@@ -14,9 +15,11 @@ import { requireTestedHost, sizesOf } from "../disk/survey.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
 import { HostReader, LockedFile } from "../host/file.ts";
 import { Delayed, type Delays } from "../live/delay.ts";
+import { Erasing } from "../live/erase.ts";
 import { Failing, type FailureRules } from "../live/error.ts";
 import { Logged } from "../live/log.ts";
 import { type Kind, KINDS, Meter } from "../live/meter.ts";
+import type { PatternName } from "../live/pattern.ts";
 import { ReadOnly } from "../live/readonly.ts";
 import type { Export, MetaContext } from "../nbd/export.ts";
 import { allocation, allocationDepth } from "../nbd/contexts.ts";
@@ -29,6 +32,8 @@ export interface ServedOptions {
   readonly open: OpenOptions;
   readonly readOnly: boolean;
   readonly snapshots: boolean;
+  /** What is freed is overwritten with this first. */
+  readonly erase?: PatternName;
   readonly delays?: Delays;
   readonly failures?: FailureRules;
   readonly logLine?: (line: string) => void;
@@ -117,7 +122,7 @@ export class ServedImage implements AsyncDisposable {
   /** Everything durable, files closed, locks released. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#device.flush();
+      await this.#device[Symbol.asyncDispose]();
     } finally {
       await this.#disk[Symbol.asyncDispose]();
     }
@@ -130,7 +135,8 @@ function* filesOf(image: Image): Generator<BlockDevice> {
 }
 
 function filtered(disk: Disk | Disk<WritableImage>, options: ServedOptions): WritableDevice {
-  let device: WritableDevice = isWritable(disk.image) ? disk.image : new ReadOnly(disk.image);
+  let device: WritableDevice = isWritable(disk.image) ? new Borrowed(disk.image) : new ReadOnly(disk.image);
+  if (options.erase !== undefined) device = new Erasing(device, { pattern: options.erase });
   if (options.failures) device = new Failing(device, options.failures, {});
   if (options.delays) device = new Delayed(device, options.delays);
   if (options.logLine) device = new Logged(device, options.logLine);
