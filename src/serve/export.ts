@@ -1,8 +1,8 @@
 /**
  * One served image: opened and judged, the filters over it, its meter, and the exports that clients see.
  *
- *   image ── erase ── error ── delay ── log ── export NAME, and ""
- *     └── snapshots ───────────────────────── export NAME@SNAPSHOT, read-only
+ *   image ── guessed ── erase ── error ── delay ── log ── export NAME, and ""
+ *     └── snapshots ──────────────────────────────────── export NAME@SNAPSHOT, read-only
  */
 import { basename } from "node:path";
 import { ExtentSet } from "../bytes/extents.ts";
@@ -25,6 +25,7 @@ import type { Export, MetaContext } from "../nbd/export.ts";
 import { allocation, allocationDepth } from "../nbd/contexts.ts";
 import { CMD, REQUEST_BYTES_MAX } from "../nbd/protocol.ts";
 import type { Watcher } from "../nbd/transmission.ts";
+import { GuessedRaw } from "./guessed.ts";
 import { UsageContext } from "./usage.ts";
 
 /** What is put over an image, and how it is opened. */
@@ -136,6 +137,7 @@ function* filesOf(image: Image): Generator<BlockDevice> {
 
 function filtered(disk: Disk | Disk<WritableImage>, options: ServedOptions): WritableDevice {
   let device: WritableDevice = isWritable(disk.image) ? new Borrowed(disk.image) : new ReadOnly(disk.image);
+  if (disk.image.format === "raw" && options.open.format === undefined && !options.open.window) device = new GuessedRaw(device);
   if (options.erase !== undefined) device = new Erasing(device, { pattern: options.erase });
   if (options.failures) device = new Failing(device, options.failures, {});
   if (options.delays) device = new Delayed(device, options.delays);
