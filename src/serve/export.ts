@@ -137,7 +137,8 @@ function* filesOf(image: Image): Generator<BlockDevice> {
 
 function filtered(disk: Disk | Disk<WritableImage>, options: ServedOptions): WritableDevice {
   let device: WritableDevice = isWritable(disk.image) ? new Borrowed(disk.image) : new ReadOnly(disk.image);
-  if (disk.image.format === "raw" && options.open.format === undefined && !options.open.window) device = new GuessedRaw(device);
+  if (disk.image.format === "raw" && options.open.format === undefined && !options.open.window)
+    device = new GuessedRaw(device);
   if (options.erase !== undefined) device = new Erasing(device, { pattern: options.erase });
   if (options.failures) device = new Failing(device, options.failures, {});
   if (options.delays) device = new Delayed(device, options.delays);
