@@ -229,11 +229,16 @@ export class BlockWriter {
   }
 
   async #discardPart(part: Part): Promise<void> {
-    const { file, blockBytes, table } = this.#layout;
-    const piece = this.#placeOf(part);
-    if (piece.end - piece.start < this.#hostBlockBytes) return;
+    const { file, blockBytes, bytes, table } = this.#layout;
     const start = payloadAt(this.#layout, table.get(part.block));
-    await discardPiece(file, piece, { start, end: start + blockBytes }, this.#hostBlockBytes);
+    const block = { start, end: Math.min(start + blockBytes, file.bytes) };
+    // What of the block lies behind the disk's end is nobody's.
+    const piece = {
+      start: this.#placeOf(part).start,
+      end: part.end === bytes ? block.end : this.#placeOf(part).end,
+    };
+    if (piece.end - piece.start < this.#hostBlockBytes) return;
+    await discardPiece(file, piece, block, this.#hostBlockBytes);
     if (!part.isWhole) await this.#dropIfEmpty(part);
   }
 

@@ -206,11 +206,11 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     return this.#each(range, (band, inside) => band.zero(inside, how));
   }
 
-  /** A band of which nothing is left becomes a file of no bytes, which goes when the bundle is closed. */
+  /** The end of a band is cut off. One of which nothing is left goes when the bundle is closed. */
   discard(range: Extent): Promise<void> {
     return this.#each(range, async (band, inside) => {
-      if (inside.start === 0 && inside.end === band.bytes) return band.truncate(0);
-      await band.discard(inside);
+      if (inside.end === band.bytes) await band.truncate(inside.start);
+      else await band.discard(inside);
       await band.cutIfEmpty();
     });
   }
