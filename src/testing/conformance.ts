@@ -13,6 +13,7 @@
 import { suite, test, type TestContext } from "node:test";
 import type { ImageFormat, OpenParent } from "../formats/format.ts";
 import { Bench } from "./conformance/bench.ts";
+import { writesBesideChanges } from "./conformance/beside.ts";
 import { damageIsReported, mapIsTrue, readsEqual } from "./conformance/reading.ts";
 import { crashesAreSafe, failuresAreSafe, reclaimKeeps } from "./conformance/reclaiming.ts";
 import { behavesLikeBytes, writerCrashes } from "./conformance/writing.ts";
@@ -54,6 +55,7 @@ const READING: Readonly<Record<string, Check>> = {
 
 const WRITING: Readonly<Record<string, Check>> = {
   "writes, zeros and discards behave like an array of bytes": behavesLikeBytes,
+  "writes in place and other changes do not undo each other": writesBesideChanges,
   "every crash of a writer leaves old or new sectors": writerCrashes,
   "a punching run keeps what is used": (bench) => reclaimKeeps(bench, "punch"),
   "a packing run keeps what is used": (bench) => reclaimKeeps(bench, "pack"),

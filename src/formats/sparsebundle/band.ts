@@ -5,7 +5,7 @@
  *   band 1f   idle ─ use → open ─ (64 others are used) → flushed where it was written, closed → idle
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { FileStatus, HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { assert } from "../../error.ts";
 
 /** Well below the usual limit of 1024 open files. */
@@ -29,6 +29,12 @@ export class OpenBands {
     }
   }
 
+  /** An open band is used at once. */
+  touch(band: Band): void {
+    this.#open.delete(band);
+    this.#open.add(band);
+  }
+
   forget(band: Band): void {
     this.#open.delete(band);
   }
@@ -40,6 +46,8 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
   readonly #openFile: () => Promise<F>;
   protected readonly all: OpenBands;
   #file: Promise<F> | undefined;
+  /** The same, once it is there. */
+  #opened: F | undefined;
   #users = 0;
 
   constructor(bytes: number, openFile: () => Promise<F>, all: OpenBands) {
@@ -50,6 +58,15 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
 
   get isBusy(): boolean {
     return this.#users > 0;
+  }
+
+  /** While the band is open. */
+  locate(at: number, bytes: number, _access: "read" | "write"): Place | undefined {
+    const file = this.#opened;
+    const inside = Math.min(bytes, this.bytes - at);
+    if (file === undefined || inside <= 0) return undefined;
+    this.all.touch(this);
+    return { file, at, bytes: inside };
   }
 
   read(at: number, into: Uint8Array): Promise<void> {
@@ -75,6 +92,7 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
     this.all.forget(this);
     const file = this.#file;
     this.#file = undefined;
+    this.#opened = undefined;
     if (file) await (await file)[Symbol.asyncDispose]();
   }
 
@@ -87,7 +105,8 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
     try {
       await this.all.use(this);
       this.#file ??= this.#openFile();
-      return await work(await this.#file.catch((error: unknown) => this.#lost(error)));
+      this.#opened = await this.#file.catch((error: unknown) => this.#lost(error));
+      return await work(this.#opened);
     } finally {
       this.#users--;
     }
@@ -105,12 +124,19 @@ export class WritableBand extends Band<HostFile> implements HostFile {
   /** Written since the last flush. */
   #isDirty = false;
 
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    if (access === "read") return super.locate(at, bytes, access);
+    const place = this.all.hasFailed ? undefined : super.locate(at, bytes, access);
+    if (place !== undefined) this.#isDirty = true;
+    return place;
+  }
+
   write(at: number, from: Uint8Array): Promise<void> {
     return this.#change((file) => file.write(at, from));
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#change((file) => file.zero(range));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#change((file) => file.zero(range, how));
   }
 
   discard(range: Extent): Promise<void> {

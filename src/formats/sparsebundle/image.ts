@@ -5,7 +5,7 @@
  */
 import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
 import { joined } from "../../device/runs.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
@@ -71,6 +71,13 @@ export class SparseBundle<
 
   map(range: Extent): AsyncGenerator<readonly Run[]> {
     return joined(this.#runs(range));
+  }
+
+  locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    const { bands, info } = this.bundle;
+    const number = Math.floor(at / info.bandBytes);
+    const from = at - number * info.bandBytes;
+    return bands.get(number)?.locate(from, Math.min(bytes, info.bandBytes - from), access);
   }
 
   tableBytes(): Promise<number> {
@@ -198,12 +205,15 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     return done;
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) => band.zero(inside));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#each(range, (band, inside) => band.zero(inside, how));
   }
 
+  /** A band that is trimmed as a whole becomes a file of no bytes, which goes when the bundle is closed. */
   discard(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) => band.discard(inside));
+    return this.#each(range, (band, inside) =>
+      inside.start === 0 && inside.end === band.bytes ? band.truncate(0) : band.discard(inside),
+    );
   }
 
   async flush(): Promise<void> {
