@@ -256,7 +256,7 @@ test("the kernel's own client: files, TRIM and zeros over TCP", async (t) => {
   const [files, blocks] = ["files.qcow2", "blocks.qcow2"].map((name) => join(own, name)) as [string, string];
   for (const image of [files, blocks]) run("qemu-img", ["create", "-q", "-f", "qcow2", image, "64M"]);
   const port = await freePort();
-  const served = await serving(t, [files, blocks], { words: ["--listen", `127.0.0.1:${port}`] });
+  const served = await serving(t, [files, blocks], { port });
   const printed = await otherKernel(t, {
     modules: ["nbd", "virtio_net", "ext4", "crc32c_generic"],
     disks: [],
