@@ -99,8 +99,7 @@ export class HostReader implements ReadableFile {
 
   tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
     try {
-      const got = fileCalls()?.read(this.fd, at, into, offset, bytes) ?? 0;
-      return Math.max(got, 0);
+      return Math.max(fileCalls()?.read(this.fd, at, into, offset, bytes) ?? 0, 0);
     } catch (error) {
       throw hostError(error, `${this.path}: read of ${bytes} bytes at ${at}`);
     }
