@@ -8,15 +8,24 @@
  * loop now and then; large ones run on a thread, so that one file is read while another is written. Nothing is short:
  * every call does all of it or throws.
  */
-import { close, fdatasync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
+import { close, fdatasync, fstatSync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../device/device.ts";
+import type {
+  BlockDevice,
+  FileStatus,
+  HostFile,
+  PhysicalExtent,
+  ReadableFile,
+  Run,
+  Zeroing,
+} from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { codeOf, hostError } from "./failure.ts";
-import { runsOf } from "./map.ts";
+import { physicalExtents, runsOf } from "./map.ts";
 import { type Medium, mediumOf, sizesOf } from "./medium.ts";
 import { type Platform, platform } from "./platform.ts";
+import { fileCalls } from "./straight.ts";
 import { turn } from "./turns.ts";
 
 /** One system call moves at most this much, so that a large one cannot hold up the event loop for long. */
@@ -52,6 +61,8 @@ export class HostReader implements ReadableFile {
   readonly path: string;
   readonly medium: Medium;
   readonly fd: number;
+  /** The file is mapped while it is being written to: nothing is settled for that. */
+  isLive = false;
   protected length: number;
   #open = true;
 
@@ -86,16 +97,43 @@ export class HostReader implements ReadableFile {
     }
   }
 
+  tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
+    try {
+      const got = fileCalls()?.read(this.fd, at, into, offset, bytes) ?? 0;
+      return Math.max(got, 0);
+    } catch (error) {
+      throw hostError(error, `${this.path}: read of ${bytes} bytes at ${at}`);
+    }
+  }
+
+  /** Whether the host has all of it in memory. */
+  isCached(at: number, bytes: number): boolean {
+    return fileCalls()?.isCached(this.fd, at, bytes) ?? false;
+  }
+
   /** Device files are all data: nothing tells what is allocated behind them. */
   async *map(range: Extent): AsyncIterable<readonly Run[]> {
-    const ask = this.medium.kind === "file" ? platform() : undefined;
+    const host = this.medium.kind === "file" ? platform() : undefined;
     for (let at = range.start; at < range.end;) {
       const rest = { start: at, end: range.end };
-      const batch = this.attempt("map", rest.end - at, at, () => ask?.extents(this.fd, rest));
+      const batch = this.attempt("map", rest.end - at, at, () =>
+        this.isLive ? host?.dataExtents?.(this.fd, rest) : host?.extents(this.fd, rest),
+      );
       yield runsOf(this, rest, batch);
       at = batch?.end ?? range.end;
       await turn();
     }
+  }
+
+  physical(range: Extent): AsyncIterable<readonly PhysicalExtent[]> {
+    const host = this.medium.kind === "file" ? platform() : undefined;
+    return physicalExtents(this.medium, range, (rest) =>
+      this.attempt("map", rest.end - rest.start, rest.start, () => host?.extents(this.fd, rest)),
+    );
+  }
+
+  forget(): void {
+    platform()?.forget?.(this.fd);
   }
 
   async stat(): Promise<FileStatus> {
@@ -140,6 +178,8 @@ const MEANS = {
 
 export class LockedFile extends HostReader implements HostFile {
   readonly #platform: Platform;
+  /** Bytes of the host that punching set free, counted while the file is live. */
+  returnedBytes = 0;
   #canZeroRange = true;
   #canPunch = true;
   /** The length was compared since the last punch. */
@@ -173,13 +213,25 @@ export class LockedFile extends HostReader implements HostFile {
     }
   }
 
+  tryWrite(at: number, from: Uint8Array, offset: number, bytes: number): number {
+    this.#assertWhole();
+    if (at + bytes > this.length) return 0;
+    try {
+      return Math.max(fileCalls()?.write(this.fd, at, from, offset, bytes) ?? 0, 0);
+    } catch (error) {
+      throw hostError(error, `${this.path}: write of ${bytes} bytes at ${at}`);
+    }
+  }
+
   async punch(range: Extent): Promise<void> {
     this.#assertWhole();
     const inner = this.#inward(range);
     for (let at = inner.start; at < inner.end;) {
       const end = Math.min(at + PUNCH_SLICE_BYTES, inner.end);
       const slice = { start: at, end };
+      const before = this.#allocatedBytes();
       this.attempt("punch", end - at, at, () => this.#platform.punch(this.fd, slice));
+      this.returnedBytes += before - this.#allocatedBytes();
       this.#lengthProven = false;
       // The first punch tells whether this host keeps the length; the others are compared before the next flush.
       if (!this.#punched) this.#proveLength();
@@ -188,6 +240,10 @@ export class LockedFile extends HostReader implements HostFile {
       await turn();
     }
     await this.#writeEdges(range, inner);
+  }
+
+  #allocatedBytes(): number {
+    return this.isLive && this.medium.kind === "file" ? fstatSync(this.fd).blocks * 512 : 0;
   }
 
   async cloneFrom(source: BlockDevice, from: number, at: number, bytes: number): Promise<boolean> {
