@@ -48,6 +48,7 @@ const NOTHING: Remains = {
   guest: ExtentSet.EMPTY,
   bytes: 0,
   sharedBytes: 0,
+  unwrittenBytes: 0,
   compressedBytes: 0,
 };
 
@@ -118,7 +119,7 @@ class Erasure implements Attendant {
   }
 
   async look(image: Image): Promise<void> {
-    const { files, guest, sharedBytes } = this.#remains;
+    const { files, guest, sharedBytes, unwrittenBytes } = this.#remains;
     for (const file of image.files.values()) file.forget?.();
     for (const [name, set] of files) await requireZero(image.files.get(name)!, set, "the file");
     // What is shared is left as it is, also where the guest calls it free.
@@ -130,7 +131,7 @@ class Erasure implements Attendant {
       this.#sighted = await search(image.files, this.#planted, { onProgress });
       if (this.#sighted.canaries > 0) throw notErased(`${this.#sighted.canaries} canaries are still found`);
     }
-    this.#graded = gradeOf(this.#stack, this.#stayedInPlace);
+    this.#graded = gradeOf(this.#stack, { stayedInPlace: this.#stayedInPlace, unwrittenBytes });
   }
 }
 
