@@ -113,9 +113,8 @@ export class HostReader implements ReadableFile {
   }
 
   physical(range: Extent): AsyncIterable<readonly PhysicalExtent[]> {
-    const host = this.medium.kind === "file" ? platform() : undefined;
     return physicalExtents(this.medium, range, (rest) =>
-      this.attempt("map", rest.end - rest.start, rest.start, () => host?.extents(this.fd, rest)),
+      this.attempt("map", rest.end - rest.start, rest.start, () => platform()?.extents(this.fd, rest)),
     );
   }
 
