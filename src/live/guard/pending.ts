@@ -36,14 +36,13 @@ export class Pending {
     return this.#changes.some(({ kind }) => kind !== "mask" && kind !== "doom");
   }
 
-  /** Whether masks depend on changes that must wait for the image. */
-  get areEntangled(): boolean {
+  /** Whether masks, or `ranges`, have bytes in common with changes that must wait for the image. */
+  areEntangled(ranges: readonly Extent[]): boolean {
     const [masks, others] = [true, false].map((isMask) =>
-      ExtentSet.from(
-        this.#changes.filter(({ kind }) => (kind === "mask") === isMask).map(({ entry }) => entry),
-      ),
+      this.#changes.filter(({ kind }) => (kind === "mask") === isMask).map(({ entry }) => entry),
     );
-    return masks!.intersect(others!).count > 0;
+    if (others!.length === 0) return false;
+    return ExtentSet.from([...masks!, ...ranges]).intersect(ExtentSet.from(others!)).count > 0;
   }
 
   /** Takes everything, or the masks alone. */

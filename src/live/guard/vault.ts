@@ -99,7 +99,8 @@ export class Vault {
     const saves = this.#saves;
     this.#saves = [];
     try {
-      await this.#writeMasks();
+      const written = saves.flatMap(({ request }) => request.entries.filter(({ flags }) => flags & WRITE));
+      await this.#writeMasks(written);
       const placed = [];
       for (const { request } of saves)
         placed.push(...(await this.#journal.append([{ kind: "save", ...request }])));
@@ -123,9 +124,9 @@ export class Vault {
     this.pending.add("zeros", range, time);
   }
 
-  /** A record that speaks of a masked range comes after that of its mask (3). */
-  async #writeMasks(): Promise<void> {
-    if (this.pending.areEntangled) return await this.#writeAll();
+  /** What is saved of a masked range comes after its mask, and of a written one after what was there before (3). */
+  async #writeMasks(written: readonly Extent[]): Promise<void> {
+    if (this.pending.areEntangled(written)) return await this.#writeAll();
     const masks = this.pending.take("masks");
     try {
       await this.#journal.append(recordsFor(masks));
