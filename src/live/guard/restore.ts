@@ -92,7 +92,6 @@ export async function restore(
   let batch: Piece[] = [];
   let bytes = 0;
   const commit = async (): Promise<void> => {
-    await below.flush(); // (1)
     for (const piece of batch) letGo(vault, piece, choice);
     await vault.commit();
     done += bytes;
