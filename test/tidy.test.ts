@@ -24,7 +24,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   disk: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems", "host", "live"],
   "disk.ts": ["disk"],
   serve: ["bytes", "device", "formats", "host", "nbd", "live", "disk"],
-  "serve.ts": ["serve"],
+  "serve.ts": ["serve", "live", "nbd"],
   cli: ["bytes", "disk.ts", "serve.ts"],
   "index.ts": ["bytes", "device", "disk.ts"],
   testing: ["bytes", "device", "reclaim", "formats", "volumes", "filesystems", "nbd", "live"],

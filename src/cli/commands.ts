@@ -10,13 +10,17 @@ import {
   addReadOptions,
   addWindowOptions,
   addWriteOptions,
+  parseAddress,
+  parseCount,
   parseKeyValues,
   parseOffset,
   parseSector,
   parseSize,
   type ReadFlags,
 } from "./options.ts";
+import type { ServeFlags } from "./serve.ts";
 import { type Face, faceOf } from "./terminal.ts";
+import type { TopFlags } from "./top.ts";
 
 /** In words, because a help text must not wait until all formats are loaded. */
 const MADE_FORMATS = "qcow2, raw, vhdx, vhd, vdi, vmdk, parallels, sparsebundle, sparseimage";
@@ -49,6 +53,12 @@ export function addCommands(ullage: Command, finish: Finish): void {
     finished(flags, async (face) =>
       (await import("./convert.ts")).run(path, destination, asking(flags, face), face),
     ),
+  );
+  serveCommand(ullage).action((paths: string[], flags: ServeFlags) =>
+    finished(flags, async (face) => (await import("./serve.ts")).run(paths, asking(flags, face), face)),
+  );
+  topCommand(ullage).action((socket: string, flags: TopFlags) =>
+    finished(flags, async (face) => (await import("./top.ts")).run(socket, flags, face)),
   );
   infoCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./image.ts")).runInfo(paths, flags, face)),
@@ -124,4 +134,47 @@ function convertCommand(ullage: Command): Command {
 function infoCommand(ullage: Command): Command {
   const command = ullage.command("info").description("describe images").argument("<image...>", "disk images");
   return addReadOptions(addWindowOptions(command));
+}
+
+function serveCommand(ullage: Command): Command {
+  const command = ullage
+    .command("serve")
+    .description("export disks over NBD; every TRIM of the guest gives space back at once")
+    .argument("<image...>", "disk images; the first one is the default export")
+    .option("--socket <path>", "listen on this UNIX socket")
+    .option("--listen <host:port>", "listen on TCP; without TLS on loopback only", parseAddress)
+    .option("--control <path>", "UNIX socket for ullage top; default: the socket's path with .control")
+    .option("--read-only", "refuse writes, and take no lock")
+    .option("--snapshots", "export the snapshots too, as NAME@SNAPSHOT")
+    .addOption(
+      new Option("--erase <pattern>", "overwrite what is freed before it is given back").choices([
+        "random",
+        "zeros",
+      ]),
+    )
+    .option("--tls-cert <file>", "TLS with this certificate (PEM)")
+    .option("--tls-key <file>", "and its key (PEM)")
+    .option("--tls-ca <file>", "who signs the certificates of clients (PEM)")
+    .option("--tls-verify", "turn clients away that show no such certificate")
+    .option("--tls-psk <file>", "TLS with the keys of this file, as psktool writes it")
+    .addOption(
+      new Option("--tls <how>", "whether clients may go without; default: require").choices([
+        "require",
+        "allow",
+      ]),
+    )
+    .option("--max-connections <n>", "turn further clients away; default: 64", parseCount)
+    .option("--delay <words>", "let requests wait: 10ms, or read=10ms,write=0.5s")
+    .option("--error <words>", "let requests fail: 1%, or trim=0.1:EIO,write=after100:ENOSPC")
+    .option("--log <file>", "append a line for each request; - is stderr");
+  return addReadOptions(addKeyOptions(addWindowOptions(command)));
+}
+
+function topCommand(ullage: Command): Command {
+  return ullage
+    .command("top")
+    .description("live counters of a served disk")
+    .argument("<socket>", "socket of ullage serve")
+    .option("--once", "show them once and leave")
+    .option("--json", "one JSON document on stdout each time");
 }

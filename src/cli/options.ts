@@ -1,8 +1,10 @@
 /**
  * The words and numbers of the command line, checked: what nobody knows is a usage error (exit 2), never ignored.
  */
+import { isIP } from "node:net";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Allow, Also, Method, OpenOptions, Proof } from "../disk.ts";
+import type { Address } from "../serve.ts";
 import { parseBytes } from "../bytes/sizes.ts";
 
 export interface ReadFlags {
@@ -84,6 +86,23 @@ export function parseSector(value: string, before: readonly number[] = []): read
   const sector = /^\d+$/.test(value) ? Number(value) * SECTOR_BYTES : NaN;
   if (!Number.isSafeInteger(sector)) throw new InvalidArgumentError("Write the number of a 512-byte sector.");
   return [...before, sector];
+}
+
+/** `HOST:PORT`, `[::1]:10809`; a port alone is the loopback's. */
+export function parseAddress(value: string): Address {
+  const [, bracketed, plain, digits] = /^(?:(?:\[([^\]]+)\]|([^:]*)):)?(\d+)$/.exec(value) ?? [];
+  const port = Number(digits);
+  const isWrong = bracketed !== undefined && isIP(bracketed) !== 6;
+  if (isWrong || !Number.isInteger(port) || port > 65_535) {
+    throw new InvalidArgumentError("Write HOST:PORT, such as 127.0.0.1:10809 or [::1]:10809.");
+  }
+  return { host: bracketed ?? (plain || "127.0.0.1"), port };
+}
+
+export function parseCount(value: string): number {
+  const count = /^\d+$/.test(value) ? Number(value) : 0;
+  if (!Number.isSafeInteger(count) || count === 0) throw new InvalidArgumentError("Write a whole number.");
+  return count;
 }
 
 /** `-o cluster_size=64K,compat=1.1`, repeated. */

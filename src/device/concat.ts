@@ -42,10 +42,14 @@ class Concatenation implements BlockDevice {
     }
   }
 
+  /** Of the first part alone. */
   locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    const [first, second] = this.#touched({ start: at, end: at + bytes });
-    if (first === undefined || second !== undefined) return undefined;
-    return first.part.locate?.(at - first.base, bytes, access);
+    let i = this.#parts.length - 1;
+    while (i > 0 && this.#starts[i]! > at) i--;
+    const part = this.#parts[i];
+    if (part?.locate === undefined) return undefined;
+    const inside = at - this.#starts[i]!;
+    return part.locate(inside, Math.min(bytes, part.bytes - inside), access);
   }
 
   *#touched({ start, end }: Extent) {

@@ -97,6 +97,11 @@ export interface HostFile extends ReadableFile, WritableDevice {
    */
   punch(range: Extent): Promise<void>;
   /**
+   * Whether the host says that it holds nothing of `range`. Cheap; false where it cannot tell. No proof that it reads as
+   * zeros (H8).
+   */
+  isHole?(range: Extent): boolean;
+  /**
    * Writes into the host's memory, inside the file's length.
    * @returns the bytes written: fewer than asked for, or 0, where it would have to wait
    */

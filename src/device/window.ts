@@ -7,7 +7,7 @@
  */
 import type { Extent } from "../bytes/extents.ts";
 import { assert, DiskError } from "../error.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "./device.ts";
+import type { FileStatus, HostFile, ReadableFile, Run, Zeroing } from "./device.ts";
 import type { Source } from "./source.ts";
 
 /** Which part of a file. */
@@ -110,8 +110,12 @@ class WritableWindow extends ReadableWindow<HostFile> implements HostFile {
     await this.file.punch(this.inFile(range));
   }
 
-  async zero(range: Extent): Promise<void> {
-    await this.file.zero(this.inFile(range));
+  isHole(range: Extent): boolean {
+    return this.file.isHole?.(this.inFile(range)) ?? false;
+  }
+
+  async zero(range: Extent, how?: Zeroing): Promise<void> {
+    await this.file.zero(this.inFile(range), how);
   }
 
   async discard(range: Extent): Promise<void> {

@@ -8,13 +8,12 @@
  */
 import { DiskError } from "../error.ts";
 import type { Source } from "../device/source.ts";
-import type { Image, WritableImage } from "../formats/format.ts";
 import { hostFree, settle } from "../host/space.ts";
 import { execute } from "../reclaim/execute.ts";
-import { identitiesOf, refuseParents } from "./children.ts";
 import { contentHash, mapHash } from "./digest.ts";
-import { type Disk, openImage, openWritable, reading, refuseGuess } from "./open.ts";
+import { openImage, openWritable, reading } from "./open.ts";
 import type { HostSpace, ReclaimOptions, Reclaimed, Survey } from "./results.ts";
+import { findings, requireSafe, requireWhole } from "./safe.ts";
 import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.ts";
 
 /**
@@ -77,39 +76,6 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
   await settle(file);
   const found = await compare(disk.source, options, prospect, before);
   return report(survey, { applied: true, host, hostAfter: await spaceOf(file), ...found });
-}
-
-/** The image's own structures are whole, and no other image leans on it (H17, H33). */
-async function requireSafe(disk: Disk | Disk<WritableImage>, options: ReclaimOptions): Promise<void> {
-  if (!options.allow?.children) {
-    const identities = await identitiesOf(disk.image);
-    await refuseParents({ path: disk.path, identities, identifiers: disk.image.identifiers ?? [] });
-  }
-  refuseGuess(disk);
-  await requireWhole(disk.image, "the image");
-}
-
-/** What is judged through a damaged image is not what the guest sees, also where it is only read (H17). */
-async function requireWhole(image: Image, name: string): Promise<void> {
-  const { errors, first } = await findings(image);
-  if (errors === 0) return;
-  throw new DiskError("corrupt", `${name} has ${errors} errors; the first: ${first}`, {
-    hint: "see ullage check; qemu-img check -r all may repair a copy",
-  });
-}
-
-async function findings(image: Image): Promise<{ errors: number; leaks: number; first: string | undefined }> {
-  let errors = 0;
-  let leaks = 0;
-  let first: string | undefined;
-  for await (const finding of image.check()) {
-    if (finding.kind === "leak") leaks += finding.count;
-    else if (!finding.isMendable) {
-      errors += finding.count;
-      first ??= finding.message;
-    }
-  }
-  return { errors, leaks, first };
 }
 
 /** Opens the image anew, as the next program will, and holds it against what was. */

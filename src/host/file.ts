@@ -8,15 +8,16 @@
  * loop now and then; large ones run on a thread, so that one file is read while another is written. Nothing is short:
  * every call does all of it or throws.
  */
-import { close, fdatasync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
+import { close, fdatasync, fstatSync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
+import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { codeOf, hostError } from "./failure.ts";
 import { runsOf } from "./map.ts";
 import { type Medium, mediumOf, sizesOf } from "./medium.ts";
 import { type Platform, platform } from "./platform.ts";
+import { fileCalls } from "./straight.ts";
 import { turn } from "./turns.ts";
 
 /** One system call moves at most this much, so that a large one cannot hold up the event loop for long. */
@@ -52,6 +53,8 @@ export class HostReader implements ReadableFile {
   readonly path: string;
   readonly medium: Medium;
   readonly fd: number;
+  /** The file is mapped while it is being written to: nothing is settled for that. */
+  isLive = false;
   protected length: number;
   #open = true;
 
@@ -86,12 +89,28 @@ export class HostReader implements ReadableFile {
     }
   }
 
+  tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
+    try {
+      const got = fileCalls()?.read(this.fd, at, into, offset, bytes) ?? 0;
+      return Math.max(got, 0);
+    } catch (error) {
+      throw hostError(error, `${this.path}: read of ${bytes} bytes at ${at}`);
+    }
+  }
+
+  /** Whether the host has all of it in memory. */
+  isCached(at: number, bytes: number): boolean {
+    return fileCalls()?.isCached(this.fd, at, bytes) ?? false;
+  }
+
   /** Device files are all data: nothing tells what is allocated behind them. */
   async *map(range: Extent): AsyncIterable<readonly Run[]> {
-    const ask = this.medium.kind === "file" ? platform() : undefined;
+    const host = this.medium.kind === "file" ? platform() : undefined;
     for (let at = range.start; at < range.end;) {
       const rest = { start: at, end: range.end };
-      const batch = this.attempt("map", rest.end - at, at, () => ask?.extents(this.fd, rest));
+      const batch = this.attempt("map", rest.end - at, at, () =>
+        this.isLive ? host?.dataExtents?.(this.fd, rest) : host?.extents(this.fd, rest),
+      );
       yield runsOf(this, rest, batch);
       at = batch?.end ?? range.end;
       await turn();
@@ -131,12 +150,19 @@ export class HostReader implements ReadableFile {
 
 const ZEROS = new Uint8Array(1024 * 1024);
 
-/** Means to make a range read as zeros, from the cheapest on. */
-type ZeroMeans = "zeroRange" | "punch" | "write";
+/** Means to make a range read as zeros, from the best on, by what is to become of its space. */
+const MEANS = {
+  any: ["zeroRange", "punch"],
+  keep: ["zeroRange"],
+  free: ["punch", "zeroRange"],
+} as const;
 
 export class LockedFile extends HostReader implements HostFile {
   readonly #platform: Platform;
-  #zeroMeans: ZeroMeans = "zeroRange";
+  /** Bytes of the host that punching set free, counted while the file is live. */
+  returnedBytes = 0;
+  #canZeroRange = true;
+  #canPunch = true;
   /** The length was compared since the last punch. */
   #lengthProven = true;
   #punched = false;
@@ -168,13 +194,25 @@ export class LockedFile extends HostReader implements HostFile {
     }
   }
 
+  tryWrite(at: number, from: Uint8Array, offset: number, bytes: number): number {
+    this.#assertWhole();
+    if (at + bytes > this.length) return 0;
+    try {
+      return Math.max(fileCalls()?.write(this.fd, at, from, offset, bytes) ?? 0, 0);
+    } catch (error) {
+      throw hostError(error, `${this.path}: write of ${bytes} bytes at ${at}`);
+    }
+  }
+
   async punch(range: Extent): Promise<void> {
     this.#assertWhole();
     const inner = this.#inward(range);
     for (let at = inner.start; at < inner.end;) {
       const end = Math.min(at + PUNCH_SLICE_BYTES, inner.end);
       const slice = { start: at, end };
+      const before = this.#allocatedBytes();
       this.attempt("punch", end - at, at, () => this.#platform.punch(this.fd, slice));
+      this.returnedBytes += before - this.#allocatedBytes();
       this.#lengthProven = false;
       // The first punch tells whether this host keeps the length; the others are compared before the next flush.
       if (!this.#punched) this.#proveLength();
@@ -183,6 +221,10 @@ export class LockedFile extends HostReader implements HostFile {
       await turn();
     }
     await this.#writeEdges(range, inner);
+  }
+
+  #allocatedBytes(): number {
+    return this.isLive && this.medium.kind === "file" ? fstatSync(this.fd).blocks * 512 : 0;
   }
 
   async cloneFrom(source: BlockDevice, from: number, at: number, bytes: number): Promise<boolean> {
@@ -204,34 +246,56 @@ export class LockedFile extends HostReader implements HostFile {
     return true;
   }
 
-  /** Ranges past the end lengthen the file. */
-  async zero(range: Extent): Promise<void> {
-    this.#assertWhole();
-    const within = { start: Math.min(range.start, this.length), end: Math.min(range.end, this.length) };
-    if (range.end > this.length) await this.truncate(range.end);
-    const inner = this.#inward(within);
-    await this.#writeEdges(within, inner);
-    if (inner.start < inner.end) await this.#zeroInner(inner);
+  isHole(range: Extent): boolean {
+    if (this.medium.kind === "device") return false;
+    return this.#platform.isHole?.(this.fd, range) ?? false;
   }
 
-  async #zeroInner(range: Extent): Promise<void> {
-    if (this.#zeroMeans === "zeroRange") {
-      try {
-        return this.#platform.zeroRange(this.fd, range);
-      } catch (error) {
-        if (!STEP_DOWN.has(codeOf(error) ?? "")) throw hostError(error, this.#zeroing(range));
-        if (codeOf(error) === "ENOTSUP") this.#zeroMeans = "punch";
-      }
+  /** Ranges past the end lengthen the file. What the host's calls do comes first: it may turn out to be impossible. */
+  async zero(range: Extent, how: Zeroing = {}): Promise<void> {
+    this.#assertWhole();
+    const within = { start: Math.min(range.start, this.length), end: Math.min(range.end, this.length) };
+    const inner = this.#inward(within);
+    if (inner.start < inner.end) await this.#zeroInner(inner, how);
+    await this.#writeEdges(within, inner);
+    if (range.end > this.length) await this.truncate(range.end);
+  }
+
+  async #zeroInner(range: Extent, { keep, fast }: Zeroing): Promise<void> {
+    // A block device that cannot do it writes the zeros itself, as slowly as anybody.
+    const canRange = !(fast && this.medium.kind === "device");
+    for (const means of MEANS[keep === undefined ? "any" : keep ? "keep" : "free"]) {
+      if (means === "zeroRange" && canRange && this.#zeroedRange(range)) return;
+      if (means === "punch" && (await this.#punchedZeros(range))) return;
     }
-    if (this.#zeroMeans !== "write") {
-      try {
-        return await this.punch(range);
-      } catch (error) {
-        if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
-        this.#zeroMeans = "write";
-      }
+    if (fast) {
+      throw new DiskError("unsupported", `${this.#zeroing(range)}: the host would have to write them`);
     }
     await this.#writeZeros(range);
+  }
+
+  #zeroedRange(range: Extent): boolean {
+    if (!this.#canZeroRange) return false;
+    try {
+      this.#platform.zeroRange(this.fd, range);
+      return true;
+    } catch (error) {
+      if (!STEP_DOWN.has(codeOf(error) ?? "")) throw hostError(error, this.#zeroing(range));
+      if (codeOf(error) === "ENOTSUP") this.#canZeroRange = false;
+      return false;
+    }
+  }
+
+  async #punchedZeros(range: Extent): Promise<boolean> {
+    if (!this.#canPunch) return false;
+    try {
+      await this.punch(range);
+      return true;
+    } catch (error) {
+      if (!(error instanceof DiskError && error.kind === "unsupported")) throw error;
+      this.#canPunch = false;
+      return false;
+    }
   }
 
   #zeroing({ start, end }: Extent): string {

@@ -23,13 +23,16 @@ export function linux(): Platform | undefined {
     fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, start, end - start);
   };
   const fiemap = fiemapCall(call);
-  const seek = seekCall(call);
+  const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
+  const seek = seekCall(lseek);
   return {
     openForWriting: (path, flags) => openSync(path, flags),
     punch: (fd, range) => fallocated(fd, FALLOC_FL_PUNCH_HOLE, range),
     zeroRange: (fd, range) => fallocated(fd, FALLOC_FL_ZERO_RANGE, range),
     clone: cloneCall(call),
     extents: (fd, range) => fiemap(fd, range) ?? seek(fd, range),
+    dataExtents: seek,
+    isHole: (fd, { start, end }) => ifKnown(() => (nextData(lseek, fd, start) ?? end) >= end) ?? false,
     locks: ofdLocks(call),
     settle: (fd) => new Promise((resolve) => syncfs.async(fd, () => resolve())),
   };
@@ -63,7 +66,7 @@ const UNKNOWN_CALL = new Set(["ENOTSUP", "ENOTTY", "ENOSYS", "EINVAL", "EBADR", 
 type ExtentCall = (fd: number, range: Extent) => ExtentBatch | undefined;
 
 /** The answer of `ask`, or undefined where the filesystem does not know the question. */
-function ifKnown(ask: () => ExtentBatch): ExtentBatch | undefined {
+function ifKnown<T>(ask: () => T): T | undefined {
   try {
     return ask();
   } catch (error) {
@@ -134,8 +137,7 @@ const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
 /** For tmpfs, ZFS, NFS 4.2. Moves the file's position: all other access is positional. */
-function seekCall(call: Checked): ExtentCall {
-  const lseek = call("int64_t lseek(int fd, int64_t at, int whence)");
+function seekCall(lseek: ReturnType<Checked>): ExtentCall {
   return (fd, range) =>
     ifKnown(() => {
       const extents: HostExtent[] = [];

@@ -27,6 +27,14 @@ export interface NativeLibrary {
 interface Koffi {
   load(path: string | null): { func(declaration: string): NativeFunction };
   errno(): number;
+  address(memory: Uint8Array): bigint;
+}
+
+let loaded: Koffi | undefined;
+
+/** The address of memory that does not move. Only where `nativeLibrary` gave something. */
+export function nativeAddress(memory: Uint8Array): number {
+  return Number(loaded!.address(memory));
 }
 
 /** Offsets pass as one 64-bit register; on 32-bit machines `off_t` differs. */
@@ -43,6 +51,7 @@ export function nativeLibrary(path: string | null = null): NativeLibrary | undef
   } catch {
     return undefined;
   }
+  loaded = koffi;
   const library = koffi.load(path);
   return { bind: (declaration) => library.func(declaration), errno: () => koffi.errno() };
 }

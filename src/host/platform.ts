@@ -39,6 +39,10 @@ export interface Platform {
   clone(from: number, range: Extent, to: number, at: number): void;
   /** What is allocated in the range, from its start on; undefined when the host cannot tell. */
   extents(fd: number, range: Extent): ExtentBatch | undefined;
+  /** The same of a file that is being written to: what is in memory alone counts, and nothing is settled. */
+  dataExtents?(fd: number, range: Extent): ExtentBatch | undefined;
+  /** Whether nothing is allocated in the range, and nothing of it waits in memory to be; absent where no call tells quickly. */
+  isHole?(fd: number, range: Extent): boolean;
   readonly locks: Locks;
   /** Returns when the host has settled its accounts of the filesystem that holds the file (H35). */
   settle(fd: number): Promise<void>;

@@ -13,8 +13,10 @@
 import { suite, test, type TestContext } from "node:test";
 import type { ImageFormat, OpenParent } from "../formats/format.ts";
 import { Bench } from "./conformance/bench.ts";
+import { writesBesideChanges } from "./conformance/beside.ts";
 import { damageIsReported, mapIsTrue, readsEqual } from "./conformance/reading.ts";
 import { crashesAreSafe, failuresAreSafe, reclaimKeeps } from "./conformance/reclaiming.ts";
+import { lyingHostLosesNothing, piecesGoLikeTheWhole } from "./conformance/trimming.ts";
 import { behavesLikeBytes, writerCrashes } from "./conformance/writing.ts";
 import type { Files } from "./crash.ts";
 import { Random, seeds } from "./seeds.ts";
@@ -54,6 +56,9 @@ const READING: Readonly<Record<string, Check>> = {
 
 const WRITING: Readonly<Record<string, Check>> = {
   "writes, zeros and discards behave like an array of bytes": behavesLikeBytes,
+  "writes in place and other changes do not undo each other": writesBesideChanges,
+  "a block trimmed in pieces goes like one trimmed as a whole": piecesGoLikeTheWhole,
+  "a host that lies about holes loses nothing": lyingHostLosesNothing,
   "every crash of a writer leaves old or new sectors": writerCrashes,
   "a punching run keeps what is used": (bench) => reclaimKeeps(bench, "punch"),
   "a packing run keeps what is used": (bench) => reclaimKeeps(bench, "pack"),

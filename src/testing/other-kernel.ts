@@ -1,7 +1,7 @@
 /**
  * Another kernel than the host's: Debian's, with every filesystem driver, booted under QEMU without KVM (5 s).
  *
- *   disks ── virtio ── /dev/vda, /dev/vdb, …  ┐
+ *   disks ── virtio ── /dev/vda, /dev/vdb, …  ┐        a disk is a raw file, or served over NBD
  *   modules, tools, busybox, script ── initramfs ┤ kernel ── ttyS1 ── what the script printed
  *                                               └─────────── ttyS0 ── kernel's messages, shown when something fails
  *
@@ -32,16 +32,29 @@ import { basename, dirname, join } from "node:path";
 import type { TestContext } from "node:test";
 import { requires, run, scratch } from "./tools.ts";
 
+/** A disk that somebody serves over NBD. */
+export interface NbdDisk {
+  /** Path of the UNIX socket. */
+  readonly socket: string;
+  readonly exportName?: string;
+  /** Whether the guest may discard; default true. */
+  readonly discard?: boolean;
+}
+
 export interface OtherKernelOptions {
   /** Names of modules. What the kernel asks for by itself later does not come: name it too, as `crc32c_generic`. */
   readonly modules: readonly string[];
-  /** Raw disks: /dev/vda, /dev/vdb, … A discard in the guest punches a hole. */
-  readonly disks: readonly string[];
+  /** Raw disks and served ones: /dev/vda, /dev/vdb, … A discard in the guest of a raw disk punches a hole. */
+  readonly disks: readonly (string | NbdDisk)[];
   readonly script: string;
   /** Names of the host's programs that the script also needs; their libraries come with them. */
   readonly tools?: readonly string[];
   /** The power fails as soon as the script has printed this line. */
   readonly powerFailsAt?: string;
+  /** What is done as soon as the script has printed a line. */
+  readonly at?: Readonly<Record<string, () => void>>;
+  /** Gives the guest eth0, on which 10.0.2.2 is the host's loopback; the module is virtio_net. */
+  readonly network?: boolean;
   readonly timeoutMs?: number;
   readonly memoryMebibytes?: number;
 }
@@ -169,24 +182,26 @@ function placeProgram(root: string, name: string): void {
 
 /** Runs QEMU to its end, which it meets when the power fails, the time is up, or the test or this process ends. */
 async function boot(t: TestContext, options: OtherKernelOptions, args: readonly string[]): Promise<string> {
-  const drives = options.disks.flatMap((disk) => [
-    "-drive",
-    `file=${disk.replaceAll(",", ",,")},format=raw,if=virtio,cache=unsafe,discard=unmap`,
-  ]);
   const machine = ["-M", "pc", "-cpu", "max", "-accel", "tcg", "-m", `${options.memoryMebibytes ?? 384}`];
   const bare = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];
+  const network = ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="];
+  const hardware = [...options.disks.flatMap(drive), ...(options.network === true ? network : [])];
   const qemu = spawn(
     "setpriv",
-    ["--pdeathsig", "KILL", "qemu-system-x86_64", ...machine, ...bare, ...args, ...drives],
+    ["--pdeathsig", "KILL", "qemu-system-x86_64", ...machine, ...bare, ...args, ...hardware],
     { stdio: ["ignore", "pipe", "pipe"] },
   );
   const kill = (): void => void qemu.kill("SIGKILL");
   t.after(kill);
   const timer = setTimeout(kill, options.timeoutMs ?? 240_000);
+  const waiting = new Map(Object.entries(options.at ?? {}));
+  if (options.powerFailsAt !== undefined) waiting.set(options.powerFailsAt, kill);
   let output = "";
   const collect = (text: string): void => {
     output += text;
-    if (options.powerFailsAt !== undefined && hasLine(output, options.powerFailsAt)) kill();
+    for (const [line, act] of waiting) {
+      if (hasLine(output, line) && waiting.delete(line)) act();
+    }
   };
   qemu.stdout.setEncoding("utf8").on("data", collect);
   qemu.stderr.setEncoding("utf8").on("data", collect);
@@ -194,5 +209,30 @@ async function boot(t: TestContext, options: OtherKernelOptions, args: readonly 
   clearTimeout(timer);
   return output;
 }
+
+function drive(disk: string | NbdDisk, index: number): string[] {
+  const [settings, discard] =
+    typeof disk === "string"
+      ? [{ file: disk, format: "raw", cache: "unsafe" }, true]
+      : [served(disk), disk.discard ?? true];
+  const words = Object.entries({ ...settings, if: "none", id: `disk${index}`, discard: "unmap" });
+  const may = discard ? "on" : "off";
+  return [
+    "-drive",
+    words.map(([key, value]) => `${key}=${value.replaceAll(",", ",,")}`).join(","),
+    "-device",
+    `virtio-blk-pci,drive=disk${index},discard=${may},write-zeroes=${may}`,
+  ];
+}
+
+/** The guest's flushes reach the server. */
+const served = ({ socket, exportName = "" }: NbdDisk): Record<string, string> => ({
+  driver: "nbd",
+  "server.type": "unix",
+  "server.path": socket,
+  export: exportName,
+  cache: "writeback",
+  "detect-zeroes": "off",
+});
 
 const hasLine = (text: string, line: string): boolean => `\n${text}`.includes(`\n${line}\n`);

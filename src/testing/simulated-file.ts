@@ -8,7 +8,7 @@
  */
 import { open, readFile } from "node:fs/promises";
 import { type Extent, ExtentSet } from "../bytes/extents.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "../device/device.ts";
+import type { FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../device/device.ts";
 import { assert, DiskError } from "../error.ts";
 import { SparseContent } from "./sparse-content.ts";
 
@@ -55,6 +55,8 @@ export class SimulatedFile implements HostFile {
   fault: Fault = {};
   trace: Operation[] | undefined;
   capacityBytes: number;
+  /** The host has no quick way to zeros: they are written. */
+  zeroesSlowly = false;
   /** Extents that a reflink shares; a write or punch unshares. */
   shared: ExtentSet = ExtentSet.EMPTY;
   /** Set while somebody holds the lock of `openWritable`. */
@@ -192,8 +194,10 @@ export class SimulatedFile implements HostFile {
     });
   }
 
-  async zero(range: Extent): Promise<void> {
+  async zero(range: Extent, { keep, fast }: Zeroing = {}): Promise<void> {
     this.#mustLieInside(range);
+    if (fast && this.zeroesSlowly) throw new DiskError("unsupported", `${this.name}: zeros would be written`);
+    if (keep === false) return this.punch(range);
     this.#change({ op: "zero", range }, () => {
       this.#content.zero(range);
       this.#unshare(range);
@@ -206,6 +210,13 @@ export class SimulatedFile implements HostFile {
       this.#content.punch(range);
       this.#unshare(range);
     });
+  }
+
+  /** As SEEK_DATA has it: what is allocated and was never written is no data. */
+  isHole(range: Extent): boolean {
+    this.#mustLieInside(range);
+    for (const { kind } of this.#allocatedRuns(range)) if (kind === "data") return false;
+    return true;
   }
 
   async discard(range: Extent): Promise<void> {

@@ -147,6 +147,10 @@ class SegmentMap {
     return undefined;
   }
 
+  copiesAt(at: number): number {
+    return this.#segments[this.#segmentAt(at)]!.copies;
+  }
+
   /** Number of the segment that holds `at`. */
   #segmentAt(at: number): number {
     let low = 0;
@@ -192,12 +196,11 @@ class MappedDevice implements BlockDevice {
     }
   }
 
-  /** What lies in several places is not written through one of them. */
+  /** Of the first chunk alone. What lies in several places is not written through one of them. */
   locate(at: number, bytes: number, access: "read" | "write"): HostPlace | undefined {
-    const which = access === "write" ? "every copy" : "first copies";
-    const [first, second] = this.#map.places({ start: at, end: at + bytes }, which);
-    if (first === undefined || second !== undefined) return undefined;
-    return this.#disks[first.disk]!.locate?.(first.at, bytes, access);
+    const [first] = this.#map.places({ start: at, end: at + bytes }, "first copies");
+    if (first === undefined || (access === "write" && this.#map.copiesAt(at) > 1)) return undefined;
+    return this.#disks[first.disk]!.locate?.(first.at, first.bytes, access);
   }
 
   /** The disks belong to whoever opened them. */

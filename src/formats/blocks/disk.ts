@@ -6,12 +6,12 @@
  *                     ABSENT, or a part that the block does not hold: the parent as far as it reaches, then zeros
  */
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { BlockDevice, Place, Run } from "../../device/device.ts";
+import type { BlockDevice, Place, ReadableFile, Run } from "../../device/device.ts";
 import { readBeyond, readPadded } from "../../device/padded.ts";
 import { joined, parentRuns } from "../../device/runs.ts";
 import { DiskError } from "../../error.ts";
 import { type BlockLayout, payloadAt } from "./layout.ts";
-import { ABSENT, ZERO } from "./table.ts";
+import { ABSENT, SLOTS_MAX, ZERO } from "./table.ts";
 
 /** A range that one thing backs: a file offset, or nothing. */
 interface Piece extends Extent {
@@ -51,11 +51,7 @@ export class BlockDisk implements BlockDevice {
   }
 
   locate(at: number, bytes: number, _access: "read" | "write"): Place | undefined {
-    const { file, held } = this.layout;
-    if (bytes === 0 || held !== undefined) return undefined;
-    const [piece] = this.#pieces({ start: at, end: at + bytes });
-    if (piece?.kind !== "data" || piece.end < at + bytes || piece.at + bytes > file.bytes) return undefined;
-    return { file, at: piece.at, bytes };
+    return placeOf(this.layout, at, bytes);
   }
 
   async *#runs(range: Extent): AsyncGenerator<readonly Run[]> {
@@ -154,6 +150,28 @@ export class BlockDisk implements BlockDevice {
 
   /** The files belong to whoever opened them. */
   async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** The place of the first part of a range, where it is mapped and held entirely. Called for each small read and write. */
+export function placeOf<F extends ReadableFile>(
+  layout: BlockLayout<F>,
+  at: number,
+  bytes: number,
+): (Place & { readonly file: F }) | undefined {
+  const { file, table, held, blockBytes, headBytes } = layout;
+  if (held !== undefined) return undefined;
+  let block = Math.floor(at / blockBytes);
+  const slot = table.get(block);
+  if (slot >= SLOTS_MAX) return undefined;
+  const start = payloadAt(layout, slot) + at - block * blockBytes;
+  let reach = (block + 1) * blockBytes - at;
+  while (reach < bytes && headBytes === 0) {
+    const next = table.get(++block);
+    if (next >= SLOTS_MAX || payloadAt(layout, next) !== start + reach) break;
+    reach += blockBytes;
+  }
+  const found = Math.min(bytes, reach, file.bytes - start);
+  return found > 0 ? { file, at: start, bytes: found } : undefined;
 }
 
 /** Guest ranges of mapped blocks as ranges of the file: ascending in the guest, told one by one. */

@@ -7,7 +7,7 @@
  * There are no tables: to free is to punch, and there is nothing to pack.
  */
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
-import type { HostFile, Place, ReadableFile, Run } from "../../device/device.ts";
+import type { HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { assert } from "../../error.ts";
 import { EMPTY_PLAN, type Plan, type Step, type Wish } from "../../reclaim/plan.ts";
 import type { ClaimedPlace, Finding, Image, Snapshot, WritableImage } from "../format.ts";
@@ -81,7 +81,7 @@ export class FlatImage<F extends ReadableFile = ReadableFile> implements Image {
   }
 
   locate(at: number, bytes: number, _access: "read" | "write"): Place | undefined {
-    return { file: this.file, at: at + this.facts.at, bytes };
+    return { file: this.file, at: at + this.facts.at, bytes, isStable: true };
   }
 
   tableBytes(): Promise<number> {
@@ -153,9 +153,17 @@ async function* shifted(batches: AsyncIterable<readonly Run[]>, at: number): Asy
 }
 
 export class WritableFlatImage extends FlatImage<HostFile> implements WritableImage {
+  /** Something was written: it may be. */
+  #isWritten = false;
+
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    return access === "read" || this.#isWritten ? super.locate(at, bytes, access) : undefined;
+  }
+
   async write(at: number, from: Uint8Array): Promise<void> {
     this.facts.requireWritable?.();
     await this.file.write(this.inFile({ start: at, end: at + from.length }).start, from);
+    this.#isWritten = true;
   }
 
   async claim(range: Extent): Promise<ClaimedPlace> {
@@ -163,9 +171,9 @@ export class WritableFlatImage extends FlatImage<HostFile> implements WritableIm
     return { file: this.file, at: this.inFile(range).start, bytes: range.end - range.start };
   }
 
-  async zero(range: Extent): Promise<void> {
+  async zero(range: Extent, how?: Zeroing): Promise<void> {
     this.facts.requireWritable?.();
-    await this.file.zero(this.inFile(range));
+    await this.file.zero(this.inFile(range), how);
   }
 
   async discard(range: Extent): Promise<void> {

@@ -2,7 +2,7 @@
  * A whole image of one file with one table of blocks: what a format has to add are its facts.
  */
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { HostFile, Place, ReadableFile } from "../../device/device.ts";
+import type { HostFile, Place, ReadableFile, Zeroing } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { ClaimedPlace, Finding, Image, Reference, Snapshot, WritableImage } from "../format.ts";
 import { checkBlocks } from "./check.ts";
@@ -135,9 +135,8 @@ export class WritableBlockImage extends BlockImage<HostFile> implements Writable
     return this.#writer.reading(super.read(at, into));
   }
 
-  /** Whoever writes has to go through the writer. */
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    return access === "read" ? super.locate(at, bytes, access) : undefined;
+    return access === "read" ? super.locate(at, bytes, access) : this.#writer.locate(at, bytes);
   }
 
   async write(at: number, from: Uint8Array): Promise<void> {
@@ -145,9 +144,9 @@ export class WritableBlockImage extends BlockImage<HostFile> implements Writable
     await this.#writer.write(at, from);
   }
 
-  async zero(range: Extent): Promise<void> {
+  async zero(range: Extent, how?: Zeroing): Promise<void> {
     this.facts.requireWritable?.();
-    await this.#writer.zero(range);
+    await this.#writer.zero(range, how);
   }
 
   async discard(range: Extent): Promise<void> {

@@ -2,21 +2,29 @@
  * Writing to a table of blocks.
  *
  *   write   a mapped block in place; else a new one: a freed place, or the end of the file
+ *   discard a whole block loses its entry; of a part the host's blocks are punched at once, and where the host then holds
+ *           nothing of the block, and it is found to be zeros, its entry goes as well
  *   flush   data durable → counts, tail, entries → durable → readers of freed blocks drained (H14), places punched
  *
  *   (1) An entry never becomes durable before what it refers to.
  *   (2) A place is used again only after its last entry is durably gone and its punch returned (H12).
+ *   (3) Beside the changes, which come one after the other, goes whoever asks for a place and writes there at once
+ *       (`locate`), but not in blocks that a change is about.
  */
-import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import { bytesOf, viewOf } from "../../bytes/struct.ts";
-import { type HostFile, readBytes } from "../../device/device.ts";
+import { type HostFile, type Place, readBytes, type Zeroing } from "../../device/device.ts";
 import { readBeyond } from "../../device/padded.ts";
+import { readsZeros } from "../../device/zeros.ts";
 import { DiskError } from "../../error.ts";
 import type { ClaimedPlace } from "../format.ts";
 import { garbageOf, requireWhole, roomsIn } from "./check.ts";
+import { placeOf } from "./disk.ts";
 import { type Change, runsOf } from "./entries.ts";
-import { type BlockLayout, type BlocksEnd, payloadAt, slotAt, strideOf } from "./layout.ts";
-import { ABSENT, SLOTS_MAX, ZERO } from "./table.ts";
+import { type BlockLayout, type BlocksEnd, payloadAt, slotAt } from "./layout.ts";
+import { discardPiece } from "./piece.ts";
+import { Slots } from "./slots.ts";
+import { ABSENT, ZERO } from "./table.ts";
 
 /** What a format adds to writing. */
 export interface WriterHooks {
@@ -37,60 +45,65 @@ export class BlockWriter {
   readonly #hooks: WriterHooks;
   /** Blocks whose entries on disk are old. */
   readonly #changed = new Set<number>();
-  /** Places that entries on disk may still name. */
-  #dropped: number[] = [];
-  /** Places that nothing names (2). */
-  readonly #spare: number[] = [];
-  readonly #readers = new Set<Promise<void>>();
+  readonly #slots: Slots;
   #turn: Promise<unknown> = Promise.resolve();
   #begun = false;
   /** Something was written since the last flush. */
   #dirty = false;
-  /** One more than the highest slot that was ever in use. */
-  #slots = 0;
-  /** Where the next new block goes, once there was one. */
-  #nextBytes: number | undefined;
+  #closed = false;
+  /** The blocks that the change under way is about (3). */
+  #busyStart = 0;
+  #busyEnd = 0;
+  /** Less than that the host cannot punch. */
+  #hostBlockBytes = 0;
 
   constructor(layout: BlockLayout<HostFile>, hooks: WriterHooks) {
     this.#layout = layout;
     this.#hooks = hooks;
-    layout.table.eachMapped(0, layout.table.blocks, (_, slot) => {
-      this.#slots = Math.max(this.#slots, slot + 1);
-    });
+    this.#slots = new Slots(layout);
   }
 
   /** A read of the disk, which a freed place waits for. */
-  async reading(read: Promise<void>): Promise<void> {
-    this.#readers.add(read);
-    try {
-      await read;
-    } finally {
-      this.#readers.delete(read);
-    }
+  reading(read: Promise<void>): Promise<void> {
+    return this.#slots.reading(read);
+  }
+
+  /** A place to be written at once, for what of the range is mapped and held entirely. */
+  locate(at: number, bytes: number): Place | undefined {
+    if (!this.#begun || this.#closed) return undefined;
+    if (at < this.#busyEnd && at + bytes > this.#busyStart) return undefined;
+    const place = placeOf(this.#layout, at, bytes);
+    if (place !== undefined) this.#dirty = true;
+    return place;
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
-    return this.#inTurn(async () => {
+    return this.#change({ start: at, end: at + from.length }, async () => {
       for (const part of this.#parts({ start: at, end: at + from.length })) {
         await this.#writePart(part, from.subarray(part.start - at, part.end - at));
       }
     });
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#inTurn(async () => {
-      for (const part of this.#parts(range)) await this.#zeroPart(part);
+  zero(range: Extent, how: Zeroing = {}): Promise<void> {
+    return this.#change(range, async () => {
+      const parts = [...this.#parts(range)];
+      if (how.fast) await this.#zeroFast(parts, how);
+      for (const part of parts) {
+        await this.#zeroPart(part, how);
+        if (how.keep === false && !part.isWhole) await this.#dropIfEmpty(part);
+      }
     });
   }
 
   discard(range: Extent): Promise<void> {
-    return this.#inTurn(async () => {
-      const { file, table } = this.#layout;
+    return this.#change(range, async () => {
+      const { table } = this.#layout;
       for (const part of this.#parts(range)) {
         if (!table.isMapped(part.block)) continue;
         await this.#begin();
         if (part.isWhole && this.#canDrop(part.block)) this.#drop(part.block);
-        else await file.discard(this.#placeOf(part));
+        else await this.#discardPart(part);
       }
     });
   }
@@ -100,7 +113,7 @@ export class BlockWriter {
    * Undefined where it would have to be completed from elsewhere.
    */
   claim(range: Extent): Promise<ClaimedPlace | undefined> {
-    return this.#inTurn(async () => {
+    return this.#change(range, async () => {
       const { file, table, held, parent } = this.#layout;
       const [part] = this.#parts(range);
       if (part === undefined || held !== undefined) return undefined;
@@ -108,9 +121,9 @@ export class BlockWriter {
       if (!isMapped && (!part.isWhole || parent !== undefined)) return undefined;
       await this.#begin();
       if (!isMapped) {
-        const isReused = this.#spare.length > 0;
-        const slot = this.#newSlot();
-        await this.#makeRoom(slot, isReused, 0);
+        const isReused = this.#slots.hasSpare;
+        const slot = this.#slots.take();
+        await this.#slots.makeRoom(slot, isReused, 0);
         await this.#writeHead(slot);
         this.#map(part.block, slot);
       }
@@ -126,8 +139,22 @@ export class BlockWriter {
   /** Everything durable, and the format's last word. */
   close(): Promise<void> {
     return this.#inTurn(async () => {
+      this.#closed = true;
       await this.#flush();
       if (this.#begun) await this.#hooks.finish?.();
+    });
+  }
+
+  #change<T>({ start, end }: Extent, work: () => Promise<T>): Promise<T> {
+    const { blockBytes } = this.#layout;
+    return this.#inTurn(async () => {
+      this.#busyStart = start - (start % blockBytes);
+      this.#busyEnd = Math.ceil(end / blockBytes) * blockBytes;
+      try {
+        return await work();
+      } finally {
+        this.#busyEnd = 0;
+      }
     });
   }
 
@@ -158,19 +185,76 @@ export class BlockWriter {
     if (part.isWhole) this.#markComplete(part.block);
   }
 
-  async #zeroPart(part: Part): Promise<void> {
-    const { file, table, parent, freed } = this.#layout;
-    const slot = table.get(part.block);
-    if (slot === ZERO || (slot === ABSENT && parent === undefined)) return;
+  async #zeroPart(part: Part, how: Zeroing): Promise<void> {
+    const { file } = this.#layout;
+    const means = this.#meansOf(part, how);
+    if (means === "nothing") return;
     await this.#begin();
-    if (slot === ABSENT) {
-      if (part.isWhole && freed === ZERO) return this.#map(part.block, ZERO);
-      return this.#allocate(part, undefined);
+    if (means === "entry") {
+      if (this.#layout.table.isMapped(part.block)) this.#drop(part.block);
+      else this.#map(part.block, ZERO);
+      return;
     }
-    if (part.isWhole && this.#canDrop(part.block)) return this.#drop(part.block);
+    if (means === "allocate") return this.#allocate(part, undefined);
     if (!part.isWhole) await this.#complete(part.block);
-    await file.zero(this.#placeOf(part));
+    if (!how.fast) await file.zero(this.#placeOf(part), how);
     if (part.isWhole) this.#markComplete(part.block);
+  }
+
+  /** How a part comes to read as zeros. */
+  #meansOf({ block, isWhole }: Part, { keep }: Zeroing): "nothing" | "entry" | "in place" | "allocate" {
+    const { table, parent, freed } = this.#layout;
+    const slot = table.get(block);
+    if (slot === ZERO || (slot === ABSENT && parent === undefined)) return "nothing";
+    if (slot === ABSENT) return isWhole && freed === ZERO ? "entry" : "allocate";
+    return isWhole && !keep && this.#canDrop(block) ? "entry" : "in place";
+  }
+
+  /**
+   * What has to be zeroed in place, once it is known that entries do the rest.
+   * @throws DiskError `unsupported`, with nothing altered
+   */
+  async #zeroFast(parts: readonly Part[], how: Zeroing): Promise<void> {
+    const inPlace = parts.filter((part) => this.#meansOf(part, how) === "in place");
+    let slowBytes = 0;
+    for (const part of parts) {
+      const isInPlace = inPlace.includes(part);
+      const isCompleted = isInPlace && !part.isWhole && (await this.#layout.held?.(part.block)) !== undefined;
+      if (isCompleted || this.#meansOf(part, how) === "allocate") slowBytes += part.end - part.start;
+    }
+    if (slowBytes > 0)
+      throw new DiskError("unsupported", `${slowBytes} bytes would have to be written as zeros`);
+    if (inPlace.length > 0) await this.#begin();
+    for (const part of inPlace) await this.#layout.file.zero(this.#placeOf(part), how);
+  }
+
+  async #discardPart(part: Part): Promise<void> {
+    const { file, blockBytes, bytes, table } = this.#layout;
+    const start = payloadAt(this.#layout, table.get(part.block));
+    const block = { start, end: Math.min(start + blockBytes, file.bytes) };
+    // What of the block lies behind the disk's end is nobody's.
+    const piece = {
+      start: this.#placeOf(part).start,
+      end: part.end === bytes ? block.end : this.#placeOf(part).end,
+    };
+    if (piece.end - piece.start < this.#hostBlockBytes) return;
+    await discardPiece(file, piece, block, this.#hostBlockBytes);
+    if (!part.isWhole) await this.#dropIfEmpty(part);
+  }
+
+  /** A block that the host holds nothing of, and that is found to be zeros, loses its entry. */
+  async #dropIfEmpty({ block }: Part): Promise<void> {
+    const { file, table, held, blockBytes } = this.#layout;
+    if (!table.isMapped(block) || !this.#canDrop(block) || (await held?.(block)) !== undefined) return;
+    const start = payloadAt(this.#layout, table.get(block));
+    const place = { start, end: Math.min(start + blockBytes, file.bytes) };
+    const unit = this.#hostBlockBytes;
+    const inner = {
+      start: Math.ceil(start / unit) * unit,
+      end: place.end === file.bytes ? place.end : Math.floor(place.end / unit) * unit,
+    };
+    if (inner.start >= inner.end || file.isHole?.(inner) !== true) return;
+    if (await readsZeros(file, place)) this.#drop(block);
   }
 
   /** Called before every change. @throws DiskError `corrupt`: an entry may lead out of the file, or to another's block */
@@ -180,16 +264,18 @@ export class BlockWriter {
     if (this.#begun) return;
     await this.#hooks.begin?.();
     // Behind the last block of an image on a block device lies whatever was there before.
-    const isFile = (await this.#layout.file.stat()).hostBytes !== null;
-    if (isFile) this.#spare.push(...roomsIn(this.#layout, garbageOf(this.#layout)));
+    const { hostBytes, blockBytes } = await this.#layout.file.stat();
+    this.#hostBlockBytes = blockBytes;
+    const isFile = hostBytes !== null;
+    if (isFile) this.#slots.offer(roomsIn(this.#layout, garbageOf(this.#layout)));
     this.#begun = true;
   }
 
   /** A new block with `from` (or zeros) in its part, and the rest as the guest reads it now. */
   async #allocate(part: Part, from: Uint8Array | undefined): Promise<void> {
     const { file, table, parent, blockBytes, bytes } = this.#layout;
-    const isReused = this.#spare.length > 0;
-    const slot = this.#newSlot();
+    const isReused = this.#slots.hasSpare;
+    const slot = this.#slots.take();
     const at = payloadAt(this.#layout, slot);
     const base = part.block * blockBytes;
     if (parent !== undefined && table.get(part.block) === ABSENT && !part.isWhole) {
@@ -197,49 +283,19 @@ export class BlockWriter {
       await readBeyond(parent, base, content);
       if (from) content.set(from, part.start - base);
       else content.fill(0, part.start - base, part.end - base);
-      await this.#makeRoom(slot, isReused, content.length);
+      await this.#slots.makeRoom(slot, isReused, content.length);
       await file.write(at, content);
     } else {
-      await this.#makeRoom(slot, isReused, part.isWhole && from ? from.length : 0);
+      await this.#slots.makeRoom(slot, isReused, part.isWhole && from ? from.length : 0);
       if (from) await file.write(at + part.start - base, from);
     }
     await this.#writeHead(slot);
     this.#map(part.block, slot);
   }
 
-  /** Makes what is not going to be written of a slot read as zeros. @param written bytes that will be, from its start on */
-  async #makeRoom(slot: number, isReused: boolean, written: number): Promise<void> {
-    const { file, blockBytes } = this.#layout;
-    const at = payloadAt(this.#layout, slot);
-    if (written < blockBytes && isReused) await file.zero({ start: at + written, end: at + blockBytes });
-    if (written < blockBytes && file.bytes < at + blockBytes) await file.truncate(at + blockBytes);
-  }
-
   async #writeHead(slot: number): Promise<void> {
     const { newHead } = this.#hooks;
     if (newHead) await this.#layout.file.write(slotAt(this.#layout, slot), newHead);
-  }
-
-  #newSlot(): number {
-    const { file, tailBytes, baseBytes, unitBytes, blocksStartBytes } = this.#layout;
-    const spare = this.#spare.pop();
-    if (spare !== undefined) return spare;
-    const { bytes } = this.#end();
-    // The tail of the file as it was opened lies where the next block goes: it is written anew by `settle`.
-    const end = Math.max(bytes, this.#nextBytes ?? file.bytes - tailBytes, blocksStartBytes);
-    const slot = Math.ceil((end - baseBytes) / unitBytes);
-    if (slot >= SLOTS_MAX) {
-      throw new DiskError("unsupported", `the file cannot take more blocks than those up to ${end}`);
-    }
-    this.#nextBytes = slotAt(this.#layout, slot) + strideOf(this.#layout);
-    this.#slots = Math.max(this.#slots, slot + 1);
-    return slot;
-  }
-
-  #end(): BlocksEnd {
-    const { blocksStartBytes } = this.#layout;
-    const behind = this.#slots === 0 ? 0 : slotAt(this.#layout, this.#slots - 1) + strideOf(this.#layout);
-    return { bytes: Math.max(behind, blocksStartBytes), slots: this.#slots };
   }
 
   #map(block: number, slot: number): void {
@@ -252,7 +308,7 @@ export class BlockWriter {
   }
 
   #drop(block: number): void {
-    this.#dropped.push(this.#layout.table.get(block));
+    this.#slots.drop(this.#layout.table.get(block));
     this.#map(block, this.#layout.freed!);
   }
 
@@ -287,20 +343,29 @@ export class BlockWriter {
   }
 
   async #flush(): Promise<void> {
+    if (!this.#dirty) return;
+    // Before the first await: what is written meanwhile is the next flush's.
+    this.#dirty = false;
+    try {
+      await this.#commit();
+    } catch (error) {
+      this.#dirty = true;
+      throw error;
+    }
+  }
+
+  async #commit(): Promise<void> {
     const { file, table } = this.#layout;
-    if (!this.#dirty) return;
     await file.flush();
-    this.#dirty = this.#changed.size > 0;
-    if (!this.#dirty) return;
-    await this.#hooks.settle?.(this.#end());
+    if (this.#changed.size === 0) return;
+    await this.#hooks.settle?.(this.#slots.end());
     const changes = [...this.#changed]
       .sort((a, b) => a - b)
       .map((block) => ({ block, slot: table.get(block) }));
     await this.#writeEntries(changes);
     await file.flush();
     this.#changed.clear();
-    this.#dirty = false;
-    await this.#release();
+    await this.#slots.release();
   }
 
   async #writeEntries(changes: readonly Change[]): Promise<void> {
@@ -313,29 +378,6 @@ export class BlockWriter {
         await file.write(at, bytesOf(view));
       }
     }
-  }
-
-  async #release(): Promise<void> {
-    const dropped = this.#dropped;
-    this.#dropped = [];
-    if (dropped.length === 0) return;
-    await Promise.allSettled(this.#readers);
-    this.#spare.push(...dropped);
-    // Freed places that touch each other are punched as one: one alone may be smaller than a host block.
-    const freed = this.#places(dropped);
-    for (const extent of this.#places(this.#spare)) {
-      if (freed.touches(extent)) await this.#layout.file.discard(extent);
-    }
-  }
-
-  #places(slots: readonly number[]): ExtentSet {
-    const places = new ExtentBuilder(slots.length);
-    const stride = strideOf(this.#layout);
-    for (const slot of slots) {
-      const at = slotAt(this.#layout, slot);
-      places.add(at, Math.min(at + stride, Math.max(at, this.#layout.file.bytes)));
-    }
-    return places.build();
   }
 }
 

@@ -7,7 +7,7 @@
 import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import { concat } from "../../device/concat.ts";
-import type { BlockDevice, HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { BlockDevice, HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import { inSequence } from "../../reclaim/sequence.ts";
@@ -85,6 +85,10 @@ export class ParallelsBundle<F extends ReadableFile = ReadableFile> implements I
 
   map(range: Extent): AsyncIterable<readonly Run[]> {
     return this.#guest.map(range);
+  }
+
+  locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    return this.#guest.locate?.(at, bytes, access);
   }
 
   tableBytes(): Promise<number> {
@@ -181,14 +185,23 @@ export class WritableParallelsBundle extends ParallelsBundle<HostFile> implement
     return reading;
   }
 
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    if (access === "read") return super.locate(at, bytes, access);
+    const { storages } = this.shot.descriptor;
+    const index = storages.findIndex(({ end }) => at < end);
+    const storage = storages[index];
+    if (storage === undefined) return undefined;
+    return this.#writers[index]?.locate(at - storage.start, Math.min(bytes, storage.end - at));
+  }
+
   write(at: number, from: Uint8Array): Promise<void> {
     return this.#each({ start: at, end: at + from.length }, (target, { start, end }, base) =>
       target.write(start, from.subarray(base + start - at, base + end - at)),
     );
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#each(range, (target, inside) => target.zero(inside));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#each(range, (target, inside) => target.zero(inside, how));
   }
 
   discard(range: Extent): Promise<void> {

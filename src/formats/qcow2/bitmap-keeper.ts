@@ -42,8 +42,13 @@ export class BitmapKeeper {
     if (this.#bitmaps.length > 0 || known !== header.autoclear) await file.flush();
   }
 
+  /** Whether there is a bitmap to mark anything in. */
+  get isTracking(): boolean {
+    return this.#bitmaps.length > 0;
+  }
+
   mark(range: Extent): void {
-    if (this.#bitmaps.length === 0) return;
+    if (!this.isTracking) return;
     this.#fresh.push(range);
     if (this.#fresh.length < RANGES_MAX) return;
     this.#merge();

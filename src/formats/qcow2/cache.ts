@@ -17,6 +17,8 @@ export class TableCache {
   readonly #countMax: number;
   readonly #tables = new Map<number, CachedTable>();
   readonly #pinned = new Set<number>();
+  /** What `peek` answered last: it is asked for the same table again and again. */
+  #latest: CachedTable | undefined;
   readonly #loading = new Map<number, Promise<CachedTable>>();
 
   constructor(file: ReadableFile, tableBytes: number, budgetBytes: number) {
@@ -27,10 +29,12 @@ export class TableCache {
 
   /** The table at `at`, where it is in memory already. */
   peek(at: number): CachedTable | undefined {
+    if (this.#latest?.at === at) return this.#latest;
     const table = this.#tables.get(at);
     if (table !== undefined) {
       this.#tables.delete(at);
       this.#tables.set(at, table);
+      this.#latest = table;
     }
     return table;
   }
@@ -56,6 +60,7 @@ export class TableCache {
 
   /** Takes a table that the caller has just made. */
   keep(table: CachedTable): void {
+    this.#latest = undefined;
     this.#tables.set(table.at, table);
     if (this.#tables.size <= this.#countMax) return;
     for (const at of this.#tables.keys()) {
@@ -76,6 +81,7 @@ export class TableCache {
 
   /** Drops the table at `at`: its cluster now holds something else. */
   forget(at: number): void {
+    this.#latest = undefined;
     this.#tables.delete(at);
   }
 }

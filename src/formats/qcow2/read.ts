@@ -13,7 +13,8 @@ import { joined, parentRuns } from "../../device/runs.ts";
 import { DiskError } from "../../error.ts";
 import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
-import { l1Copied, l2TableAt, segments, segmentsInTable, type L1Table, type Segment } from "./tables.ts";
+import { placeOf } from "./place.ts";
+import { segments, type L1Table, type Segment } from "./tables.ts";
 
 export class Qcow2Disk implements BlockDevice {
   readonly bytes: number;
@@ -120,18 +121,8 @@ export class Qcow2Disk implements BlockDevice {
   }
 
   locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    const { data, header, l2 } = this.#context;
-    const index = Math.floor(at / header.l2SpanBytes);
-    if (bytes === 0 || header.encryption !== "none") return undefined;
-    if (Math.floor((at + bytes - 1) / header.l2SpanBytes) !== index) return undefined;
-    const tableAt = l2TableAt(this.#context, this.#l1, index);
-    const table = tableAt === 0 ? undefined : l2.peek(tableAt);
-    if (table === undefined) return undefined;
-    const range = { start: at, end: at + bytes };
-    const [segment] = segmentsInTable(this.#context, table, l1Copied(this.#l1, index), index, range);
-    if (segment?.kind !== "data" || segment.end < range.end) return undefined;
-    if (segment.host + bytes > data.bytes || (access === "write" && !segment.copied)) return undefined;
-    return { file: data, at: segment.host, bytes };
+    if (this.#context.header.encryption !== "none") return undefined;
+    return placeOf(this.#context, this.#l1, at, bytes, access);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -76,17 +76,24 @@ export interface RevisedTable {
   readonly after: Uint8Array;
 }
 
+export interface Unwanted extends Pick<Wish, "free" | "blank"> {
+  /** Clusters that are allocated for the guest alone stay so, and are blanked where they lie. */
+  readonly keepsPlaces?: boolean;
+}
+
 /** The decisions over one wish. The same tables give the same decisions. */
 export class Unmapping {
   readonly #context: Qcow2Context;
   readonly #ownership: Ownership;
   readonly #unwanted: ExtentSet;
   readonly #blank: ExtentSet;
+  readonly #keepsPlaces: boolean;
 
-  constructor(context: Qcow2Context, ownership: Ownership, wish: Pick<Wish, "free" | "blank">) {
+  constructor(context: Qcow2Context, ownership: Ownership, wish: Unwanted) {
     const disk = { start: 0, end: context.header.virtualBytes };
     this.#context = context;
     this.#ownership = ownership;
+    this.#keepsPlaces = wish.keepsPlaces ?? false;
     this.#unwanted = wish.free.union(wish.blank).within(disk);
     this.#blank = wish.blank.within(disk);
   }
@@ -114,7 +121,8 @@ export class Unmapping {
     const before = bytesOf(table.view);
     const after = before.slice();
     const unwanted = this.#unwanted.within(span);
-    new Revision(this.#context, this.#ownership, consequences, { table, after, unwanted, blank }).run(index);
+    const task = { table, after, unwanted, blank, keepsPlaces: this.#keepsPlaces };
+    new Revision(this.#context, this.#ownership, consequences, task).run(index);
     return { at, before, after };
   }
 }
@@ -125,6 +133,7 @@ interface Task {
   /** Inside the span of the table. */
   readonly unwanted: ExtentSet;
   readonly blank: ExtentSet;
+  readonly keepsPlaces: boolean;
 }
 
 /** One pass over one L2 table that has no other owner. */
@@ -151,10 +160,10 @@ class Revision {
   }
 
   run(l1Index: number): void {
-    const { blank, table, unwanted } = this.#task;
+    const { blank, keepsPlaces, table, unwanted } = this.#task;
     const { clusterBytes, extendedL2, l2Entries, l2EntryBytes, rawExternalData } = this.#context.header;
     const skipsNothing = !extendedL2 && blank.count === 0;
-    const knowsPlain = !extendedL2 && !rawExternalData && this.#canSayZero;
+    const knowsPlain = !extendedL2 && !rawExternalData && !keepsPlaces && this.#canSayZero;
     let next = 0;
     for (let i = 0; i < unwanted.count; i++) {
       const range = { start: unwanted.start(i), end: unwanted.end(i) };
@@ -212,7 +221,7 @@ class Revision {
       entry.host >= 0 && entry.kind !== "compressed" && this.#ownership.ownsCluster(entry.host, entry.copied);
     if (!isOwned) {
       this.#decideUntouchable(index, entry, guest, isWhole);
-    } else if (isWhole && this.#canSayZero && !rawExternalData) {
+    } else if (isWhole && this.#canSayZero && !rawExternalData && !this.#task.keepsPlaces) {
       this.#unmap(index, entry, guest);
     } else if (extendedL2 && !rawExternalData) {
       this.#decideSubclusters(index, entry, guest);
@@ -250,7 +259,7 @@ class Revision {
   }
 
   #decideSubclusters(index: number, entry: Entry, guest: Extent): void {
-    const { unwanted } = this.#task;
+    const { keepsPlaces, unwanted } = this.#task;
     const { subclusterBytes, l2EntryBytes } = this.#context.header;
     let { alloc, zero } = entry;
     for (let i = 0; i < SUBCLUSTERS; i++) {
@@ -260,7 +269,8 @@ class Revision {
       const bit = (1 << i) >>> 0;
       const isAllocated = (alloc & bit) !== 0;
       const isRead = isAllocated || ((zero & bit) === 0 && this.#hasParent);
-      if (unwanted.covers(part) && (isAllocated || (isRead && this.#task.blank.covers(part)))) {
+      const isGiven = isAllocated ? !keepsPlaces : isRead && this.#task.blank.covers(part);
+      if (isGiven && unwanted.covers(part)) {
         alloc = (alloc & ~bit) >>> 0;
         zero = (zero | bit) >>> 0;
         this.#consequences.change(part);
@@ -270,7 +280,7 @@ class Revision {
       this.#punch(entry, guest, part, (alloc & bit) !== 0);
     }
     const offset = index * l2EntryBytes;
-    if (alloc === 0) {
+    if (alloc === 0 && !keepsPlaces) {
       this.#view.setBigUint64(offset, 0n);
       this.#drop(entry, guest);
     }

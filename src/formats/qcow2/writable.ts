@@ -2,7 +2,7 @@
  * An image opened for writing: the files are locked, the disk is written by `write.ts`, and plans see every change.
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { HostFile, Place } from "../../device/device.ts";
+import type { HostFile, Place, Zeroing } from "../../device/device.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { ClaimedPlace, Finding, Image, WritableImage } from "../format.ts";
 import type { Qcow2Context } from "./context.ts";
@@ -31,9 +31,8 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
     return this.#writer.reading(super.read(at, into));
   }
 
-  /** Whoever writes has to go through the writer. */
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    return access === "read" ? super.locate(at, bytes, access) : undefined;
+    return access === "read" ? super.locate(at, bytes, access) : this.#writer.locate(at, bytes);
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
@@ -44,8 +43,8 @@ export class WritableQcow2Image extends Qcow2Image implements WritableImage {
     return this.#writer.claim(range);
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#writer.zero(range);
+  zero(range: Extent, how: Zeroing = {}): Promise<void> {
+    return this.#writer.zero(range, how);
   }
 
   discard(range: Extent): Promise<void> {

@@ -9,10 +9,11 @@
  * it and its punch returned (H12), and it is claimed by nobody before that (H14). A crash leaves leaks at worst. What
  * the guest reads changes at once, for readers use the same tables in memory.
  *
- * Changes are made one after the other. When one fails the writer is dead: the image has to be opened anew (H13).
+ * Changes are made one after the other. Beside them goes whoever asks for a place and writes there at once (`locate`), but
+ * not in clusters that a change is about. When one fails the writer is dead: the image has to be opened anew (H13).
  */
-import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { BlockDevice, HostFile } from "../../device/device.ts";
+import type { Extent } from "../../bytes/extents.ts";
+import type { BlockDevice, HostFile, Place, Zeroing } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { ClaimedPlace } from "../format.ts";
 import { Allocator } from "./allocate.ts";
@@ -21,15 +22,14 @@ import { Changes } from "./changes.ts";
 import { countedReferences, forgetInspection } from "./check.ts";
 import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
-import { SUBCLUSTERS } from "./header.ts";
+import { Emptying } from "./empty.ts";
+import { entryOf, placeOf } from "./place.ts";
 import { refuseUnwritable } from "./plan.ts";
 import { refuseEncrypted } from "./read.ts";
-import { COPIED_HIGH, decodeEntry, type Entry, l1Copied, l2TableAt, NO_ENTRY } from "./tables.ts";
-import { type Consequences, ownedByFlag, Unmapping } from "./unmap.ts";
+import { COPIED_HIGH, type Entry } from "./tables.ts";
 
 /** Changed tables and dropped clusters held in memory before they are committed. */
 const UNCOMMITTED_BYTES_MAX = 8 * 2 ** 20;
-const ZEROS = new Uint8Array(2 ** 20);
 
 export class Qcow2Writer {
   readonly #context: Qcow2Context<HostFile>;
@@ -38,9 +38,15 @@ export class Qcow2Writer {
   readonly #allocator: Allocator;
   readonly #changes: Changes;
   readonly #bitmaps: BitmapKeeper;
+  readonly #emptying: Emptying;
   readonly #readers = new Set<Promise<unknown>>();
   #hasBegun = false;
   #isUnflushed = false;
+  /** Begun, and neither failed nor closed: whole clusters of the guest may be written beside the changes. */
+  #isOpen = false;
+  /** The clusters that the change under way is about. */
+  #busyStart = 0;
+  #busyEnd = 0;
   #failure: unknown;
   #last: Promise<void> = Promise.resolve();
 
@@ -56,6 +62,20 @@ export class Qcow2Writer {
     this.#allocator = new Allocator(context);
     this.#changes = new Changes(context, this.#allocator);
     this.#bitmaps = new BitmapKeeper(context);
+    this.#emptying = new Emptying(context, this.#changes, {
+      write: (at, from) => this.#write(at, from),
+      settle: () => this.#commitWhenLarge(),
+    });
+  }
+
+  /** A place to be written at once, for what of the range is mapped and nobody else's. */
+  locate(at: number, bytes: number): Place | undefined {
+    if (!this.#isOpen || (at < this.#busyEnd && at + bytes > this.#busyStart)) return undefined;
+    const place = placeOf(this.#context, this.#context.l1, at, bytes, "write");
+    if (place === undefined) return undefined;
+    if (this.#bitmaps.isTracking) this.#bitmaps.mark({ start: at, end: at + place.bytes });
+    this.#isUnflushed = true;
+    return place;
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
@@ -71,12 +91,14 @@ export class Qcow2Writer {
     return claimed;
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#change(range, () => this.#zero(range));
+  async zero(range: Extent, how: Zeroing): Promise<void> {
+    let refusal: DiskError | undefined;
+    await this.#change(range, async () => (refusal = await this.#emptying.zero(range, how)));
+    if (refusal !== undefined) throw refusal;
   }
 
   discard(range: Extent): Promise<void> {
-    return this.#change(range, () => this.#discard(range));
+    return this.#change(range, () => this.#emptying.discard(range));
   }
 
   flush(): Promise<void> {
@@ -87,6 +109,7 @@ export class Qcow2Writer {
   close(): Promise<void> {
     if (this.#failure !== undefined) return Promise.resolve();
     return this.#exclusive(async () => {
+      this.#isOpen = false;
       await this.#commit();
       if (this.#hasBegun) await this.#bitmaps.close();
     });
@@ -107,10 +130,14 @@ export class Qcow2Writer {
     if (range.start >= range.end) return Promise.resolve();
     return this.#exclusive(async () => {
       if (!this.#hasBegun) await this.#begin();
+      const { clusterBytes } = this.#context.header;
+      this.#busyStart = range.start - (range.start % clusterBytes);
+      this.#busyEnd = Math.ceil(range.end / clusterBytes) * clusterBytes;
       forgetInspection(this.#context);
       this.#bitmaps.mark(range);
       this.#isUnflushed = true;
       await act();
+      this.#busyEnd = 0;
       await this.#commitWhenLarge();
     });
   }
@@ -126,6 +153,7 @@ export class Qcow2Writer {
         await act();
       } catch (error) {
         if (this.#hasBegun) this.#failure = error;
+        this.#isOpen = false;
         throw error;
       }
     });
@@ -140,19 +168,24 @@ export class Qcow2Writer {
     await countedReferences(this.#context);
     this.#hasBegun = true;
     await this.#bitmaps.open();
+    this.#isOpen = true;
   }
 
   async #commitWhenLarge(): Promise<void> {
-    if (this.#changes.bytes > UNCOMMITTED_BYTES_MAX) await this.#commit();
+    if (this.#changes.bytes <= UNCOMMITTED_BYTES_MAX) return;
+    await this.#commit();
+    // A change is under way.
+    this.#isUnflushed = true;
   }
 
   async #commit(): Promise<void> {
     if (!this.#isUnflushed) return;
+    // Before the first await: what is written meanwhile is the next commit's.
+    this.#isUnflushed = false;
     await this.#changes.commit(async () => {
       await Promise.all(this.#readers);
       this.#compressed.forget();
     });
-    this.#isUnflushed = false;
   }
 
   async #claim({ start, end }: Extent): Promise<ClaimedPlace | undefined> {
@@ -161,13 +194,16 @@ export class Qcow2Writer {
     const first = start / clusterBytes;
     const stop = Math.min(Math.ceil(end / clusterBytes), (Math.floor(first / l2Entries) + 1) * l2Entries);
     let clusters = 0;
-    while (first + clusters < stop && (await this.#entry(first + clusters)).entry.kind === "unallocated")
+    while (
+      first + clusters < stop &&
+      (await entryOf(this.#context, first + clusters)).entry.kind === "unallocated"
+    )
       clusters++;
     if (clusters === 0) return undefined;
     const table = await this.#changes.ownTable(Math.floor(first / l2Entries));
     const run = await this.#allocator.claimRun(clusters);
     const bytes = Math.min(end - start, run.clusters * clusterBytes);
-    await this.#zeroHost({ start: run.at, end: run.at + bytes });
+    await this.#emptying.zeroHost({ start: run.at, end: run.at + bytes });
     for (let i = 0; i < run.clusters; i++) {
       const host = run.at + i * clusterBytes;
       const index = (first + i) % l2Entries;
@@ -203,7 +239,7 @@ export class Qcow2Writer {
     let bytes = 0;
     while (bytes < bytesMax) {
       const offset = (at + bytes) % clusterBytes;
-      const { entry, isOwned } = await this.#entry(Math.floor((at + bytes) / clusterBytes));
+      const { entry, isOwned } = await entryOf(this.#context, Math.floor((at + bytes) / clusterBytes));
       if (!isOwned || entry.kind !== "data") break;
       if (host < 0) host = entry.host + offset;
       else if (entry.host !== host + bytes) break;
@@ -212,30 +248,43 @@ export class Qcow2Writer {
     return { host, bytes: Math.min(bytes, bytesMax) };
   }
 
-  /** The entry of a guest cluster, and whether nobody else refers to its host cluster. */
-  async #entry(cluster: number): Promise<{ entry: Entry; isOwned: boolean }> {
-    const { header, l1, l2 } = this.#context;
-    const index = Math.floor(cluster / header.l2Entries);
-    const at = l2TableAt(this.#context, l1, index);
-    if (at === 0) return { entry: NO_ENTRY, isOwned: false };
-    const table = l2.peek(at) ?? (await l2.get(at));
-    const entry = decodeEntry(this.#context, table, cluster % header.l2Entries);
-    const isAlone = l1Copied(l1, index) && entry.copied && entry.kind !== "compressed";
-    return { entry, isOwned: isAlone && entry.host >= 0 };
-  }
-
   /** Writes inside one guest cluster whose entry has to change. */
   async #writeCluster(at: number, from: Uint8Array): Promise<void> {
+    const { header } = this.#context;
+    const cluster = Math.floor(at / header.clusterBytes);
+    const { entry, isOwned } = await entryOf(this.#context, cluster);
+    const isBlank = entry.kind === "zero" || (entry.kind === "unallocated" && header.backing === undefined);
+    const owned = { entry, isOwned };
+    const placed =
+      isBlank && !header.extendedL2
+        ? await this.#writeAmongZeros(cluster, owned, at, from)
+        : await this.#writeCopy(cluster, owned, at, from);
+    await this.#map(cluster, owned, placed);
+  }
+
+  /** The rest of the cluster reads as zeros: it needs no bytes, where the host's file has holes. */
+  async #writeAmongZeros(cluster: number, owned: Owned, at: number, from: Uint8Array): Promise<Placed> {
     const { data, header } = this.#context;
-    const { clusterBytes, externalData, l2Entries, subclusterBytes } = header;
-    const cluster = Math.floor(at / clusterBytes);
+    const start = cluster * header.clusterBytes;
+    const host = await this.#hostFor(start, owned);
+    const isWhole = from.length === header.clusterBytes;
+    if (!isWhole)
+      await this.#emptying.zeroHost({ start: host, end: host + header.clusterBytes }, { keep: false });
+    await data.write(host + at - start, from);
+    return { host, placed: ALL };
+  }
+
+  /** What the write leaves of the subclusters that it touches, and all that only the old place held, is copied. */
+  async #writeCopy(cluster: number, owned: Owned, at: number, from: Uint8Array): Promise<Placed> {
+    const { data, header } = this.#context;
+    const { clusterBytes, subclusterBytes } = header;
+    const { entry, isOwned } = owned;
     const start = cluster * clusterBytes;
-    const { entry, isOwned } = await this.#entry(cluster);
-    // Subclusters that get a place: those that are written, and those that only the old place held.
     const first = Math.floor((at - start) / subclusterBytes);
     const last = Math.floor((at + from.length - 1 - start) / subclusterBytes);
-    const moved = isOwned ? 0 : entry.kind === "compressed" ? ALL : entry.alloc;
-    const isPlaced = (i: number) => (i >= first && i <= last) || ((moved >>> i) & 1) === 1;
+    let placed = isOwned ? 0 : entry.kind === "compressed" ? ALL : entry.alloc;
+    for (let i = first; i <= last; i++) placed |= 1 << i;
+    const isPlaced = (i: number) => ((placed >>> i) & 1) === 1;
     const count = clusterBytes / subclusterBytes;
     const content = new Map<number, Uint8Array>();
     for (let i = 0; i < count;) {
@@ -247,19 +296,27 @@ export class Qcow2Writer {
       }
       i = end + 1;
     }
-    const host = isOwned ? entry.host : externalData ? start : await this.#allocator.claim();
+    const host = await this.#hostFor(start, owned);
     for (const [offset, bytes] of content) await data.write(host + offset, bytes);
+    return { host, placed };
+  }
+
+  /** The host cluster to write to. @param start guest offset of the cluster */
+  async #hostFor(start: number, { entry, isOwned }: Owned): Promise<number> {
+    if (isOwned) return entry.host;
+    return this.#context.header.externalData ? start : this.#allocator.claim();
+  }
+
+  async #map(cluster: number, { entry, isOwned }: Owned, { host, placed }: Placed): Promise<void> {
+    const { externalData, extendedL2, l2Entries, l2EntryBytes } = this.#context.header;
     const index = cluster % l2Entries;
     const table = await this.#changes.ownTable(Math.floor(cluster / l2Entries));
-    const high = (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0;
-    const offset = index * header.l2EntryBytes;
-    table.view.setUint32(offset, high);
+    const offset = index * l2EntryBytes;
+    table.view.setUint32(offset, (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0);
     table.view.setUint32(offset + 4, host % 2 ** 32);
-    if (header.extendedL2) {
-      let placed = isOwned ? entry.alloc : 0;
-      for (let i = 0; i < SUBCLUSTERS; i++) if (isPlaced(i)) placed |= 1 << i;
+    if (extendedL2) {
       table.view.setUint32(offset + 8, entry.zero & ~placed);
-      table.view.setUint32(offset + 12, placed);
+      table.view.setUint32(offset + 12, placed | (isOwned ? entry.alloc : 0));
     }
     this.#changes.touch(table, index);
     if (!isOwned && entry.host >= 0 && !externalData)
@@ -277,73 +334,18 @@ export class Qcow2Writer {
     if (from0 < from1) content.set(from.subarray(from0 - at, from1 - at), from0 - start);
     return content;
   }
-
-  async #zero(range: Extent): Promise<void> {
-    const { header, l1 } = this.#context;
-    const spans = ExtentSet.of(range).spans(header.l2SpanBytes);
-    for (const index of spans) {
-      const span = ExtentSet.of(range).within({
-        start: index * header.l2SpanBytes,
-        end: (index + 1) * header.l2SpanBytes,
-      });
-      const at = l2TableAt(this.#context, l1, index);
-      const isRead = at !== 0 || header.backing !== undefined;
-      if (isRead && header.version === 3) await this.#changes.ownTable(index);
-      const { blanked, unreachable } = await this.#unmap(index, { free: ExtentSet.EMPTY, blank: span });
-      for (const host of blanked) await this.#zeroHost(host);
-      for (const { start, end } of unreachable) {
-        for (let from = start; from < end; from += ZEROS.length) {
-          await this.#write(from, ZEROS.subarray(0, Math.min(ZEROS.length, end - from)));
-        }
-      }
-      await this.#commitWhenLarge();
-    }
-  }
-
-  /** What lies past the end of the file reads as zeros already. */
-  async #zeroHost({ start, end }: Extent): Promise<void> {
-    const { data } = this.#context;
-    if (start < data.bytes) await data.zero({ start, end: Math.min(end, data.bytes) });
-  }
-
-  async #discard(range: Extent): Promise<void> {
-    const { header } = this.#context;
-    const free = ExtentSet.of(range);
-    for (const index of free.spans(header.l2SpanBytes)) {
-      await this.#unmap(index, { free, blank: ExtentSet.EMPTY });
-      await this.#commitWhenLarge();
-    }
-  }
-
-  /** Drops mappings under one L1 entry; returns what of `blank` that leaves to be done. */
-  async #unmap(index: number, wish: { free: ExtentSet; blank: ExtentSet }) {
-    const { data, header, l2 } = this.#context;
-    const discarded: Extent[] = [];
-    const blanked: Extent[] = [];
-    const unreachable: Extent[] = [];
-    const consequences: Consequences = {
-      unmap: (_, host) => {
-        if (header.externalData) discarded.push(host);
-        else this.#changes.drop(host.start, host.end);
-      },
-      // Inside a cluster that stays nothing can be punched later, for it may have been written by then.
-      hole: (host) => {
-        if (header.rawExternalData) discarded.push(host);
-      },
-      blank: (host) => blanked.push(host),
-      change: () => {},
-      mustBeZero: (guest) => unreachable.push(guest),
-    };
-    const unmapping = new Unmapping(this.#context, ownedByFlag(this.#context), wish);
-    const revised = await unmapping.revise(index, consequences);
-    if (revised) this.#changes.replace(await l2.get(revised.at), revised.after);
-    // In an external file nothing is given to anybody else: its holes need no order.
-    for (const host of discarded) {
-      const end = Math.min(host.end, data.bytes);
-      if (host.start < end) await data.discard({ start: host.start, end });
-    }
-    return { blanked, unreachable };
-  }
 }
 
 const ALL = 0xffffffff;
+
+/** A guest cluster as it was, and whether its host cluster is nobody else's. */
+interface Owned {
+  readonly entry: Entry;
+  readonly isOwned: boolean;
+}
+
+/** Where a guest cluster lies now, and which of its subclusters were written there. */
+interface Placed {
+  readonly host: number;
+  readonly placed: number;
+}

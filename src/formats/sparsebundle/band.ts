@@ -5,7 +5,8 @@
  *   band 1f   idle ─ use → open ─ (64 others are used) → flushed where it was written, closed → idle
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { FileStatus, HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { FileStatus, HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
+import { readsZeros } from "../../device/zeros.ts";
 import { assert } from "../../error.ts";
 
 /** Well below the usual limit of 1024 open files. */
@@ -29,6 +30,12 @@ export class OpenBands {
     }
   }
 
+  /** An open band is used at once. */
+  touch(band: Band): void {
+    this.#open.delete(band);
+    this.#open.add(band);
+  }
+
   forget(band: Band): void {
     this.#open.delete(band);
   }
@@ -40,6 +47,8 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
   readonly #openFile: () => Promise<F>;
   protected readonly all: OpenBands;
   #file: Promise<F> | undefined;
+  /** The same, once it is there. */
+  #opened: F | undefined;
   #users = 0;
 
   constructor(bytes: number, openFile: () => Promise<F>, all: OpenBands) {
@@ -50,6 +59,15 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
 
   get isBusy(): boolean {
     return this.#users > 0;
+  }
+
+  /** While the band is open. */
+  locate(at: number, bytes: number, _access: "read" | "write"): Place | undefined {
+    const file = this.#opened;
+    const inside = Math.min(bytes, this.bytes - at);
+    if (file === undefined || inside <= 0) return undefined;
+    this.all.touch(this);
+    return { file, at, bytes: inside };
   }
 
   read(at: number, into: Uint8Array): Promise<void> {
@@ -75,6 +93,7 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
     this.all.forget(this);
     const file = this.#file;
     this.#file = undefined;
+    this.#opened = undefined;
     if (file) await (await file)[Symbol.asyncDispose]();
   }
 
@@ -87,7 +106,8 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
     try {
       await this.all.use(this);
       this.#file ??= this.#openFile();
-      return await work(await this.#file.catch((error: unknown) => this.#lost(error)));
+      this.#opened = await this.#file.catch((error: unknown) => this.#lost(error));
+      return await work(this.#opened);
     } finally {
       this.#users--;
     }
@@ -104,13 +124,22 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
 export class WritableBand extends Band<HostFile> implements HostFile {
   /** Written since the last flush. */
   #isDirty = false;
+  /** It is about to be cut, and no place to write to. */
+  #isJudged = false;
+
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    if (access === "read") return super.locate(at, bytes, access);
+    const place = this.all.hasFailed || this.#isJudged ? undefined : super.locate(at, bytes, access);
+    if (place !== undefined) this.#isDirty = true;
+    return place;
+  }
 
   write(at: number, from: Uint8Array): Promise<void> {
     return this.#change((file) => file.write(at, from));
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#change((file) => file.zero(range));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#change((file) => file.zero(range, how));
   }
 
   discard(range: Extent): Promise<void> {
@@ -123,6 +152,20 @@ export class WritableBand extends Band<HostFile> implements HostFile {
 
   truncate(bytes: number): Promise<void> {
     return this.#change((file) => file.truncate(bytes));
+  }
+
+  /** Becomes a file of no bytes where the host holds nothing of it, and it is found to be zeros. */
+  cutIfEmpty(): Promise<void> {
+    return this.#change(async (file) => {
+      const all = { start: 0, end: file.bytes };
+      if (file.bytes === 0 || file.isHole?.(all) !== true) return;
+      this.#isJudged = true;
+      try {
+        if (await readsZeros(file, all)) await file.truncate(0);
+      } finally {
+        this.#isJudged = false;
+      }
+    });
   }
 
   async flush(): Promise<void> {

@@ -5,7 +5,7 @@
  */
 import { size } from "../../bytes/sizes.ts";
 import { type Extent, ExtentSet } from "../../bytes/extents.ts";
-import type { HostFile, ReadableFile, Run } from "../../device/device.ts";
+import type { HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
 import { readPadded } from "../../device/padded.ts";
 import { joined } from "../../device/runs.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
@@ -71,6 +71,13 @@ export class SparseBundle<
 
   map(range: Extent): AsyncGenerator<readonly Run[]> {
     return joined(this.#runs(range));
+  }
+
+  locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    const { bands, info } = this.bundle;
+    const number = Math.floor(at / info.bandBytes);
+    const from = at - number * info.bandBytes;
+    return bands.get(number)?.locate(from, Math.min(bytes, info.bandBytes - from), access);
   }
 
   tableBytes(): Promise<number> {
@@ -186,24 +193,26 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     this.#maker = maker;
   }
 
-  /** One after the other: two writers must not make the same band. */
   write(at: number, from: Uint8Array): Promise<void> {
-    const done = this.#turn.then(async () => {
+    return this.#inTurn(async () => {
       for (const piece of this.pieces({ start: at, end: at + from.length })) {
         const band = this.bundle.bands.get(piece.number) ?? (await this.#made(piece.number));
         await band.write(piece.from, from.subarray(piece.start - at, piece.end - at));
       }
     });
-    this.#turn = done.catch(() => {});
-    return done;
   }
 
-  zero(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) => band.zero(inside));
+  zero(range: Extent, how?: Zeroing): Promise<void> {
+    return this.#each(range, (band, inside) => band.zero(inside, how));
   }
 
+  /** The end of a band is cut off. One of which nothing is left goes when the bundle is closed. */
   discard(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) => band.discard(inside));
+    return this.#each(range, async (band, inside) => {
+      if (inside.end === band.bytes) await band.truncate(inside.start);
+      else await band.discard(inside);
+      await band.cutIfEmpty();
+    });
   }
 
   async flush(): Promise<void> {
@@ -231,16 +240,24 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     return band;
   }
 
+  /** One after the other: two writers must not make the same band, and none writes to one that is cut. */
+  #inTurn(work: () => Promise<void>): Promise<void> {
+    const done = this.#turn.then(work);
+    this.#turn = done.catch(() => {});
+    return done;
+  }
+
   /** What of the range has a file. */
-  async #each(range: Extent, work: (band: WritableBand, inside: Extent) => Promise<void>): Promise<void> {
-    await this.#turn;
-    for (const { number, from, start, end } of this.pieces(range)) {
-      const band = this.bundle.bands.get(number);
-      const [inside] = ExtentSet.of({ start: from, end: from + end - start }).within({
-        start: 0,
-        end: band?.bytes ?? 0,
-      });
-      if (band !== undefined && inside !== undefined) await work(band, inside);
-    }
+  #each(range: Extent, work: (band: WritableBand, inside: Extent) => Promise<void>): Promise<void> {
+    return this.#inTurn(async () => {
+      for (const { number, from, start, end } of this.pieces(range)) {
+        const band = this.bundle.bands.get(number);
+        const [inside] = ExtentSet.of({ start: from, end: from + end - start }).within({
+          start: 0,
+          end: band?.bytes ?? 0,
+        });
+        if (band !== undefined && inside !== undefined) await work(band, inside);
+      }
+    });
   }
 }

@@ -10,7 +10,7 @@
 import { size } from "../../bytes/sizes.ts";
 import type { Extent } from "../../bytes/extents.ts";
 import { uuidText } from "../../bytes/struct.ts";
-import { type HostFile, type ReadableFile, readBytes } from "../../device/device.ts";
+import { type HostFile, type Place, type ReadableFile, readBytes } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { damaged } from "../blocks/damaged.ts";
 import { type FlatFacts, FlatImage, WritableFlatImage } from "../blocks/flat.ts";
@@ -153,6 +153,11 @@ function hooksOf(layout: VhdLayout<HostFile>, footer: Uint8Array): WriterHooks {
 /** Marks the sectors of a block as written before it writes: other programs heed the bitmap of a dynamic image too. */
 class WritableDynamicImage extends WritableBlockImage {
   readonly #marked = new Set<number>();
+
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    const isMarked = access === "read" || this.#marked.has(Math.floor(at / this.layout.blockBytes));
+    return isMarked ? super.locate(at, bytes, access) : undefined;
+  }
 
   override async write(at: number, from: Uint8Array): Promise<void> {
     await super.write(at, from);

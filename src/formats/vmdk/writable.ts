@@ -5,7 +5,7 @@
  * be one of another content; a reclaim changes none that anybody wants, and keeps it.
  */
 import type { Extent } from "../../bytes/extents.ts";
-import type { HostFile, Place } from "../../device/device.ts";
+import type { HostFile, Place, Zeroing } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import type { Plan, Wish } from "../../reclaim/plan.ts";
 import type { BlockLayout } from "../blocks/layout.ts";
@@ -23,6 +23,8 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
   /** Of each sparse part, by its place among the parts. */
   readonly #writers = new Map<number, BlockWriter>();
   #begun: Promise<void> | undefined;
+  /** The CID is new, and may be written under. */
+  #isBegun = false;
 
   constructor(disk: VmdkDisk<HostFile>) {
     super(disk);
@@ -38,9 +40,21 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
     return reading;
   }
 
-  /** Whoever writes has to go through the writers. */
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
-    return access === "read" ? super.locate(at, bytes, access) : undefined;
+    if (access === "read") return super.locate(at, bytes, access);
+    if (!this.#isBegun) return undefined;
+    let base = 0;
+    for (let i = 0; i < this.disk.parts.length; i++) {
+      const part = this.disk.parts[i]!;
+      const end = base + part.device.bytes;
+      if (at < end) {
+        const inside = Math.min(bytes, end - at);
+        if (isFlat(part)) return part.device.locate?.(at - base, inside, access);
+        return this.#writers.get(i)?.locate(at - base, inside);
+      }
+      base = end;
+    }
+    return undefined;
   }
 
   async write(at: number, from: Uint8Array): Promise<void> {
@@ -55,11 +69,11 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
     );
   }
 
-  async zero(range: Extent): Promise<void> {
+  async zero(range: Extent, how?: Zeroing): Promise<void> {
     await this.#onParts(range, "zero", async (target, { start, end }, base) => {
       const local = { start: start - base, end: end - base };
-      if (target instanceof BlockWriter) await target.zero(local);
-      else await target.place.file.zero(shifted(local, target.place.at));
+      if (target instanceof BlockWriter) await target.zero(local, how);
+      else await target.place.file.zero(shifted(local, target.place.at), how);
     });
   }
 
@@ -158,6 +172,7 @@ export class WritableVmdkImage extends VmdkImage<HostFile> implements WritableIm
     }
     await file.write(room?.at ?? 0, text);
     await file.flush();
+    this.#isBegun = true;
   }
 }
 

@@ -11,6 +11,7 @@ import type { Image, WritableImage } from "../../formats/format.ts";
 import { crashStates, type Files, recording } from "../crash.ts";
 import type { Random } from "../seeds.ts";
 import { type Operation, SimulatedFile } from "../simulated-file.ts";
+import { inPieces, writeInPlace, zeroed } from "./changes.ts";
 
 const SECTOR_BYTES = 512;
 const CHANGES = 6;
@@ -83,16 +84,31 @@ async function changeSome(image: WritableImage, random: Random, history: History
     const start = random.below(sectors) * SECTOR_BYTES;
     const bytes = (1 + random.below(random.pick([4, 400]))) * SECTOR_BYTES;
     const range = { start, end: Math.min(image.bytes, start + bytes) };
-    const choice = random.below(6);
-    if (choice === 0) await image.zero(range);
-    else if (choice === 1) await image.discard(range);
-    else await image.write(start, random.bytes(range.end - start));
+    switch (random.below(8)) {
+      case 0:
+        await zeroed(image, range, random, "zeros");
+        break;
+      case 1:
+        await image.discard(range);
+        break;
+      case 2:
+        for (const piece of inPieces(image, start, random)) await image.discard(piece);
+        break;
+      case 3:
+        await writeInPlace(image, start, random.bytes(range.end - start), "in place");
+        break;
+      default:
+        await image.write(start, random.bytes(range.end - range.start));
+    }
     history.add(await contentOf(image));
   }
 }
 
 /** The files as a crash leaves them that loses whatever no flush of theirs covered. */
-async function durable(before: Files, trace: readonly Operation[]): Promise<Map<string, SimulatedFile>> {
+export async function durable(
+  before: Files,
+  trace: readonly Operation[],
+): Promise<Map<string, SimulatedFile>> {
   const files = new Map(Array.from(before, ([name, file]) => [name, file.fork()]));
   for (const { file: name } of trace) if (!files.has(name)) files.set(name, new SimulatedFile(0, { name }));
   for (const [name, file] of files) {

@@ -6,6 +6,7 @@ import { readBytes } from "../../device/device.ts";
 import type { WritableImage } from "../../formats/format.ts";
 import type { Random } from "../seeds.ts";
 import { type Bench, copyOf } from "./bench.ts";
+import { inPieces, writeInPlace, zeroed } from "./changes.ts";
 import { tally } from "./judge.ts";
 import { mustEqual } from "./reading.ts";
 import { writerCrashesAreSafe } from "./writer-crash.ts";
@@ -49,10 +50,9 @@ export async function doSomething(
   const start = Math.floor(random.below(model.length) / grain) * grain;
   const length = random.between(1, random.pick([2, 9, 70])) * grain;
   const range = { start, end: Math.min(model.length, start + length) };
-  switch (random.below(5)) {
+  switch (random.below(7)) {
     case 0:
-      await image.zero(range);
-      model.fill(0, range.start, range.end);
+      if (await zeroed(image, range, random, label)) model.fill(0, range.start, range.end);
       break;
     case 1:
       await image.discard(range);
@@ -69,6 +69,17 @@ export async function doSomething(
     case 3:
       if (random.oneIn(4)) await image.flush();
       break;
+    case 4:
+      for (const piece of inPieces(image, start, random)) {
+        await image.discard(piece);
+        await acceptDiscard(image, model, piece, label);
+      }
+      break;
+    case 5: {
+      const data = random.bytes(range.end - range.start);
+      model.set(data.subarray(0, await writeInPlace(image, range.start, data, label)), range.start);
+      break;
+    }
     default: {
       const data = random.bytes(range.end - range.start);
       await image.write(range.start, data);
@@ -78,7 +89,7 @@ export async function doSomething(
 }
 
 /** After a discard every sector is as it was or zeros (H9); which of them, the model learns from the image. */
-async function acceptDiscard(
+export async function acceptDiscard(
   image: WritableImage,
   model: Uint8Array,
   { start, end }: { start: number; end: number },

@@ -1,0 +1,59 @@
+/**
+ * What was received from a client and not taken up yet: one buffer, in one piece.
+ *
+ *   | taken | requests, the last one perhaps cut | room |
+ *           ^ start                              ^ end
+ */
+import { fixedMemory } from "../host/memory.ts";
+
+const BYTES_DEFAULT = 256 * 1024;
+/** A client that sent large writes once goes on to do so; the rare giant's memory is given back. */
+const BYTES_KEPT = 4 * 1024 * 1024;
+/** A cut request is moved to the front where less room than this is left. */
+const ROOM_BYTES_MIN = 16 * 1024;
+
+export class Inbox {
+  bytes = fixedMemory(BYTES_DEFAULT);
+  view = new DataView(this.bytes.buffer);
+  start = 0;
+  end = 0;
+  /** So many bytes from `start` on make the next request whole, as far as is known. */
+  #needed = 0;
+
+  /** Makes room for the rest of a request of so many bytes from `start` on. */
+  need(bytes: number): void {
+    this.#needed = bytes;
+    const isGiant = this.bytes.length > BYTES_KEPT && bytes <= BYTES_KEPT;
+    if (bytes <= this.bytes.length && !isGiant) return;
+    const kept = this.bytes.subarray(this.start, this.end);
+    this.bytes = fixedMemory(Math.max(bytes, BYTES_DEFAULT));
+    this.view = new DataView(this.bytes.buffer);
+    this.bytes.set(kept);
+    this.end = kept.length;
+    this.start = 0;
+  }
+
+  /**
+   * How many bytes may be received at `end` now. Of a long request just the rest, so that hardly anything is ever moved.
+   * @param headerBytes those of a request without data
+   */
+  room(headerBytes: number): number {
+    if (this.start === this.end) this.start = this.end = 0;
+    const missing = this.#needed - (this.end - this.start);
+    if (this.start > 0 && this.bytes.length - this.end < Math.max(missing, ROOM_BYTES_MIN)) {
+      this.bytes.copyWithin(0, this.start, this.end);
+      this.end -= this.start;
+      this.start = 0;
+    }
+    const room = this.bytes.length - this.end;
+    return missing > ROOM_BYTES_MIN ? Math.min(room, missing + headerBytes) : room;
+  }
+
+  /** Adds what was received elsewhere; as much as there is room for. @returns how much that is */
+  add(from: Uint8Array, headerBytes: number): number {
+    const part = from.subarray(0, this.room(headerBytes));
+    this.bytes.set(part, this.end);
+    this.end += part.length;
+    return part.length;
+  }
+}
