@@ -8,6 +8,7 @@
 export { open, type Disk } from "./disk/open.ts";
 export { survey, plan } from "./disk/survey.ts";
 export { reclaim } from "./disk/reclaim.ts";
+export { erase } from "./disk/erase.ts";
 export { convert } from "./disk/convert.ts";
 export { explain } from "./disk/explain.ts";
 export { check, create, info } from "./disk/image.ts";

@@ -5,6 +5,7 @@
 import { type Command, Option } from "commander";
 import { addKeyOptions, asking } from "./keys.ts";
 import {
+  addAlsoOption,
   addJudgeOptions,
   addProofOption,
   addReadOptions,
@@ -37,6 +38,9 @@ export function addCommands(ullage: Command, finish: Finish): void {
   );
   reclaimCommand(ullage).action((paths: string[], flags: ReadFlags) =>
     finished(flags, async (face) => (await import("./reclaim.ts")).run(paths, asking(flags, face), face)),
+  );
+  eraseCommand(ullage).action((paths: string[], flags: ReadFlags) =>
+    finished(flags, async (face) => (await import("./erase.ts")).run(paths, asking(flags, face), face)),
   );
   explainCommand(ullage).action((path: string, offsets: readonly number[], flags: ReadFlags) =>
     finished(flags, async (face) =>
@@ -82,6 +86,23 @@ function reclaimCommand(ullage: Command): Command {
   return addReadOptions(addKeyOptions(addWindowOptions(addJudgeOptions(addWriteOptions(command))))).option(
     "--verify",
     "hash everything that is used before and after",
+  );
+}
+
+function eraseCommand(ullage: Command): Command {
+  const command = ullage
+    .command("erase")
+    .description("overwrite everything that is free, give it back, and say what that proves")
+    .argument("<image...>", "disk images")
+    .addOption(
+      new Option("--pattern <pattern>", "what it is overwritten with; default: random").choices([
+        "random",
+        "zeros",
+      ]),
+    )
+    .option("--verify", "plant canaries and look for them; hash everything that is used before and after");
+  return addReadOptions(
+    addKeyOptions(addWindowOptions(addAlsoOption(addProofOption(addWriteOptions(command))))),
   );
 }
 

@@ -150,9 +150,12 @@ export function addProofOption(command: Command): Command {
   );
 }
 
+export function addAlsoOption(command: Command): Command {
+  return command.option("--also <words>", `count as free as well: ${ALSO.join(", ")}`, parseAlso);
+}
+
 export function addJudgeOptions(command: Command): Command {
-  return addProofOption(command)
-    .option("--also <words>", `count as free as well: ${ALSO.join(", ")}`, parseAlso)
+  return addAlsoOption(addProofOption(command))
     .addOption(new Option("--method <method>", "how space comes back").choices(["auto", "punch", "pack"]))
     .addOption(new Option("--pack", "short for --method pack").conflicts("method"))
     .option("--min-hole <bytes>", "leave holes smaller than this", parseSize);

@@ -5,6 +5,8 @@
 import type { ExtentSet } from "../bytes/extents.ts";
 import type { Window } from "../device/window.ts";
 import type { Refusal } from "../error.ts";
+import type { PatternName } from "../live/pattern.ts";
+import type { Grade } from "./erase/grade.ts";
 
 /** The classes of a guest byte, everywhere the same. */
 export const CLASSES = ["used", "metadata", "returnable", "hole", "guarded", "worthless", "unknown"] as const;
@@ -65,7 +67,7 @@ export interface SurveyOptions extends OpenOptions {
 
 /** Bytes done of a phase that takes long. */
 export interface Progress {
-  readonly phase: "reading" | "hashing" | "returning" | "copying" | "verifying";
+  readonly phase: "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "searching";
   readonly doneBytes: number;
   readonly totalBytes: number;
 }
@@ -182,6 +184,41 @@ export interface Reclaimed {
   readonly notes: readonly string[];
   /** The survey that the plan was made from; not part of the JSON. */
   readonly survey: Survey;
+}
+
+export interface EraseOptions extends Omit<ReclaimOptions, "confirm" | "method"> {
+  /** Default `random`. */
+  readonly pattern?: PatternName;
+  /** Asked once, with the plan in hand and the lock held; false leaves everything as it is. */
+  readonly confirm?: (prospect: Survey, host: HostSpace, intent: EraseIntent) => Promise<boolean>;
+}
+
+/** What an erasure is about to do. */
+export interface EraseIntent {
+  readonly pattern: PatternName;
+  /** Bytes of the image's files that are to be overwritten. */
+  readonly bytes: number;
+  /** What the host allows at best. */
+  readonly grade: Grade;
+  readonly reasons: readonly string[];
+}
+
+export interface Erased extends Reclaimed {
+  readonly pattern: PatternName;
+  /** What was proved; `none` where nothing was done. */
+  readonly grade: Grade;
+  /** Why it is not more, and what it is worth: sentences. In a dry run, of the best that the host allows. */
+  readonly reasons: readonly string[];
+  /** Bytes of the image's files that were overwritten; in a dry run, that would be. */
+  readonly erasedBytes: number;
+  /** Free bytes of the guest that were left: a snapshot, a reflink or a backing image holds them as well. */
+  readonly sharedBytes: number;
+  /** Free bytes of the guest in compressed clusters: overwritten only as far as whole blocks are given back. */
+  readonly compressedBytes: number;
+  /** With `verify`: what was planted before, and looked for in all that the host holds of the image afterwards. */
+  readonly canaries: { readonly planted: number; readonly found: number } | null;
+  /** With `verify`: samples of what was erased; they may lie elsewhere in the image rightly. */
+  readonly samples: { readonly taken: number; readonly found: number } | null;
 }
 
 export interface ExplainOptions extends OpenOptions {

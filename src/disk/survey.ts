@@ -10,7 +10,7 @@ import { assumeHoles, probeImage } from "../host/probe.ts";
 import { EMPTY_PLAN, type Plan } from "../reclaim/plan.ts";
 import { DiskError } from "../error.ts";
 import { ExtentSet } from "../bytes/extents.ts";
-import { allocationOf } from "./allocation.ts";
+import { type Allocation, allocationOf } from "./allocation.ts";
 import { Disk, reading } from "./open.ts";
 import { predict } from "./predict.ts";
 import type { Survey, SurveyOptions } from "./results.ts";
@@ -21,6 +21,7 @@ export interface Prospect {
   readonly survey: Survey;
   readonly usage: Usage;
   readonly plan: Plan;
+  readonly allocation: Allocation;
 }
 
 /** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
@@ -91,7 +92,7 @@ export async function prospectOf(disk: Disk, options: SurveyOptions, earnest: Ea
     notes,
     regions: usage.regions,
   };
-  return { survey: result, usage, plan: chosen };
+  return { survey: result, usage, plan: chosen, allocation };
 }
 
 /** Sums over all files of the image; the granule is the largest. */

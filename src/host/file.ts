@@ -11,10 +11,18 @@
 import { close, fdatasync, fstatSync, ftruncateSync, read, readSync, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, FileStatus, HostFile, ReadableFile, Run, Zeroing } from "../device/device.ts";
+import type {
+  BlockDevice,
+  FileStatus,
+  HostFile,
+  PhysicalExtent,
+  ReadableFile,
+  Run,
+  Zeroing,
+} from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { codeOf, hostError } from "./failure.ts";
-import { runsOf } from "./map.ts";
+import { physicalExtents, runsOf } from "./map.ts";
 import { type Medium, mediumOf, sizesOf } from "./medium.ts";
 import { type Platform, platform } from "./platform.ts";
 import { fileCalls } from "./straight.ts";
@@ -115,6 +123,17 @@ export class HostReader implements ReadableFile {
       at = batch?.end ?? range.end;
       await turn();
     }
+  }
+
+  physical(range: Extent): AsyncIterable<readonly PhysicalExtent[]> {
+    const host = this.medium.kind === "file" ? platform() : undefined;
+    return physicalExtents(this.medium, range, (rest) =>
+      this.attempt("map", rest.end - rest.start, rest.start, () => host?.extents(this.fd, rest)),
+    );
+  }
+
+  forget(): void {
+    platform()?.forget?.(this.fd);
   }
 
   async stat(): Promise<FileStatus> {
