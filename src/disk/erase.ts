@@ -17,7 +17,7 @@ import { overwrite, type Pattern, type PatternName, patternOf } from "../live/pa
 import type { Plan } from "../reclaim/plan.ts";
 import { plant, type Planted, search, type Sighted } from "./erase/canaries.ts";
 import { bestGrade, type Graded, gradeOf } from "./erase/grade.ts";
-import { refuseGuarded } from "./erase/guarded.ts";
+import { refuseGuarded } from "./guarded.ts";
 import { type Remains, remainsOf } from "./erase/remains.ts";
 import type { Disk } from "./open.ts";
 import { type Attendant, reclaimWith } from "./reclaim.ts";

@@ -31,6 +31,7 @@ async function afterRestore(all: Files, choice: { since: number; overWrites: boo
   await guard.restore(choice);
   const content = await readBytes(guard, 0, DISK_BYTES);
   await guard[Symbol.asyncDispose]();
+  await guard.seal();
   const again = await Guard.open(imageOf(copies), logOf(copies), { forMs: 1e9, maxBytes: 1e9 });
   assert.deepEqual(again.offered(choice), [], "it comes back once");
   const image = await contentOf(copies);
@@ -107,8 +108,10 @@ test("a crash anywhere loses nothing that was flushed, and what was guarded come
       );
       const flushed = disk.olds.map((olds) => olds.slice());
       for (let i = 0; i < 6; i++) await disk.change({ writes });
-      if (random.oneIn(2)) await disk.guard[Symbol.asyncDispose]();
-      else await disk.guard.flush();
+      if (random.oneIn(2)) {
+        await disk.guard[Symbol.asyncDispose]();
+        await disk.guard.seal();
+      } else await disk.guard.flush();
       for await (const state of crashStates(before, trace, { random, statesPerFlush: 12 })) {
         states++;
         await assertSound(state.files, disk, flushed, `SEED=${seed}: segment ${segment}, ${state.label}`);

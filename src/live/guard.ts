@@ -75,6 +75,7 @@ export class Guard extends Filter {
   #stampedAt = 0;
   /** Nothing was written since the last stamp, which may be old. */
   #isIdle = false;
+  #isSettled = false;
   #lastWriteEnd = -1;
   #reachBytes = REACH_BYTES;
   /** With `writes`: what was saved in this second needs not be saved again. */
@@ -334,15 +335,32 @@ export class Guard extends Filter {
     if (files !== undefined) await this.#vault.putStamp({ time: this.#stampedAt, isClosed, files });
   }
 
-  /** Leaves an image that other tools read rightly, and closes it and the log. */
+  get isEmpty(): boolean {
+    return this.#vault.state.isEmpty;
+  }
+
+  /** Gives up everything that is guarded: masked ranges really become zeros. */
+  async forget(): Promise<void> {
+    await expire(this.#vault, this.below, Number.MAX_SAFE_INTEGER);
+  }
+
+  /** Leaves an image that other tools read rightly. `seal` is called when it is closed. */
   override async [Symbol.asyncDispose](): Promise<void> {
     try {
       await settle(this.#vault, this.below);
+      this.#isSettled = true;
     } finally {
       await super[Symbol.asyncDispose]();
     }
-    await this.#putStamp(true);
-    await this.#vault.close();
+  }
+
+  /** Writes down what the closed image looks like, and closes the log. */
+  async seal(): Promise<void> {
+    try {
+      if (this.#isSettled) await this.#putStamp(true);
+    } finally {
+      await this.#vault.close();
+    }
   }
 
   async #limitPending(): Promise<void> {
