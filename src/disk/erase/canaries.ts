@@ -11,7 +11,7 @@
 import { randomBytes } from "node:crypto";
 import type { ExtentSet } from "../../bytes/extents.ts";
 import type { ReadableFile } from "../../device/device.ts";
-import { DiskError } from "../../error.ts";
+import { assert, DiskError } from "../../error.ts";
 
 const CANARIES_MAX = 64;
 const CANARY_BYTES = 512;
@@ -53,6 +53,10 @@ export async function plant(
   const chosen = spread(remains);
   for (const [i, { name, at }] of chosen.entries()) {
     const file = files.get(name)!;
+    assert(
+      remains.get(name)!.covers({ start: at, end: at + CANARY_BYTES }),
+      "a canary sits in what is erased",
+    );
     const old = Buffer.alloc(CANARY_BYTES);
     await file.read(at, old);
     const sample = i % Math.ceil(chosen.length / SAMPLES_MAX) === 0 ? sampleOf(old) : undefined;
@@ -83,8 +87,12 @@ function spread(remains: ReadonlyMap<string, ExtentSet>): { readonly name: strin
   let next = 0;
   for (const { name, set } of all) {
     for (const { start, end } of set) {
-      for (; next < passed + end - start - CANARY_BYTES; next += step)
-        chosen.push({ name, at: start + next - passed });
+      for (;;) {
+        const at = start + Math.max(0, next - passed);
+        if (at + CANARY_BYTES > end) break;
+        chosen.push({ name, at });
+        next = passed + at - start + step;
+      }
       passed += end - start;
     }
   }
