@@ -13,6 +13,7 @@ import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
+import { OF_NBD } from "./mutations-live-nbd.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
 import { OF_VOLUMES } from "./mutations-volumes.ts";
 
@@ -366,6 +367,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,
+  ...OF_NBD,
   ...OF_NTFS,
   ...OF_FAT,
   ...OF_VOLUMES,
