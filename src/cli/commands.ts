@@ -16,7 +16,9 @@ import {
   parseKeyValues,
   parseOffset,
   parseSector,
+  parseShare,
   parseSize,
+  parseTime,
   type ReadFlags,
 } from "./options.ts";
 import type { ServeFlags } from "./serve.ts";
@@ -173,6 +175,10 @@ function serveCommand(ullage: Command): Command {
         "zeros",
       ]),
     )
+    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseTime)
+    .option("--guard-max <bytes>", "so many bytes at most: 10GiB", parseSize)
+    .option("--guard-writes", "what is written over can be taken back too")
+    .option("--alarm-share <share/time>", "alarm when more is trimmed in that time: 25%/10m", parseShare)
     .option("--tls-cert <file>", "TLS with this certificate (PEM)")
     .option("--tls-key <file>", "and its key (PEM)")
     .option("--tls-ca <file>", "who signs the certificates of clients (PEM)")
