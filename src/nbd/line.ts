@@ -214,14 +214,20 @@ export function streamLine(
   function takeWhatIsThere(): void {
     for (;;) {
       const isStuck = !takesNoMore && transmission.take(inbox);
+      const wasFull = transmission.isFull;
       outbox.flush(sink);
       if (transmission.isOver) takesNoMore = true;
       if (takesNoMore) {
         if (transmission.pending === 0) stream.end(() => stream.destroy());
         return;
       }
-      if (isStuck && transmission.isFull) return;
-      if (waiting.length === 0 || stream.writableLength > STREAM_BYTES_MAX) break;
+      const isBehind = stream.writableLength > STREAM_BYTES_MAX;
+      if (isStuck) {
+        // Where the stream took everything, neither an answer nor a drain would bring us back.
+        if (wasFull && !transmission.isFull && !isBehind) continue;
+        return;
+      }
+      if (waiting.length === 0 || isBehind) break;
       waiting = waiting.subarray(inbox.add(waiting, transmission.headerBytes));
     }
     if (waiting.length === 0 && stream.isPaused()) stream.resume();

@@ -74,6 +74,7 @@ export class NbdClient {
   readonly #pending = new Map<bigint, { reply: PendingReply; done: PromiseWithResolvers<Answer> }>();
   #cookies = 1n;
   #isClosing = false;
+  #listening: Promise<void> | undefined;
   /** Why the connection can no longer be used. */
   failure: Error | undefined;
   structured = false;
@@ -210,7 +211,7 @@ export class NbdClient {
     this.bytes = Number(told.readBigUInt64BE());
     this.flags = told.readUInt16BE(8);
     demand((this.flags & 1) === 1, "no HAS_FLAGS");
-    void this.#listen();
+    this.#listening = this.#listen();
   }
 
   /** Sends a request; resolves to its answer. @throws Breach, now or when it is answered */
@@ -263,7 +264,9 @@ export class NbdClient {
 
   /** Returns when the server has closed. */
   async ended(): Promise<void> {
-    if (!this.#socket.closed) await once(this.#socket, "close");
+    if (!this.#socket.closed)
+      await new Promise<void>((resolve) => this.#socket.once("close", () => resolve()));
+    await this.#listening;
   }
 
   destroy(): void {
