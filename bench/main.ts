@@ -1,6 +1,6 @@
 /**
  * npm run bench [-- SECTION…]: side by side with the peers that are installed, in one run, as ratios. Sections: survey,
- * reclaim, qcow2, holes, memory, formats, guests; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
+ * reclaim, qcow2, holes, memory, formats, guests, nbd; all by default. Needs root for loop mounts, about 60 GiB of scratch space in
  * BENCH_DIR (default: ullage-bench in the temporary directory) and a quiet machine. When every section ran, the
  * tables replace docs/BENCHMARKS.md.
  */
@@ -15,6 +15,7 @@ import { formatsSection } from "./formats.ts";
 import { guestReadSeconds } from "./guest-read.ts";
 import { guestsSection } from "./guests.ts";
 import { median, must, type Run, timed } from "./measure.ts";
+import { nbdSection } from "./nbd.ts";
 import {
   directory,
   fresh,
@@ -173,6 +174,7 @@ const SECTIONS: Readonly<Record<string, () => void | Promise<void>>> = {
   memory: memorySection,
   formats: formatsSection,
   guests: guestsSection,
+  nbd: nbdSection,
 };
 
 const asked = process.argv.slice(2);

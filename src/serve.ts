@@ -4,3 +4,4 @@
 export { type Address, Served, type ServeOptions } from "./serve/server.ts";
 export { parseDelays } from "./live/delay.ts";
 export { parseFailures } from "./live/error.ts";
+export { readTlsSettings, secured } from "./nbd/tls.ts";

@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { test, type TestContext } from "node:test";
+import { check, convert, create } from "../src/disk.ts";
 import { attached } from "../src/testing/mounted.ts";
 import { nbdInfo, nbdsh, nbdshAside, requiresClients } from "../src/testing/nbd-clients.ts";
 import { qemuCheck } from "../src/testing/qemu.ts";
@@ -106,10 +107,11 @@ for (const { server, format } of SUBJECTS) {
     const image = emptyImage(t, `disk.${format}`, format);
     const served = await serving(t, [image], { server, format });
     let flushes = 0;
+    let stopped: ReturnType<typeof served.stop> | undefined;
     const lines = await nbdshAside(served.uri(), lives(9, 100_000), (line) => {
-      if (line === "flushed" && ++flushes === 20) void served.stop();
+      if (line === "flushed" && ++flushes === 20) stopped = served.stop();
     });
-    assert.equal((await served.stop()).code, 0);
+    assert.equal((await stopped!).code, 0);
     const { ended, unanswered, current, allowed } = lived(lines);
     assert.notEqual(ended, "done");
     const possible = current.map((values, block) => (block === unanswered ? allowed[block]! : values));
@@ -149,7 +151,7 @@ test("every format of the project is written over NBD, and read by QEMU afterwar
   const folder = scratch(t);
   for (const [format, foreign] of Object.entries(FORMATS)) {
     const image = join(folder, `disk.${format}`);
-    ullage("create", image, "12M", "--format", format);
+    await create({ path: image, virtualBytes: 12 * MiB, format });
     const served = await serving(t, [image], { format });
     const bytes = nbdsh(served.uri(), PATTERN) as number;
     const copy = join(folder, `${format}.copy`);
@@ -161,9 +163,13 @@ test("every format of the project is written over NBD, and read by QEMU afterwar
     assert.ok(!isZero(seen.subarray(1_234_567, 1_300_000)), `${format}: data`);
     if (foreign !== undefined) compare(copy, "raw", image, foreign);
     const converted = join(folder, `${format}.raw`);
-    ullage("convert", image, converted, "--to", "raw", "--include-free");
+    await convert(image, converted, { format, to: "raw", includeFree: true });
     compare(copy, "raw", converted, "raw");
-    ullage("check", image);
+    assert.deepEqual(
+      await check(image, { format }).then(({ errors, leaks }) => [errors, leaks]),
+      [0, 0],
+      format,
+    );
   }
 });
 
@@ -202,7 +208,7 @@ test("snapshots are exports that nobody can write to, and several disks are serv
   run("qemu-img", ["snapshot", "-c", "two", image]);
   io(3);
   const other = emptyImage(t, "other.qcow2", "qcow2");
-  await using served = await serving(t, [image, other]);
+  await using served = await serving(t, [image, other], { words: ["--snapshots"] });
   const first = (name: string): unknown => nbdsh(served.uri(name), "print(h.pread(1, 4096)[0])");
   const name = basename(image);
   assert.deepEqual(["", name, `${name}@one`, `${name}@two`, "other.qcow2"].map(first), [3, 3, 1, 2, 0]);
@@ -232,7 +238,7 @@ test("H16: while a disk is served nobody else writes to it; the socket is its ow
   assert.equal(statSync(served.socket).mode & 0o777, 0o600);
   const theirs = attempt("qemu-io", ["-f", "qcow2", "-c", "write 0 64k", image]);
   assert.match(theirs.stderr, /lock/);
-  assert.equal(attemptUllage("reclaim", image, "--yes").status, 6);
+  assert.equal(attempt(process.execPath, [BINARY, "reclaim", image, "--yes"]).status, 6);
   const second = serving(t, [image]);
   await assert.rejects(second, /the server does not serve: 6/);
   // One that only reads may.
@@ -265,14 +271,6 @@ print(wrong)`;
 });
 
 const BINARY = join(import.meta.dirname, "../bin/ullage.js");
-
-const attemptUllage = (...words: string[]): { readonly status: number; readonly stderr: string } =>
-  attempt(process.execPath, [BINARY, ...words]);
-
-function ullage(...words: string[]): void {
-  const { status, stderr } = attemptUllage(...words);
-  assert.equal(status, 0, `ullage ${words.join(" ")}: ${stderr}`);
-}
 
 function compare(a: string, aFormat: string, b: string, bFormat: string): void {
   const { status, stdout, stderr } = attempt("qemu-img", ["compare", "-f", aFormat, "-F", bFormat, a, b]);

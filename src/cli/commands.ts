@@ -167,6 +167,23 @@ function serveCommand(ullage: Command): Command {
     .option("--control <path>", "UNIX socket for ullage top; default: the socket's path with .control")
     .option("--read-only", "refuse writes, and take no lock")
     .option("--snapshots", "export the snapshots too, as NAME@SNAPSHOT")
+    .addOption(
+      new Option("--erase <pattern>", "overwrite what is freed before it is given back").choices([
+        "random",
+        "zeros",
+      ]),
+    )
+    .option("--tls-cert <file>", "TLS with this certificate (PEM)")
+    .option("--tls-key <file>", "and its key (PEM)")
+    .option("--tls-ca <file>", "who signs the certificates of clients (PEM)")
+    .option("--tls-verify", "turn clients away that show no such certificate")
+    .option("--tls-psk <file>", "TLS with the keys of this file, as psktool writes it")
+    .addOption(
+      new Option("--tls <how>", "whether clients may go without; default: require").choices([
+        "require",
+        "allow",
+      ]),
+    )
     .option("--max-connections <n>", "turn further clients away; default: 64", parseCount)
     .option("--delay <words>", "let requests wait: 10ms, or read=10ms,write=0.5s")
     .option("--error <words>", "let requests fail: 1%, or trim=0.1:EIO,write=after100:ENOSPC")

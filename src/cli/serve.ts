@@ -18,6 +18,13 @@ export interface ServeFlags extends ReadFlags {
   readonly delay?: string;
   readonly error?: string;
   readonly log?: string;
+  readonly erase?: "random" | "zeros";
+  readonly tls?: "allow" | "require";
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsCa?: string;
+  readonly tlsVerify?: boolean;
+  readonly tlsPsk?: string;
 }
 
 export async function run(paths: readonly string[], flags: ServeFlags, face: Face): Promise<number> {
@@ -34,10 +41,12 @@ export async function run(paths: readonly string[], flags: ServeFlags, face: Fac
 
 async function optionsOf(images: readonly string[], flags: ServeFlags, face: Face): Promise<ServeOptions> {
   const { parseDelays, parseFailures } = await import("../serve.ts");
-  const { socket, listen, delay, error, log } = flags;
+  const { socket, listen, delay, erase, error, log } = flags;
   if ((socket === undefined) === (listen === undefined)) {
     throw new DiskError("usage", "say where to listen: either --socket PATH or --listen HOST:PORT");
   }
+  const warn = (message: string): void => face.note(`ullage: ${printable(message, face.screen)}`);
+  const tls = await tlsOf(flags, warn);
   const control = flags.control ?? (socket === undefined ? undefined : `${socket}.control`);
   return {
     images,
@@ -50,8 +59,32 @@ async function optionsOf(images: readonly string[], flags: ServeFlags, face: Fac
     ...(delay !== undefined && { delays: parseDelays(delay) }),
     ...(error !== undefined && { failures: parseFailures(error) }),
     ...(log !== undefined && { logLine: lineWriter(log, face) }),
-    log: (message) => face.note(`ullage: ${printable(message, face.screen)}`),
+    ...(erase !== undefined && { erase }),
+    ...(tls && { tls }),
+    log: warn,
   };
+}
+
+/** Files mean that TLS is required; `--tls allow` lets clients choose. */
+async function tlsOf(flags: ServeFlags, warn: (message: string) => void): Promise<ServeOptions["tls"]> {
+  const { tls, tlsCert, tlsKey, tlsCa, tlsPsk, tlsVerify } = flags;
+  const isAsked = [tls, tlsCert, tlsKey, tlsCa, tlsPsk, tlsVerify].some((flag) => flag !== undefined);
+  if (!isAsked) return undefined;
+  const hasPair = tlsCert !== undefined && tlsKey !== undefined;
+  if (hasPair === (tlsPsk !== undefined)) {
+    throw new DiskError("usage", "TLS needs either --tls-cert with --tls-key, or --tls-psk");
+  }
+  const { secured, readTlsSettings } = await import("../serve.ts");
+  const authority = tlsCa === undefined ? {} : { authority: tlsCa };
+  const settings = readTlsSettings(
+    hasPair
+      ? {
+          certificates: { certificate: tlsCert, key: tlsKey, ...authority, verifyClient: tlsVerify === true },
+        }
+      : { psk: tlsPsk! },
+  );
+  settings.warnings.forEach(warn);
+  return { isRequired: tls !== "allow", secure: (socket) => secured(socket, settings) };
 }
 
 function lineWriter(path: string, face: Face): (line: string) => void {

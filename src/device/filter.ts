@@ -54,3 +54,8 @@ export class Filter implements WritableDevice {
     await this.below[Symbol.asyncDispose]();
   }
 }
+
+/** A disk that filters stand on, and that somebody else will close. */
+export class Borrowed extends Filter {
+  override async [Symbol.asyncDispose](): Promise<void> {}
+}

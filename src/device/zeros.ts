@@ -8,7 +8,7 @@ const PIECE_BYTES = 256 * 1024;
 const ZEROS = Buffer.alloc(PIECE_BYTES);
 
 export async function readsZeros(device: BlockDevice, { start, end }: Extent): Promise<boolean> {
-  const into = Buffer.allocUnsafe(Math.min(PIECE_BYTES, end - start));
+  const into = Buffer.allocUnsafe(Math.max(0, Math.min(PIECE_BYTES, end - start)));
   for (let at = start; at < end; at += into.length) {
     const piece = into.subarray(0, Math.min(into.length, end - at));
     await device.read(at, piece);

@@ -28,6 +28,9 @@ export class ReadOnly extends Filter {
   }
 
   override async flush(): Promise<void> {}
+
+  /** The disk is somebody else's to close. */
+  override async [Symbol.asyncDispose](): Promise<void> {}
 }
 
 function refused(): Promise<never> {

@@ -19,6 +19,7 @@ import {
 const SIMPLE_BYTES = 16;
 const CHUNK_BYTES = 20;
 const EXTENDED_BYTES = 32;
+const MESSAGE_BYTES_MAX = 1024;
 /** The offset in front of data. */
 const OFFSET_BYTES = 8;
 
@@ -104,7 +105,9 @@ export function errorReply(wire: Wire, request: Request, error: number, message:
     putSimple(view, 0, request, error);
     return new Uint8Array(view.buffer);
   }
-  const text = Buffer.from(message).subarray(0, 1024);
+  const room = new Uint8Array(MESSAGE_BYTES_MAX);
+  // Cuts no character.
+  const text = room.subarray(0, new TextEncoder().encodeInto(message, room).written);
   const bytes = new Uint8Array(chunkHeadBytes(wire) + 6 + text.length);
   const view = new DataView(bytes.buffer);
   const body = putChunk(view, 0, wire, request, CHUNK.ERROR, REPLY_FLAG_DONE, 6 + text.length);

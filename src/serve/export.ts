@@ -1,27 +1,32 @@
 /**
  * One served image: opened and judged, the filters over it, its meter, and the exports that clients see.
  *
- *   image ── erase ── error ── delay ── log ── export NAME, and ""
- *     └── snapshots ───────────────────────── export NAME@SNAPSHOT, read-only
+ *   image ── guessed ── erase ── error ── delay ── log ── export NAME, and ""
+ *     └── snapshots ──────────────────────────────────── export NAME@SNAPSHOT, read-only
  */
 import { basename } from "node:path";
 import { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice, WritableDevice } from "../device/device.ts";
+import { Borrowed } from "../device/filter.ts";
 import { openWritable, open, type Disk } from "../disk/open.ts";
 import type { OpenOptions } from "../disk/results.ts";
 import { requireSafe } from "../disk/safe.ts";
 import { requireTestedHost, sizesOf } from "../disk/survey.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
-import { HostReader, LockedFile } from "../host/file.ts";
+import { HostReader } from "../host/file.ts";
+import { LockedFile } from "../host/locked-file.ts";
 import { Delayed, type Delays } from "../live/delay.ts";
+import { Erasing } from "../live/erase.ts";
 import { Failing, type FailureRules } from "../live/error.ts";
 import { Logged } from "../live/log.ts";
 import { type Kind, KINDS, Meter } from "../live/meter.ts";
+import type { PatternName } from "../live/pattern.ts";
 import { ReadOnly } from "../live/readonly.ts";
 import type { Export, MetaContext } from "../nbd/export.ts";
 import { allocation, allocationDepth } from "../nbd/contexts.ts";
 import { CMD, REQUEST_BYTES_MAX } from "../nbd/protocol.ts";
 import type { Watcher } from "../nbd/transmission.ts";
+import { GuessedRaw } from "./guessed.ts";
 import { UsageContext } from "./usage.ts";
 
 /** What is put over an image, and how it is opened. */
@@ -29,6 +34,8 @@ export interface ServedOptions {
   readonly open: OpenOptions;
   readonly readOnly: boolean;
   readonly snapshots: boolean;
+  /** What is freed is overwritten with this first. */
+  readonly erase?: PatternName;
   readonly delays?: Delays;
   readonly failures?: FailureRules;
   readonly logLine?: (line: string) => void;
@@ -117,7 +124,7 @@ export class ServedImage implements AsyncDisposable {
   /** Everything durable, files closed, locks released. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await this.#device.flush();
+      await this.#device[Symbol.asyncDispose]();
     } finally {
       await this.#disk[Symbol.asyncDispose]();
     }
@@ -130,7 +137,10 @@ function* filesOf(image: Image): Generator<BlockDevice> {
 }
 
 function filtered(disk: Disk | Disk<WritableImage>, options: ServedOptions): WritableDevice {
-  let device: WritableDevice = isWritable(disk.image) ? disk.image : new ReadOnly(disk.image);
+  let device: WritableDevice = isWritable(disk.image) ? new Borrowed(disk.image) : new ReadOnly(disk.image);
+  if (disk.image.format === "raw" && options.open.format === undefined && !options.open.window)
+    device = new GuessedRaw(device);
+  if (options.erase !== undefined) device = new Erasing(device, { pattern: options.erase });
   if (options.failures) device = new Failing(device, options.failures, {});
   if (options.delays) device = new Delayed(device, options.delays);
   if (options.logLine) device = new Logged(device, options.logLine);

@@ -16,6 +16,7 @@ import { Bench } from "./conformance/bench.ts";
 import { writesBesideChanges } from "./conformance/beside.ts";
 import { damageIsReported, mapIsTrue, readsEqual } from "./conformance/reading.ts";
 import { crashesAreSafe, failuresAreSafe, reclaimKeeps } from "./conformance/reclaiming.ts";
+import { lyingHostLosesNothing, piecesGoLikeTheWhole } from "./conformance/trimming.ts";
 import { behavesLikeBytes, writerCrashes } from "./conformance/writing.ts";
 import type { Files } from "./crash.ts";
 import { Random, seeds } from "./seeds.ts";
@@ -43,6 +44,8 @@ export interface Sample {
   readonly image: string;
   /** What the guest reads, as the foreign tool says. */
   readonly content: Uint8Array;
+  /** The foreign tool's word on the image after all of it was written to: whole, and reads `content`. */
+  judge?(files: Files, content: Uint8Array): Promise<void>;
 }
 
 type Check = (bench: Bench) => Promise<void>;
@@ -56,6 +59,8 @@ const READING: Readonly<Record<string, Check>> = {
 const WRITING: Readonly<Record<string, Check>> = {
   "writes, zeros and discards behave like an array of bytes": behavesLikeBytes,
   "writes in place and other changes do not undo each other": writesBesideChanges,
+  "a block trimmed in pieces goes like one trimmed as a whole": piecesGoLikeTheWhole,
+  "a host that lies about holes loses nothing": lyingHostLosesNothing,
   "every crash of a writer leaves old or new sectors": writerCrashes,
   "a punching run keeps what is used": (bench) => reclaimKeeps(bench, "punch"),
   "a packing run keeps what is used": (bench) => reclaimKeeps(bench, "pack"),

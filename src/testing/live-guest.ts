@@ -3,8 +3,10 @@
  *
  *   image ── server ── UNIX socket ── QEMU ── virtio ── another kernel: mkfs, files, rm, fstrim, sha256sum
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
+import { ExtentSet } from "../bytes/extents.ts";
 import { otherKernel, type NbdDisk, type OtherKernelOptions } from "./other-kernel.ts";
+import { serving, type Serving } from "./serving.ts";
 import { attempt, requires, run, scratch } from "./tools.ts";
 import type { TestContext } from "node:test";
 
@@ -38,14 +40,14 @@ export function requiresLiveGuest(t: TestContext): boolean {
   return requires(
     t,
     "qemu-img",
+    "xfs_io",
     ...Object.values(CHECKERS).map(([tool]) => tool),
     ...GUEST_TOOLS.map((tool) => tool.replace(/.*\//, "")),
   );
 }
 
-/** Empty disks, one of each filesystem. */
-export function blankDisks(t: TestContext, format: LiveDisk["format"]): LiveDisk[] {
-  const folder = scratch(t);
+/** Empty disks, one for each filesystem. */
+export function blankDisks(folder: string, format: LiveDisk["format"]): LiveDisk[] {
   return FILESYSTEMS.map((filesystem) => {
     const path = join(folder, `${filesystem}.${format}`);
     run("qemu-img", ["create", "-q", "-f", format, path, `${DISK_BYTES}`]);
@@ -53,12 +55,52 @@ export function blankDisks(t: TestContext, format: LiveDisk["format"]): LiveDisk
   });
 }
 
-/** Boots the guest; its disks are /dev/vda … in the order of `filesystems`, and `$disks` names both. */
+/** Copies, to be lived in. */
+export function copies(t: TestContext, disks: readonly LiveDisk[]): LiveDisk[] {
+  const folder = scratch(t);
+  return disks.map((disk) => {
+    const path = join(folder, basename(disk.path));
+    run("cp", ["--sparse=always", disk.path, path]);
+    return { ...disk, path };
+  });
+}
+
+/** What serves a guest's disks: a server for each format, with all its images; `disks` in their order. */
+export interface LiveServers {
+  readonly disks: readonly NbdDisk[];
+  readonly servers: readonly Serving[];
+}
+
+export async function serveAll(
+  t: TestContext,
+  disks: readonly LiveDisk[],
+  words: readonly string[] = [],
+): Promise<LiveServers> {
+  const formats = [...new Set(disks.map(({ format }) => format))];
+  const served = new Map<string, Serving>();
+  for (const format of formats) {
+    const images = disks.filter((disk) => disk.format === format).map(({ path }) => path);
+    served.set(format, await serving(t, images, { format, words }));
+  }
+  return {
+    disks: disks.map(({ path, format }) => ({
+      socket: served.get(format)!.socket,
+      exportName: basename(path),
+    })),
+    servers: [...served.values()],
+  };
+}
+
+export interface LiveGuestOptions extends Omit<OtherKernelOptions, "modules" | "disks" | "tools"> {
+  /** Of the disks, in their order: they are /dev/vda, /dev/vdb, …, and `each` names both. */
+  readonly filesystems: readonly LiveFilesystem[];
+}
+
+/** Boots the guest. */
 export async function liveGuest(
   t: TestContext,
   disks: readonly NbdDisk[],
-  filesystems: readonly LiveFilesystem[],
-  options: Omit<OtherKernelOptions, "modules" | "disks" | "tools">,
+  { filesystems, ...options }: LiveGuestOptions,
 ): Promise<string | undefined> {
   const pairs = filesystems.map((filesystem, i) => `vd${"abcdefgh"[i]}:${filesystem}`);
   return otherKernel(t, {
@@ -81,7 +123,7 @@ each() {
 }
 make() {
   case $filesystem in
-    ext4) quietly /sbin/mke2fs -t ext4 "$@" $device;;
+    ext4) quietly /sbin/mke2fs -t ext4 -b 4096 "$@" $device;;
     xfs) quietly /sbin/mkfs.xfs "$@" $device;;
     btrfs) quietly /sbin/mkfs.btrfs "$@" $device;;
   esac
@@ -90,19 +132,21 @@ make() {
 mount_with() { mkdir -p $folder; mount -t $filesystem -o $1 $device $folder; }
 unmount() { umount $folder; }
 trim() { /sbin/fstrim $folder; }
-# Files of all sizes up to 1 MiB, of different content.
-content() { { echo "$disk $2"; cat /tmp/seed; } | head -c $(($1 * $1 * $1 * 37 % 1000003 + 1)); }
+# Files of all sizes up to 300 KB, of different content.
+content() { { echo "$disk $2"; cat /tmp/seed; } | head -c $(($1 * $1 * $1 * 37 % 300007 + 1)); }
 fill() {
-  [ -e /tmp/seed ] || head -c 1000000 /dev/urandom > /tmp/seed
+  [ -e /tmp/seed ] || head -c 300100 /dev/urandom > /tmp/seed
   mkdir $folder/$1
   for i in $(seq $2); do
     content $i "$1 keep $i" > $folder/$1/keep$i
     content $((i + 7)) "$1 gone $i" > $folder/$1/gone$i
   done
-  sync $folder
+  sync -f $folder
 }
-delete() { rm $folder/$1/gone*; sync $folder; }
-print() { (cd $folder; echo "print $disk"; find . -type f | sort | xargs sha256sum); }
+delete() { rm $folder/$1/gone*; sync -f $folder; }
+commit() { date > $folder/commit; sync -f $folder; }
+print_folder() { (cd $folder; echo "print $disk"; find $1 -type f | sort | xargs sha256sum); }
+print() { print_folder .; }
 forget() { sync; echo 3 > /proc/sys/vm/drop_caches; }
 `;
 
@@ -135,4 +179,23 @@ export function complaints(t: TestContext, disk: LiveDisk): string {
     .filter(({ status }) => status !== 0)
     .map(({ stdout, stderr }) => stdout + stderr)
     .join("\n");
+}
+
+/** What of the disk the host stores, as QEMU maps the disk and the host's filesystem the file. */
+export function stored({ path, format }: LiveDisk): ExtentSet {
+  run("sync", [path]);
+  const listed = run("xfs_io", ["-r", "-c", "fiemap", path]).matchAll(/\[(\d+)\.\.(\d+)\]: \d/g);
+  const onHost = ExtentSet.from(
+    [...listed].map(([, first, last]) => ({ start: Number(first) * 512, end: (Number(last) + 1) * 512 })),
+  );
+  const map = JSON.parse(run("qemu-img", ["map", "--output=json", "-f", format, path])) as {
+    readonly start: number;
+    readonly length: number;
+    readonly offset?: number;
+  }[];
+  const pieces = map.flatMap(({ start, length, offset }) => {
+    if (offset === undefined) return [];
+    return [...onHost.within({ start: offset, end: offset + length }).shift(start - offset)];
+  });
+  return ExtentSet.from(pieces);
 }

@@ -105,6 +105,7 @@ export function fio(uri: string, options: Readonly<Record<string, string | numbe
     "--ioengine=nbd",
     `--uri=${uri}`,
     "--output=/dev/null",
+    "--verify_state_save=0",
     ...words,
   ]);
   if (status !== 0) throw new Error(`fio ${words.join(" ")} ended with ${status}\n${stderr}`);

@@ -7,7 +7,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { connect } from "node:net";
+import { connect, type NetConnectOpts } from "node:net";
 import { join, resolve } from "node:path";
 import type { TestContext } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
@@ -24,6 +24,8 @@ export interface ServingOptions {
   readonly format?: string;
   /** Of nbdkit. */
   readonly plugin?: string;
+  /** A port of the loopback to listen on, instead of a socket; of ours. */
+  readonly port?: number;
   /** More words for the command. */
   readonly words?: readonly string[];
 }
@@ -61,7 +63,9 @@ export async function serving(
   let stderr = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => void (stderr += text));
   const closed = once(child, "close");
-  await accepts(socket, child, () => stderr);
+  const { port } = options;
+  const address = port === undefined ? { path: socket } : { host: "127.0.0.1", port };
+  await accepts(address, child, () => stderr);
   const end = async (signal: NodeJS.Signals): Promise<Ended> => {
     child.kill(signal);
     await closed;
@@ -80,10 +84,11 @@ export async function serving(
 function commandOf(
   images: readonly string[],
   socket: string,
-  { server = "ullage", format = "qcow2", plugin = "file", words = [] }: ServingOptions,
+  { server = "ullage", format = "qcow2", plugin = "file", port, words = [] }: ServingOptions,
 ): [string, string[]] {
   if (server === "ullage") {
-    return [process.execPath, [BINARY, "serve", ...images, "--format", format, "--socket", socket, ...words]];
+    const where = port === undefined ? ["--socket", socket] : ["--listen", `127.0.0.1:${port}`];
+    return [process.execPath, [BINARY, "serve", ...images, "--format", format, ...where, ...words]];
   }
   if (server === "nbdkit") {
     return ["nbdkit", ["--foreground", "--unix", socket, plugin, ...images, ...words]];
@@ -92,11 +97,11 @@ function commandOf(
   return ["qemu-nbd", [...life, "--discard=unmap", "--format", format, ...words, ...images]];
 }
 
-async function accepts(socket: string, child: ChildProcess, stderr: () => string): Promise<void> {
+async function accepts(address: NetConnectOpts, child: ChildProcess, stderr: () => string): Promise<void> {
   const late = Date.now() + START_MS_MAX;
   for (;;) {
     const isOpen = await new Promise<boolean>((tell) => {
-      const probe = connect(socket, () => {
+      const probe = connect(address, () => {
         probe.destroy();
         tell(true);
       });

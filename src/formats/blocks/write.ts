@@ -22,6 +22,7 @@ import { garbageOf, requireWhole, roomsIn } from "./check.ts";
 import { placeOf } from "./disk.ts";
 import { type Change, runsOf } from "./entries.ts";
 import { type BlockLayout, type BlocksEnd, payloadAt, slotAt } from "./layout.ts";
+import { discardPiece } from "./piece.ts";
 import { Slots } from "./slots.ts";
 import { ABSENT, ZERO } from "./table.ts";
 
@@ -227,26 +228,24 @@ export class BlockWriter {
     for (const part of inPlace) await this.#layout.file.zero(this.#placeOf(part), how);
   }
 
-  /** Punches what the host can of a mapped block; at the block's own edges, where it cannot, writes zeros. */
   async #discardPart(part: Part): Promise<void> {
-    const { file, blockBytes } = this.#layout;
-    const place = this.#placeOf(part);
-    const unit = this.#hostBlockBytes;
-    if (place.end - place.start < unit) return;
-    await file.discard(place);
-    if (part.isWhole || !this.#canDrop(part.block)) return;
-    const first = Math.ceil(place.start / unit) * unit;
-    const last = Math.floor(place.end / unit) * unit;
-    if (part.start % blockBytes === 0 && place.start < first)
-      await file.zero({ start: place.start, end: first });
-    if (part.end % blockBytes === 0 && last < place.end) await file.zero({ start: last, end: place.end });
-    await this.#dropIfEmpty(part);
+    const { file, blockBytes, bytes, table } = this.#layout;
+    const start = payloadAt(this.#layout, table.get(part.block));
+    const block = { start, end: Math.min(start + blockBytes, file.bytes) };
+    // What of the block lies behind the disk's end is nobody's.
+    const piece = {
+      start: this.#placeOf(part).start,
+      end: part.end === bytes ? block.end : this.#placeOf(part).end,
+    };
+    if (piece.end - piece.start < this.#hostBlockBytes) return;
+    await discardPiece(file, piece, block, this.#hostBlockBytes);
+    if (!part.isWhole) await this.#dropIfEmpty(part);
   }
 
   /** A block that the host holds nothing of, and that is found to be zeros, loses its entry. */
   async #dropIfEmpty({ block }: Part): Promise<void> {
     const { file, table, held, blockBytes } = this.#layout;
-    if (!table.isMapped(block) || !this.#canDrop(block) || held !== undefined) return;
+    if (!table.isMapped(block) || !this.#canDrop(block) || (await held?.(block)) !== undefined) return;
     const start = payloadAt(this.#layout, table.get(block));
     const place = { start, end: Math.min(start + blockBytes, file.bytes) };
     const unit = this.#hostBlockBytes;

@@ -1,9 +1,9 @@
 /**
  * Claiming and dropping host clusters of an open image.
  *
- *   claim   first cluster that is stated free; its refcount is written at once, and durable before anything refers
- *           to it, for whoever adds the reference flushes first
- *   drop    written when the reference is durably gone; the cluster can be claimed again from then on (H14)
+ *   claim   first cluster that is stated free; its refcount is changed in memory, and written and durable before anything
+ *           on disk refers to it: `write` and a flush come before every commit
+ *   drop    done when the reference is durably gone; the cluster can be claimed again from then on (H14)
  *
  * Where no refcount block covers a cluster, the cluster becomes that block, and counts itself. Where the refcount
  * table is full, a larger one is made behind everything it covered, with the blocks that count it:
@@ -14,21 +14,28 @@ import type { Extent } from "../../bytes/extents.ts";
 import { bytesOf, viewOf } from "../../bytes/struct.ts";
 import type { HostFile } from "../../device/device.ts";
 import { assert, DiskError } from "../../error.ts";
-import { SECTOR_BYTES } from "../../reclaim/differences.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
 import { HeaderV2 } from "./header.ts";
 import { readRefcount, writeRefcount } from "./refcounts.ts";
+import { ChangedTables } from "./sectors.ts";
 
 const TABLE_BYTES_MAX = 8 * 2 ** 20;
 
 export class Allocator {
   readonly #context: Qcow2Context<HostFile>;
+  readonly #changed: ChangedTables;
   /** No cluster before it is free. */
   #hint = 0;
 
   constructor(context: Qcow2Context<HostFile>) {
     this.#context = context;
+    this.#changed = new ChangedTables(context.file, context.refcounts);
+  }
+
+  /** Writes the counts that were changed. */
+  write(): Promise<void> {
+    return this.#changed.write();
   }
 
   /** Claims a free cluster; returns its file offset. What it holds is undefined. */
@@ -49,7 +56,7 @@ export class Allocator {
         if (!isFree(first)) continue;
         let end = first + 1;
         while (end - first < clustersMax && isFree(end)) end++;
-        await this.#state(block, { start: first, end }, 1);
+        this.#state(block, { start: first, end }, 1);
         this.#hint = number * blockEntries + end;
         return { at: (number * blockEntries + first) * header.clusterBytes, clusters: end - first };
       }
@@ -65,19 +72,17 @@ export class Allocator {
     assert(block !== undefined, `cluster ${cluster} is counted`);
     const count = readRefcount(block.view, refcounts.order, index) - times;
     assert(count >= 0, `cluster ${cluster} had ${times} references`);
-    await this.#state(block, { start: index, end: index + 1 }, count);
+    this.#state(block, { start: index, end: index + 1 }, count);
     if (count === 0) this.#hint = Math.min(this.#hint, cluster);
     return count;
   }
 
-  /** Writes the same count for the entries of a block from `start` to `end`. */
-  async #state(block: CachedTable, { start, end }: Extent, count: number): Promise<void> {
-    const { file, refcounts } = this.#context;
-    for (let i = start; i < end; i++) writeRefcount(block.view, refcounts.order, i, count);
-    const sectorOf = (index: number) => Math.floor((index * 2 ** refcounts.order) / 8 / SECTOR_BYTES);
-    const first = sectorOf(start) * SECTOR_BYTES;
-    const last = (sectorOf(end - 1) + 1) * SECTOR_BYTES;
-    await file.write(block.at + first, bytesOf(block.view).subarray(first, last));
+  /** States the same count for the entries of a block from `start` to `end`. */
+  #state(block: CachedTable, { start, end }: Extent, count: number): void {
+    const { order } = this.#context.refcounts;
+    for (let i = start; i < end; i++) writeRefcount(block.view, order, i, count);
+    const byteOf = (index: number) => Math.floor((index * 2 ** order) / 8);
+    this.#changed.touch(block, byteOf(start), byteOf(end - 1) + 1);
   }
 
   /** The cluster at the hint becomes refcount block `number`. */

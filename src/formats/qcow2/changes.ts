@@ -1,7 +1,7 @@
 /**
  * Changes of the mapping that exist in memory alone, and the commit that makes them durable.
  *
- *   commit:  flush → L2 entries, L1 entries → flush → punch what nobody refers to → flush → release
+ *   commit:  refcounts → flush → L2 entries, L1 entries → flush → punch what nobody refers to → flush → release
  *
  * The first flush covers the data and the refcounts of new clusters, so that no durable mapping refers to anything
  * that is not; the second sees to it that nothing durable refers to a dropped cluster when it is punched, and the
@@ -15,13 +15,13 @@ import { SECTOR_BYTES } from "../../reclaim/differences.ts";
 import type { Allocator } from "./allocate.ts";
 import type { CachedTable } from "./cache.ts";
 import type { Qcow2Context } from "./context.ts";
+import { ChangedTables, writeSectors } from "./sectors.ts";
 import { COPIED_HIGH, l1Copied, l2TableAt } from "./tables.ts";
 
 export class Changes {
   readonly #context: Qcow2Context<HostFile>;
   readonly #allocator: Allocator;
-  /** Changed sectors of L2 tables. */
-  readonly #tables = new Map<CachedTable, Set<number>>();
+  readonly #tables: ChangedTables;
   readonly #l1Sectors = new Set<number>();
   /** References that go with the next commit, by cluster. */
   readonly #dropped = new Map<number, number>();
@@ -30,11 +30,12 @@ export class Changes {
   constructor(context: Qcow2Context<HostFile>, allocator: Allocator) {
     this.#context = context;
     this.#allocator = allocator;
+    this.#tables = new ChangedTables(context.file, context.l2);
   }
 
   /** Bytes of memory that the next commit sets free. */
   get bytes(): number {
-    return this.#tables.size * this.#context.header.clusterBytes + this.#dropped.size * 64;
+    return this.#tables.count * this.#context.header.clusterBytes + this.#dropped.size * 64;
   }
 
   /** The L2 table under an L1 entry, to be changed: a new one where there is none, a copy where others use it. */
@@ -47,7 +48,7 @@ export class Changes {
     await file.write(at, bytes);
     const table = { at, view: viewOf(bytes) };
     l2.keep(table);
-    this.#keep(table);
+    this.#tables.keep(table);
     l1.view.setBigUint64(index * 8, BigInt(at));
     l1.view.setUint32(index * 8, l1.view.getUint32(index * 8) | COPIED_HIGH);
     this.#l1Sectors.add(Math.floor((index * 8) / SECTOR_BYTES) * SECTOR_BYTES);
@@ -57,8 +58,8 @@ export class Changes {
 
   /** Entry number `index` of a table that is owned was changed. */
   touch(table: CachedTable, index: number): void {
-    const offset = index * this.#context.header.l2EntryBytes;
-    this.#keep(table).add(Math.floor(offset / SECTOR_BYTES) * SECTOR_BYTES);
+    const { l2EntryBytes } = this.#context.header;
+    this.#tables.touch(table, index * l2EntryBytes, (index + 1) * l2EntryBytes);
   }
 
   /** A table that is owned becomes `after`. */
@@ -66,19 +67,10 @@ export class Changes {
     const before = bytesOf(table.view);
     for (let at = 0; at < after.length; at += SECTOR_BYTES) {
       const end = at + SECTOR_BYTES;
-      if (Buffer.compare(before.subarray(at, end), after.subarray(at, end)) !== 0) this.#keep(table).add(at);
+      if (Buffer.compare(before.subarray(at, end), after.subarray(at, end)) !== 0)
+        this.#tables.touch(table, at, end);
     }
     before.set(after);
-  }
-
-  #keep(table: CachedTable): Set<number> {
-    let sectors = this.#tables.get(table);
-    if (sectors === undefined) {
-      sectors = new Set();
-      this.#tables.set(table, sectors);
-      this.#context.l2.pin(table.at);
-    }
-    return sectors;
   }
 
   /** Every host cluster that `[start, end)` touches loses one reference. */
@@ -97,24 +89,22 @@ export class Changes {
   async commit(drained: () => Promise<void>): Promise<void> {
     const { data, file, header } = this.#context;
     if (header.externalData) await data.flush();
+    await this.#allocator.write();
     await file.flush();
-    if (this.#tables.size + this.#l1Sectors.size === 0) return;
+    if (this.#tables.count + this.#l1Sectors.size === 0) return;
     await this.#writeTables();
     await file.flush();
     await drained();
     await this.#punch();
     for (const [cluster, times] of this.#dropped) await this.#allocator.drop(cluster, times);
     this.#dropped.clear();
+    await this.#allocator.write();
   }
 
   async #writeTables(): Promise<void> {
-    const { file, l1, l2 } = this.#context;
-    for (const [table, sectors] of this.#tables) {
-      await writeSectors(file, table, sectors);
-      l2.unpin(table.at);
-    }
+    const { file, l1 } = this.#context;
+    await this.#tables.write();
     await writeSectors(file, l1, this.#l1Sectors);
-    this.#tables.clear();
     this.#l1Sectors.clear();
   }
 
@@ -140,16 +130,4 @@ export class Changes {
     }
     await file.flush();
   }
-}
-
-/** Writes sectors of a table to its place, those that follow each other in one piece. */
-async function writeSectors(
-  file: HostFile,
-  table: { readonly at: number; readonly view: DataView },
-  sectors: ReadonlySet<number>,
-): Promise<void> {
-  const bytes = bytesOf(table.view);
-  const runs = new ExtentBuilder();
-  for (const start of sectors) runs.add(start, Math.min(start + SECTOR_BYTES, bytes.length));
-  for (const { start, end } of runs.build()) await file.write(table.at + start, bytes.subarray(start, end));
 }

@@ -78,8 +78,11 @@ export class Emptying {
       await this.#unmap(index, { free: span, blank: ExtentSet.EMPTY }, true);
       await this.#writing.settle();
     }
-    for (const piece of pieces) {
-      if (piece.end - piece.start < (await this.#holeBytes())) continue;
+    for (const { start, end } of pieces) {
+      const { clusterBytes, virtualBytes } = this.#context.header;
+      // What of the last cluster lies behind the disk's end is nobody's.
+      const piece = { start, end: end === virtualBytes ? Math.ceil(end / clusterBytes) * clusterBytes : end };
+      if (piece.end - start < (await this.#holeBytes())) continue;
       await this.#discardPiece(piece);
       await this.#dropIfEmpty(piece);
     }

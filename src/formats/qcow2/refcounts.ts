@@ -141,6 +141,15 @@ export class Refcounts {
     return at === 0 ? undefined : this.#blocks.get(at);
   }
 
+  /** Keeps the block at `at` in memory, for it is newer than the file. */
+  pin(at: number): void {
+    this.#blocks.pin(at);
+  }
+
+  unpin(at: number): void {
+    this.#blocks.unpin(at);
+  }
+
   /** The count of host cluster number `cluster`. */
   async get(cluster: number): Promise<number> {
     const block = await this.block(Math.floor(cluster / this.blockEntries));

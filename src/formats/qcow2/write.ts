@@ -23,11 +23,10 @@ import { countedReferences, forgetInspection } from "./check.ts";
 import type { CompressedClusters } from "./compressed.ts";
 import type { Qcow2Context } from "./context.ts";
 import { Emptying } from "./empty.ts";
-import { SUBCLUSTERS } from "./header.ts";
 import { entryOf, placeOf } from "./place.ts";
 import { refuseUnwritable } from "./plan.ts";
 import { refuseEncrypted } from "./read.ts";
-import { COPIED_HIGH } from "./tables.ts";
+import { COPIED_HIGH, type Entry } from "./tables.ts";
 
 /** Changed tables and dropped clusters held in memory before they are committed. */
 const UNCOMMITTED_BYTES_MAX = 8 * 2 ** 20;
@@ -251,16 +250,41 @@ export class Qcow2Writer {
 
   /** Writes inside one guest cluster whose entry has to change. */
   async #writeCluster(at: number, from: Uint8Array): Promise<void> {
-    const { data, header } = this.#context;
-    const { clusterBytes, externalData, l2Entries, subclusterBytes } = header;
-    const cluster = Math.floor(at / clusterBytes);
-    const start = cluster * clusterBytes;
+    const { header } = this.#context;
+    const cluster = Math.floor(at / header.clusterBytes);
     const { entry, isOwned } = await entryOf(this.#context, cluster);
-    // Subclusters that get a place: those that are written, and those that only the old place held.
+    const isBlank = entry.kind === "zero" || (entry.kind === "unallocated" && header.backing === undefined);
+    const owned = { entry, isOwned };
+    const placed =
+      isBlank && !header.extendedL2
+        ? await this.#writeAmongZeros(cluster, owned, at, from)
+        : await this.#writeCopy(cluster, owned, at, from);
+    await this.#map(cluster, owned, placed);
+  }
+
+  /** The rest of the cluster reads as zeros: it needs no bytes, where the host's file has holes. */
+  async #writeAmongZeros(cluster: number, owned: Owned, at: number, from: Uint8Array): Promise<Placed> {
+    const { data, header } = this.#context;
+    const start = cluster * header.clusterBytes;
+    const host = await this.#hostFor(start, owned);
+    const isWhole = from.length === header.clusterBytes;
+    if (!isWhole)
+      await this.#emptying.zeroHost({ start: host, end: host + header.clusterBytes }, { keep: false });
+    await data.write(host + at - start, from);
+    return { host, placed: ALL };
+  }
+
+  /** What the write leaves of the subclusters that it touches, and all that only the old place held, is copied. */
+  async #writeCopy(cluster: number, owned: Owned, at: number, from: Uint8Array): Promise<Placed> {
+    const { data, header } = this.#context;
+    const { clusterBytes, subclusterBytes } = header;
+    const { entry, isOwned } = owned;
+    const start = cluster * clusterBytes;
     const first = Math.floor((at - start) / subclusterBytes);
     const last = Math.floor((at + from.length - 1 - start) / subclusterBytes);
-    const moved = isOwned ? 0 : entry.kind === "compressed" ? ALL : entry.alloc;
-    const isPlaced = (i: number) => (i >= first && i <= last) || ((moved >>> i) & 1) === 1;
+    let placed = isOwned ? 0 : entry.kind === "compressed" ? ALL : entry.alloc;
+    for (let i = first; i <= last; i++) placed |= 1 << i;
+    const isPlaced = (i: number) => ((placed >>> i) & 1) === 1;
     const count = clusterBytes / subclusterBytes;
     const content = new Map<number, Uint8Array>();
     for (let i = 0; i < count;) {
@@ -272,19 +296,27 @@ export class Qcow2Writer {
       }
       i = end + 1;
     }
-    const host = isOwned ? entry.host : externalData ? start : await this.#allocator.claim();
+    const host = await this.#hostFor(start, owned);
     for (const [offset, bytes] of content) await data.write(host + offset, bytes);
+    return { host, placed };
+  }
+
+  /** The host cluster to write to. @param start guest offset of the cluster */
+  async #hostFor(start: number, { entry, isOwned }: Owned): Promise<number> {
+    if (isOwned) return entry.host;
+    return this.#context.header.externalData ? start : this.#allocator.claim();
+  }
+
+  async #map(cluster: number, { entry, isOwned }: Owned, { host, placed }: Placed): Promise<void> {
+    const { externalData, extendedL2, l2Entries, l2EntryBytes } = this.#context.header;
     const index = cluster % l2Entries;
     const table = await this.#changes.ownTable(Math.floor(cluster / l2Entries));
-    const high = (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0;
-    const offset = index * header.l2EntryBytes;
-    table.view.setUint32(offset, high);
+    const offset = index * l2EntryBytes;
+    table.view.setUint32(offset, (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0);
     table.view.setUint32(offset + 4, host % 2 ** 32);
-    if (header.extendedL2) {
-      let placed = isOwned ? entry.alloc : 0;
-      for (let i = 0; i < SUBCLUSTERS; i++) if (isPlaced(i)) placed |= 1 << i;
+    if (extendedL2) {
       table.view.setUint32(offset + 8, entry.zero & ~placed);
-      table.view.setUint32(offset + 12, placed);
+      table.view.setUint32(offset + 12, placed | (isOwned ? entry.alloc : 0));
     }
     this.#changes.touch(table, index);
     if (!isOwned && entry.host >= 0 && !externalData)
@@ -305,3 +337,15 @@ export class Qcow2Writer {
 }
 
 const ALL = 0xffffffff;
+
+/** A guest cluster as it was, and whether its host cluster is nobody else's. */
+interface Owned {
+  readonly entry: Entry;
+  readonly isOwned: boolean;
+}
+
+/** Where a guest cluster lies now, and which of its subclusters were written there. */
+interface Placed {
+  readonly host: number;
+  readonly placed: number;
+}

@@ -6,6 +6,7 @@
  */
 import type { Extent } from "../../bytes/extents.ts";
 import type { FileStatus, HostFile, Place, ReadableFile, Run, Zeroing } from "../../device/device.ts";
+import { readsZeros } from "../../device/zeros.ts";
 import { assert } from "../../error.ts";
 
 /** Well below the usual limit of 1024 open files. */
@@ -123,10 +124,12 @@ export class Band<F extends ReadableFile = ReadableFile> implements ReadableFile
 export class WritableBand extends Band<HostFile> implements HostFile {
   /** Written since the last flush. */
   #isDirty = false;
+  /** It is about to be cut, and no place to write to. */
+  #isJudged = false;
 
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
     if (access === "read") return super.locate(at, bytes, access);
-    const place = this.all.hasFailed ? undefined : super.locate(at, bytes, access);
+    const place = this.all.hasFailed || this.#isJudged ? undefined : super.locate(at, bytes, access);
     if (place !== undefined) this.#isDirty = true;
     return place;
   }
@@ -149,6 +152,20 @@ export class WritableBand extends Band<HostFile> implements HostFile {
 
   truncate(bytes: number): Promise<void> {
     return this.#change((file) => file.truncate(bytes));
+  }
+
+  /** Becomes a file of no bytes where the host holds nothing of it, and it is found to be zeros. */
+  cutIfEmpty(): Promise<void> {
+    return this.#change(async (file) => {
+      const all = { start: 0, end: file.bytes };
+      if (file.bytes === 0 || file.isHole?.(all) !== true) return;
+      this.#isJudged = true;
+      try {
+        if (await readsZeros(file, all)) await file.truncate(0);
+      } finally {
+        this.#isJudged = false;
+      }
+    });
   }
 
   async flush(): Promise<void> {

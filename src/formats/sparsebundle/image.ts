@@ -193,27 +193,26 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     this.#maker = maker;
   }
 
-  /** One after the other: two writers must not make the same band. */
   write(at: number, from: Uint8Array): Promise<void> {
-    const done = this.#turn.then(async () => {
+    return this.#inTurn(async () => {
       for (const piece of this.pieces({ start: at, end: at + from.length })) {
         const band = this.bundle.bands.get(piece.number) ?? (await this.#made(piece.number));
         await band.write(piece.from, from.subarray(piece.start - at, piece.end - at));
       }
     });
-    this.#turn = done.catch(() => {});
-    return done;
   }
 
   zero(range: Extent, how?: Zeroing): Promise<void> {
     return this.#each(range, (band, inside) => band.zero(inside, how));
   }
 
-  /** A band that is trimmed as a whole becomes a file of no bytes, which goes when the bundle is closed. */
+  /** The end of a band is cut off. One of which nothing is left goes when the bundle is closed. */
   discard(range: Extent): Promise<void> {
-    return this.#each(range, (band, inside) =>
-      inside.start === 0 && inside.end === band.bytes ? band.truncate(0) : band.discard(inside),
-    );
+    return this.#each(range, async (band, inside) => {
+      if (inside.end === band.bytes) await band.truncate(inside.start);
+      else await band.discard(inside);
+      await band.cutIfEmpty();
+    });
   }
 
   async flush(): Promise<void> {
@@ -241,16 +240,24 @@ export class WritableSparseBundle extends SparseBundle<HostFile, WritableBand> i
     return band;
   }
 
+  /** One after the other: two writers must not make the same band, and none writes to one that is cut. */
+  #inTurn(work: () => Promise<void>): Promise<void> {
+    const done = this.#turn.then(work);
+    this.#turn = done.catch(() => {});
+    return done;
+  }
+
   /** What of the range has a file. */
-  async #each(range: Extent, work: (band: WritableBand, inside: Extent) => Promise<void>): Promise<void> {
-    await this.#turn;
-    for (const { number, from, start, end } of this.pieces(range)) {
-      const band = this.bundle.bands.get(number);
-      const [inside] = ExtentSet.of({ start: from, end: from + end - start }).within({
-        start: 0,
-        end: band?.bytes ?? 0,
-      });
-      if (band !== undefined && inside !== undefined) await work(band, inside);
-    }
+  #each(range: Extent, work: (band: WritableBand, inside: Extent) => Promise<void>): Promise<void> {
+    return this.#inTurn(async () => {
+      for (const { number, from, start, end } of this.pieces(range)) {
+        const band = this.bundle.bands.get(number);
+        const [inside] = ExtentSet.of({ start: from, end: from + end - start }).within({
+          start: 0,
+          end: band?.bytes ?? 0,
+        });
+        if (band !== undefined && inside !== undefined) await work(band, inside);
+      }
+    });
   }
 }

@@ -36,12 +36,12 @@ export async function zeroed(
 }
 
 /** The block of the table around `at`, in pieces that the host can punch: when the last one goes, its entry may. */
-export function inPieces(image: WritableImage, at: number, random: Random): Extent[] {
+export function inPieces(image: WritableImage, at: number, random: Random, unit = 4096): Extent[] {
   const base = at - (at % image.grainBytes);
   const end = Math.min(image.bytes, base + image.grainBytes);
   const pieces: Extent[] = [];
   for (let start = base; start < end;) {
-    const stop = Math.min(end, start + random.between(1, 1 + Math.ceil(image.grainBytes / 3 / 4096)) * 4096);
+    const stop = Math.min(end, start + random.between(1, 1 + Math.ceil(image.grainBytes / 3 / unit)) * unit);
     pieces.push({ start, end: stop });
     start = stop;
   }

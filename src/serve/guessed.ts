@@ -1,0 +1,66 @@
+/**
+ * A raw disk whose format was guessed from its content (H21): its guest may write whatever it likes, but nothing that would
+ * have the next program take the disk for an image, and follow what that image names.
+ *
+ * Formats are told by the first bytes and the last. A write there is tried in memory first, and refused where the content
+ * would be another format's afterwards. QEMU restricts such disks in the same way. `--format raw` lifts it.
+ */
+import type { Extent } from "../bytes/extents.ts";
+import type { Place, ReadableFile, WritableDevice } from "../device/device.ts";
+import { Filter } from "../device/filter.ts";
+import { overlay } from "../device/overlay.ts";
+import type { Source } from "../device/source.ts";
+import { formatOf } from "../disk/open.ts";
+import { DiskError } from "../error.ts";
+
+/** No format looks farther to be told. */
+const EDGE_BYTES = 64 * 1024;
+
+export class GuessedRaw extends Filter {
+  override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
+    if (access === "write" && this.#isEdge({ start: at, end: at + bytes })) return undefined;
+    return super.locate(at, bytes, access);
+  }
+
+  override async write(at: number, from: Uint8Array): Promise<void> {
+    if (this.#isEdge({ start: at, end: at + from.length }))
+      await this.#requireRaw((disk) => disk.write(at, from));
+    await super.write(at, from);
+  }
+
+  #isEdge({ start, end }: Extent): boolean {
+    return start < EDGE_BYTES || end > this.bytes - EDGE_BYTES;
+  }
+
+  /** @throws DiskError `refused` */
+  async #requireRaw(change: (disk: WritableDevice) => Promise<void>): Promise<void> {
+    const supposed = overlay(this.below);
+    await change(supposed);
+    const name = await nameOf(supposed);
+    if (name === "raw") return;
+    throw new DiskError("refused", `this write would make the disk look like ${name}`, {
+      code: "format-guessed",
+      hint: "serve it with --format raw if its guest may write that",
+    });
+  }
+}
+
+/** What the content would be taken for. */
+async function nameOf(disk: WritableDevice): Promise<string> {
+  const file: ReadableFile = {
+    bytes: disk.bytes,
+    read: (at, into) => disk.read(at, into),
+    map: (range) => disk.map(range),
+    stat: () =>
+      Promise.resolve({ fileBytes: disk.bytes, hostBytes: null, blockBytes: 4096, identity: "supposed" }),
+    async [Symbol.asyncDispose]() {},
+  };
+  const refused = (): Promise<never> => Promise.reject(new DiskError("refused", "nothing is followed here"));
+  const source: Source = { name: "disk", open: () => Promise.resolve(file), refer: refused };
+  try {
+    return (await formatOf(source, {})).name;
+  } catch (error) {
+    if (error instanceof DiskError) return "an image";
+    throw error;
+  }
+}
