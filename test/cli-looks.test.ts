@@ -79,6 +79,7 @@ const survey: Survey = {
   ],
   notes: [],
   regions,
+  guard: null,
 };
 
 const reclaimed: Reclaimed = {

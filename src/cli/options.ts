@@ -43,6 +43,7 @@ const ALLOW: Readonly<Record<string, keyof Omit<Allow, "outside">>> = {
   "shadow-loss": "shadowLoss",
   discards: "discards",
   "untested-host": "untestedHost",
+  guard: "guard",
 };
 const ALLOW_WORDS = [...Object.keys(ALLOW), "outside=DIR"];
 
