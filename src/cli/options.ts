@@ -125,6 +125,22 @@ export function parseCount(value: string): number {
   return count;
 }
 
+/** `10:42`, `10:42:05` today or yesterday, or any time of ISO 8601. @returns milliseconds since 1970 */
+export function parseTime(value: string): number {
+  const [, hours, minutes, seconds = "0"] = /^(\d{1,2}):(\d{2})(?::(\d{2}))?$/.exec(value) ?? [];
+  const now = new Date();
+  if (hours === undefined) {
+    const time = /^\d{4}-\d{2}-\d{2}/.test(value) ? Date.parse(value) : NaN;
+    if (!Number.isNaN(time)) return time;
+  } else if (Number(hours) < 24 && Number(minutes) < 60 && Number(seconds) < 60) {
+    const time = new Date(now);
+    time.setHours(Number(hours), Number(minutes), Number(seconds), 0);
+    if (time > now) time.setDate(time.getDate() - 1);
+    return time.getTime();
+  }
+  throw new InvalidArgumentError("Write a time like 10:42, 10:42:05 or 2026-11-26T10:42.");
+}
+
 /** `-o cluster_size=64K,compat=1.1`, repeated. */
 export function parseKeyValues(
   value: string,
