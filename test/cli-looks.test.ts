@@ -47,6 +47,7 @@ const survey: Survey = {
     { witness: "mapping-table", bytes: 8.6 * GiB },
   ],
   worthless: [],
+  guard: null,
   volumes: [
     {
       name: "1",
@@ -320,6 +321,7 @@ test("nothing that a guest wrote reaches the terminal as a command (H25)", () =>
     summary: evil,
     notes: [evil],
     worthless: [],
+    guard: null,
     volumes: [volume, { ...volume, state: "refused", reason }],
   };
   const shown = [

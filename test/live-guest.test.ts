@@ -5,9 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test, type TestContext } from "node:test";
@@ -27,7 +25,7 @@ import {
 } from "../src/testing/live-guest.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { qemuCheck } from "../src/testing/qemu.ts";
-import { serving } from "../src/testing/serving.ts";
+import { freePort, serving } from "../src/testing/serving.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const BINARY = join(import.meta.dirname, "../bin/ullage.js");
@@ -293,13 +291,3 @@ test("the kernel's own client: files, TRIM and zeros over TCP", async (t) => {
     assert.equal(createHash("sha256").update(readFileSync(copy)).digest("hex"), hash, name);
   }
 });
-
-/** A port of the loopback on which nobody listens. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}

@@ -175,7 +175,7 @@ export async function openGuard(
       guard,
       async seal() {
         await guard.seal();
-        if (guard.isEmpty) removeFile(place);
+        if (guard.state.isEmpty) removeFile(place);
       },
     };
   } catch (error) {

@@ -71,7 +71,8 @@ export interface SurveyOptions extends OpenOptions {
 
 /** Bytes done of a phase that takes long. */
 export interface Progress {
-  readonly phase: "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "searching";
+  readonly phase:
+    "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "restoring" | "searching";
   readonly doneBytes: number;
   readonly totalBytes: number;
 }

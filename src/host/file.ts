@@ -11,12 +11,12 @@
 import { close, read, readSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Extent } from "../bytes/extents.ts";
-import type { BlockDevice, FileStatus, PhysicalExtent, ReadableFile, Run } from "../device/device.ts";
+import type { FileStatus, PhysicalExtent, ReadableFile, Run } from "../device/device.ts";
 import { DiskError } from "../error.ts";
-import { codeOf, hostError } from "./failure.ts";
+import { hostError } from "./failure.ts";
 import { physicalExtents, runsOf } from "./map.ts";
 import { type Medium, mediumOf, sizesOf } from "./medium.ts";
-import { type Platform, platform } from "./platform.ts";
+import { platform } from "./platform.ts";
 import { fileCalls } from "./straight.ts";
 import { turn } from "./turns.ts";
 

@@ -111,6 +111,11 @@ export class Guard extends Filter {
     return guard;
   }
 
+  /** What it holds, for who only looks. */
+  get state(): GuardState {
+    return this.#vault.state;
+  }
+
   /** What would come back. */
   offered(choice: Choice): readonly Piece[] {
     return offered(this.#vault.state, choice);
@@ -333,10 +338,6 @@ export class Guard extends Filter {
     this.#stampedAt = this.#now();
     this.#isIdle = false;
     if (files !== undefined) await this.#vault.putStamp({ time: this.#stampedAt, isClosed, files });
-  }
-
-  get isEmpty(): boolean {
-    return this.#vault.state.isEmpty;
   }
 
   /** Gives up everything that is guarded: masked ranges really become zeros. */
