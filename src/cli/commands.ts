@@ -13,6 +13,7 @@ import {
   addWriteOptions,
   parseAddress,
   parseCount,
+  parseDuration,
   parseKeyValues,
   parseOffset,
   parseSector,
@@ -179,7 +180,7 @@ function serveCommand(ullage: Command): Command {
         "zeros",
       ]),
     )
-    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseTime)
+    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseDuration)
     .option("--guard-max <bytes>", "so many bytes at most: 10GiB", parseSize)
     .option("--guard-writes", "what is written over can be taken back too")
     .option("--alarm-share <share/time>", "alarm when more is trimmed in that time: 25%/10m", parseShare)
