@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
-import { convert, erase, type Erased, type EraseOptions, survey } from "../src/disk.ts";
+import { convert, erase, type Erased, type EraseOptions, reclaim, survey } from "../src/disk.ts";
 import { openWritable } from "../src/disk/open.ts";
 import { Erasing } from "../src/live/erase.ts";
 import { mounted } from "../src/testing/mounted.ts";
@@ -95,6 +95,28 @@ for (const format of ["raw", "qcow2", "vhdx", "vmdk"] as const) {
     assert.equal((await survey(disk)).reclaimableBytes, 0);
     const again = await erase(disk, yes);
     assert.ok(again.erasedBytes < 256 * KIB, "holes have nothing to overwrite; small pieces are done again");
+  });
+}
+
+for (const format of ["raw", "qcow2"] as const) {
+  test(`${format}: a hole leaves a deleted file on the device below, an erasure does not`, async (t) => {
+    if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+    const source = join(scratch(t), "source");
+    const guest = guestWithSecrets(scratch(t));
+    if (format === "raw") copyFileSync(guest, source);
+    else await convert(guest, source, { format: "raw", to: format, includeFree: true });
+    for (const give of [reclaim, erase]) {
+      const point = mounted(t, "ext4", 64);
+      if (point === undefined) return;
+      const disk = join(point, "disk");
+      run("cp", [source, disk]);
+      run("sync", ["-f", point]);
+      await give(disk, {});
+      run("sync", ["-f", point]);
+      const left = sightings(join(point, "../image"));
+      if (give === reclaim) assert.ok(left > 1000, `${left}`);
+      else assert.equal(left, 0);
+    }
   });
 }
 

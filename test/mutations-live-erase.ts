@@ -113,7 +113,7 @@ export const OF_ERASE: readonly Mutation[] = [
     from: "      await file.write(at, from);\n",
     to: "",
     tests: WHOLE,
-    only: "raw: nothing of a deleted file",
+    only: "raw: a hole leaves",
   },
   {
     hazard: "erase",
