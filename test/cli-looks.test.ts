@@ -47,7 +47,6 @@ const survey: Survey = {
     { witness: "mapping-table", bytes: 8.6 * GiB },
   ],
   worthless: [],
-  guard: null,
   volumes: [
     {
       name: "1",
