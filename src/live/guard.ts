@@ -371,6 +371,7 @@ export class Guard extends Filter {
   override async [Symbol.asyncDispose](): Promise<void> {
     try {
       await settle(this.#vault, this.below);
+      await this.#vault.commit();
       this.#isSettled = true;
     } finally {
       await super[Symbol.asyncDispose]();

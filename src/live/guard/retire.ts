@@ -52,7 +52,6 @@ export async function expire(vault: Vault, below: WritableDevice, upTo: number):
 export async function settle(vault: Vault, below: WritableDevice, bytesMax = Infinity): Promise<void> {
   const { state } = vault;
   const promised = [...state.tops].filter(({ flags }) => flags & HIDDEN && flags & PROMISED);
-  if (promised.length === 0) return;
   let bytes = 0;
   for (const batch of batches(promised, SETTLE_BYTES)) {
     if (bytes >= bytesMax) break;
@@ -69,7 +68,7 @@ export async function settle(vault: Vault, below: WritableDevice, bytesMax = Inf
       }
     });
   }
-  await vault.commit();
+  if (bytes > 0) await vault.commit();
 }
 
 async function empty(below: WritableDevice, { start, end, flags }: Piece): Promise<void> {
