@@ -159,6 +159,7 @@ export class StraightLine implements Line, PolledLine, Sink {
     if (this.#isClosed) return;
     this.#isClosed = true;
     closeSync(this.fd);
+    this.#transmission.abandon();
     this.#endWhenIdle();
   }
 
@@ -174,8 +175,18 @@ export function whyEnded(error: unknown): string {
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }
 
-/** So much may wait in Node's stream before nothing more is taken up. */
+/** So much may wait in Node's stream; more stays in the outbox, and nothing more is taken up. */
 const STREAM_BYTES_MAX = 4 * 1024 * 1024;
+
+function sinkOf(stream: Duplex): Sink {
+  return {
+    send(from, offset, bytes) {
+      const room = Math.min(bytes, STREAM_BYTES_MAX - stream.writableLength);
+      if (room > 0) stream.write(from.slice(offset, offset + room));
+      return room;
+    },
+  };
+}
 
 /** Serves a session over a stream. @param received what came in already, after the handshake */
 export function streamLine(
@@ -193,12 +204,7 @@ export function streamLine(
     sendsFiles: false,
     onNews: () => step(),
   });
-  const sink: Sink = {
-    send(from, offset, bytes) {
-      stream.write(from.slice(offset, offset + bytes));
-      return bytes;
-    },
-  };
+  const sink = sinkOf(stream);
   let waiting: Uint8Array = received;
 
   function step(): void {
@@ -208,23 +214,28 @@ export function streamLine(
       options.log(whyEnded(error));
       stream.destroy();
     }
-    if (stream.destroyed && transmission.pending === 0) end();
+    if (!stream.destroyed) return;
+    transmission.abandon();
+    if (transmission.pending === 0) end();
   }
 
   function takeWhatIsThere(): void {
+    if (stream.destroyed || !outbox.flush(sink)) return;
     for (;;) {
-      const isStuck = !takesNoMore && transmission.take(inbox);
-      outbox.flush(sink);
-      if (transmission.isOver) takesNoMore = true;
-      if (takesNoMore) {
+      const isStuck = transmission.take(inbox);
+      const wasFull = transmission.isFull;
+      if (!outbox.flush(sink)) return;
+      // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
+      if (isStuck && wasFull && !transmission.isFull) continue;
+      if (isStuck) return;
+      if (transmission.isOver || takesNoMore) {
         if (transmission.pending === 0) stream.end(() => stream.destroy());
         return;
       }
-      if (isStuck && transmission.isFull) return;
-      if (waiting.length === 0 || stream.writableLength > STREAM_BYTES_MAX) break;
+      if (waiting.length === 0) break;
       waiting = waiting.subarray(inbox.add(waiting, transmission.headerBytes));
     }
-    if (waiting.length === 0 && stream.isPaused()) stream.resume();
+    if (stream.isPaused()) stream.resume();
   }
 
   stream.on("data", (chunk: Uint8Array) => {
