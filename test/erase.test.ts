@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
-import { convert, erase, type Erased, type EraseOptions, survey } from "../src/disk.ts";
+import { convert, erase, type Erased, type EraseOptions, reclaim, survey } from "../src/disk.ts";
 import { openWritable } from "../src/disk/open.ts";
 import { Erasing } from "../src/live/erase.ts";
 import { mounted } from "../src/testing/mounted.ts";
@@ -98,6 +98,28 @@ for (const format of ["raw", "qcow2", "vhdx", "vmdk"] as const) {
   });
 }
 
+for (const format of ["raw", "qcow2"] as const) {
+  test(`${format}: a hole leaves a deleted file on the device below, an erasure does not`, async (t) => {
+    if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+    const source = join(scratch(t), "source");
+    const guest = guestWithSecrets(scratch(t));
+    if (format === "raw") copyFileSync(guest, source);
+    else await convert(guest, source, { format: "raw", to: format, includeFree: true });
+    for (const give of [reclaim, erase]) {
+      const point = mounted(t, "ext4", 64);
+      if (point === undefined) return;
+      const disk = join(point, "disk");
+      run("cp", [source, disk]);
+      run("sync", ["-f", point]);
+      await give(disk, {});
+      run("sync", ["-f", point]);
+      const left = sightings(join(point, "../image"));
+      if (give === reclaim) assert.ok(left > 1000, `${left}`);
+      else assert.equal(left, 0);
+    }
+  });
+}
+
 test("NTFS: nothing of a deleted file is found after an erasure", async (t) => {
   if (!requires(t, ...NTFS_TOOLS, "qemu-img")) return;
   const folder = scratch(t);
@@ -175,23 +197,31 @@ test("what the image itself left lying about is erased too", async (t) => {
 test("H35: what the host shares with another file is left, and told", async (t) => {
   const point = mounted(t, "xfs", 300);
   if (point === undefined || !requires(t, "mke2fs", "debugfs", "qemu-img")) return;
-  const guest = guestWithSecrets(scratch(t));
-  const disk = join(point, "disk.raw");
-  run("cp", ["--sparse=never", guest, disk]);
-  const copy = join(point, "copy.raw");
+  const folder = scratch(t);
+  const guest = guestWithSecrets(folder);
+  const image = join(folder, "image.qcow2");
+  await convert(guest, image, { format: "raw", includeFree: true });
+  await leavesReflinks(point, guest);
+  await leavesReflinks(point, image);
+});
+
+async function leavesReflinks(point: string, source: string): Promise<void> {
+  const disk = join(point, "disk");
+  run("rm", ["-f", disk]);
+  run("cp", ["--sparse=never", source, disk]);
+  const copy = join(point, "copy");
   run("cp", ["--reflink=always", disk, copy]);
   const before = readFileSync(copy);
-  writeFileSync(join(point, "x"), "");
   const shared = await erase(disk, { ...yes, dryRun: true });
   assert.ok(shared.sharedBytes > 500 * KIB, `${shared.sharedBytes}`);
   assert.equal(shared.erasedBytes, 0, "all of it is shared");
-  run("cp", ["--reflink=never", guest, disk]);
+  run("cp", ["--reflink=never", source, disk]);
   const done = await erase(disk, { ...yes, verify: true });
   assert.equal(done.sharedBytes, 0);
   requireErased(done);
   assert.equal(sightings(disk), 0);
   assert.ok(readFileSync(copy).equals(before));
-});
+}
 
 test("an erasure that is stopped leaves a whole image, and the next one does the rest", async (t) => {
   if (!requires(t, "mke2fs", "debugfs", "e2fsck", "qemu-img")) return;

@@ -6,6 +6,7 @@ import { OF_BTRFS } from "./mutations-btrfs.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
+import { OF_ERASE } from "./mutations-live-erase.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
@@ -363,6 +364,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_IMAGES,
   ...OF_BTRFS,
   ...OF_FILES,
+  ...OF_ERASE,
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
