@@ -51,9 +51,10 @@ export class Emptying {
       const refusal = await this.#zeroFast(spans, how);
       if (refusal !== undefined) return refusal;
     }
+    const punches = how.keep === false || (how.keep !== true && this.#context.header.rawExternalData);
     for (const { index, span } of spans) {
       await this.#ownTable(index);
-      const { blanked, unreachable } = await this.#unmap(index, asked(span, how), how.keep !== true);
+      const { blanked, unreachable } = await this.#unmap(index, asked(span, how), punches);
       for (const host of how.fast ? [] : blanked) await this.zeroHost(host, how);
       for (const { start, end } of unreachable) {
         for (let from = start; from < end; from += ZEROS.length) {
@@ -212,8 +213,9 @@ export class Emptying {
     const unmapping = new Unmapping(this.#context, ownedByFlag(this.#context), wish);
     const revised = await unmapping.revise(index, consequences);
     if (revised) this.#changes.replace(await l2.get(revised.at), revised.after);
-    // Of these clusters nothing is given to anybody else: their holes need no order.
-    for (const host of discarded) await this.#discardHost(host);
+    // Of these clusters nothing is given to anybody else: their holes need no order. Subclusters are smaller than the
+    // host's blocks.
+    for (const host of ExtentSet.from(discarded)) await this.#discardHost(host);
     return { blanked, unreachable };
   }
 }
