@@ -115,8 +115,8 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
     file: "src/host/file.ts",
     from: "    await this.#writeEdges(within, inner);\n    if (range.end",
     to: "    if (range.end",
-    tests: ["src/host/file.test.ts"],
-    only: "block devices have a length",
+    tests: ["src/host/zero.test.ts"],
+    only: "the edges are written",
   },
   {
     hazard: "H26",
