@@ -79,7 +79,7 @@ test("an image that is held is busy, one with a guard is refused", async (t) => 
   assert.equal(ullage("erase", "--yes", image).exit, 6);
   holder.kill();
   await once(holder, "close");
-  writeFileSync(`${image}.ullage-guard`, "something");
+  writeFileSync(`${image}.ullage-guard`, Buffer.alloc(8192, "something"));
   const { exit, err } = ullage("erase", "--yes", image);
   assert.equal(exit, 5);
   assert.match(err, /guard/);

@@ -263,8 +263,9 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
     },
   });
   assert.deepEqual([refused.applied, refused.erasedBytes, asked], [false, 0, dry.erasedBytes]);
-  writeFileSync(`${disk}.ullage-guard`, "something");
-  await assert.rejects(erase(disk, yes), { kind: "refused", code: "guarded" });
+  writeFileSync(`${disk}.ullage-guard`, Buffer.alloc(8192, "something"));
+  for (const dryRun of [true, false])
+    await assert.rejects(erase(disk, { ...yes, dryRun }), { kind: "refused", code: "guarded" });
   run("rm", [`${disk}.ullage-guard`]);
   assert.ok(untouched());
   run("debugfs", ["-w", "-R", "feature needs_recovery", disk]);
