@@ -192,6 +192,19 @@ test("what the image itself left lying about is erased too", async (t) => {
     write(disk, "read -P 0 0 1M", "read -P 9 1M 1M");
     assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
   });
+  await t.test("subclusters that were never written, in clusters that somebody else had", async () => {
+    const disk = join(folder, "pieces.qcow2");
+    run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", disk, "16M"]);
+    write(disk, `write -s ${secrets} 0 1M`);
+    const kept = `driver=qcow2,discard=unmap,pass-discard-request=off,file.driver=file,file.filename=${disk}`;
+    const pieces = Array.from({ length: 16 }, (_, i) => ["-c", `write -P 4 ${4096 + i * 64}k 2k`]).flat();
+    run("qemu-io", ["--image-opts", "-c", "discard 0 1M", ...pieces, kept]);
+    assert.ok(sightings(disk) > 1000, "the new owner of a cluster wrote a piece of it");
+    requireErased(await erase(disk, { ...yes, verify: true }));
+    assert.equal(sightings(disk), 0);
+    write(disk, "read -P 0 0 4M", "read -P 4 4M 2k", "read -P 0 4098k 62k");
+    assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
+  });
 });
 
 test("H35: what the host shares with another file is left, and told", async (t) => {
