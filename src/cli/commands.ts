@@ -20,7 +20,6 @@ import {
   parseSector,
   parseShare,
   parseSize,
-  parseTime,
   type ReadFlags,
 } from "./options.ts";
 import type { ServeFlags } from "./serve.ts";
