@@ -158,6 +158,7 @@ export class StraightLine implements Line, PolledLine, Sink {
     if (this.#isClosed) return;
     this.#isClosed = true;
     closeSync(this.fd);
+    this.#transmission.abandon();
     this.#endWhenIdle();
   }
 

@@ -10,7 +10,7 @@ import { type Line, type LineOptions, whyEnded } from "./line.ts";
 import { Outbox, type Sink } from "./outbox.ts";
 import { Transmission } from "./transmission.ts";
 
-/** So much may wait in the stream before nothing more is taken up. */
+/** So much may wait in the stream; more stays in the outbox, and nothing more is taken up. */
 const STREAM_BYTES_MAX = 4 * 1024 * 1024;
 
 export class StreamLine implements Line, Sink {
@@ -57,37 +57,37 @@ export class StreamLine implements Line, Sink {
       this.#options.log(whyEnded(error));
       this.#stream.destroy();
     }
-    if (this.#stream.destroyed && this.#transmission.pending === 0) this.#end();
+    if (!this.#stream.destroyed) return;
+    this.#transmission.abandon();
+    if (this.#transmission.pending === 0) this.#end();
   };
 
   #takeWhatIsThere(): void {
     const stream = this.#stream;
     const transmission = this.#transmission;
+    if (stream.destroyed || !this.#outbox.flush(this)) return;
     for (;;) {
-      const isStuck = !this.#takesNoMore && transmission.take(this.#inbox);
+      const isStuck = transmission.take(this.#inbox);
       const wasFull = transmission.isFull;
-      this.#outbox.flush(this);
-      if (transmission.isOver) this.#takesNoMore = true;
-      if (this.#takesNoMore) {
+      if (!this.#outbox.flush(this)) return;
+      // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
+      if (isStuck && wasFull && !transmission.isFull) continue;
+      if (isStuck) return;
+      if (transmission.isOver || this.#takesNoMore) {
         if (transmission.pending === 0) stream.end(() => stream.destroy());
         return;
       }
-      const isBehind = stream.writableLength > STREAM_BYTES_MAX;
-      if (isStuck) {
-        // Where the stream took everything, neither an answer nor a drain would bring us back.
-        if (wasFull && !transmission.isFull && !isBehind) continue;
-        return;
-      }
-      if (this.#waiting.length === 0 || isBehind) break;
+      if (this.#waiting.length === 0) break;
       this.#waiting = this.#waiting.subarray(this.#inbox.add(this.#waiting, transmission.headerBytes));
     }
-    if (this.#waiting.length === 0 && stream.isPaused()) stream.resume();
+    if (stream.isPaused()) stream.resume();
   }
 
   /** The stream keeps what it is given. */
   send(from: Uint8Array, offset: number, bytes: number): number {
-    this.#stream.write(from.slice(offset, offset + bytes));
-    return bytes;
+    const room = Math.min(bytes, STREAM_BYTES_MAX - this.#stream.writableLength);
+    if (room > 0) this.#stream.write(from.slice(offset, offset + room));
+    return room;
   }
 
   finish(): Promise<void> {
