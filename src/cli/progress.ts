@@ -11,9 +11,12 @@ import type { Face } from "./terminal.ts";
 const VERBS: Readonly<Record<Progress["phase"], string>> = {
   reading: "reading",
   hashing: "hashing",
+  erasing: "erasing",
   returning: "returning",
   copying: "copying",
   verifying: "comparing",
+  searching: "searching",
+  restoring: "restoring",
 };
 
 /** Work that is done sooner shows nothing. */
@@ -88,7 +91,8 @@ export function barLine(state: { progress: Progress; seconds: number; columns: n
   const filled = Math.round(part * BAR_COLUMNS);
   const bar = "#".repeat(filled) + "-".repeat(BAR_COLUMNS - filled);
   const left = part > 0.02 ? `   ${duration((seconds / part) * (1 - part))} left` : "";
-  const words = progress.phase === "returning" ? "   Ctrl-C is safe" : `   ${VERBS[progress.phase]}`;
+  const isSafe = progress.phase === "returning" || progress.phase === "erasing";
+  const words = isSafe ? "   Ctrl-C is safe" : `   ${VERBS[progress.phase]}`;
   return ` ${bar}  ${amounts(progress)}${left}${words}`.slice(0, columns - 1);
 }
 

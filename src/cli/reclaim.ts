@@ -54,9 +54,9 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
 }
 
 /** @throws DiskError `refused` when nothing can come back because a volume is not trusted */
-function requireTrust({ applied, survey }: Reclaimed): void {
+export function requireTrust({ applied, survey }: Reclaimed, otherBytes = 0): void {
   const refused = survey.volumes.find((volume) => volume.state === "refused");
-  if (applied || promiseOf(survey) > 0 || !refused?.reason) return;
+  if (applied || promiseOf(survey) + otherBytes > 0 || !refused?.reason) return;
   const { code, message, hint } = refused.reason;
   const name = refused.name === "" ? "" : `volume ${refused.name}: `;
   throw new DiskError("refused", `${name}${message}`, { code, hint });
@@ -165,7 +165,7 @@ function proofOf(survey: Survey): string {
   return sentences.length === 0 ? "the image's own table maps nothing there" : sentences.join("; or ");
 }
 
-function whySafe(survey: Survey, screen: Screen): string {
+export function whySafe(survey: Survey, screen: Screen): string {
   const sentences = [
     survey.proof === "full"
       ? "A block is given away only if the allocation bitmap calls it free and a walk over every inode and all metadata does not reach it. If the two disagree anywhere, the whole volume stays as it is."
@@ -191,7 +191,12 @@ function nothing({ path, survey }: Reclaimed, screen: Screen): string {
   return wrap(" ", text, screen.columns).join("\n");
 }
 
-export function renderResult(result: Reclaimed, screen: Screen): string {
+/** @param more rows for what else was done */
+export function renderResult(
+  result: Reclaimed,
+  screen: Screen,
+  more: readonly (readonly [string, string])[] = [],
+): string {
   if (!result.applied) {
     return promiseOf(result.survey) === 0 ? nothing(result, screen) : " Nothing was changed.";
   }
@@ -204,6 +209,7 @@ export function renderResult(result: Reclaimed, screen: Screen): string {
   }
   const { hostFreeBefore: before, hostFreeAfter: after } = result;
   rows.push([`${printable(after.mountPoint, screen)} free`, change(before.freeBytes, after.freeBytes)]);
+  rows.push(...more);
   const width = Math.min(
     Math.max(...rows.map(([label]) => columnsOf(label))),
     Math.floor(screen.columns / 2),

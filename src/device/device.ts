@@ -68,6 +68,11 @@ export interface WritableDevice extends BlockDevice {
   flush(): Promise<void>;
 }
 
+/** Bytes of a file and where the device below holds them, one to one; undefined where nobody tells. */
+export interface PhysicalExtent extends Extent {
+  readonly physical: number | undefined;
+}
+
 export interface FileStatus {
   /** The apparent length in bytes. */
   readonly fileBytes: number;
@@ -87,6 +92,10 @@ export interface ReadableFile extends BlockDevice {
    * @returns the bytes read: fewer than asked for, or 0, where it would have to wait
    */
   tryRead?(at: number, into: Uint8Array, offset: number, bytes: number): number;
+  /** Where everything that is allocated of `range` lies on the device below. Absent where the host never tells. */
+  physical?(range: Extent): AsyncIterable<readonly PhysicalExtent[]>;
+  /** Drops what the host holds of it in memory, so that the next read asks the medium. Advice; what is not flushed stays. */
+  forget?(): void;
 }
 
 /** A file of the host, held under a lock for writing. */

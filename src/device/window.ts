@@ -66,6 +66,10 @@ class ReadableWindow<F extends ReadableFile = ReadableFile> implements ReadableF
     return { start: start + this.#start, end: end + this.#start };
   }
 
+  tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
+    return this.file.tryRead?.(this.inFile({ start: at, end: at + bytes }).start, into, offset, bytes) ?? 0;
+  }
+
   async read(at: number, into: Uint8Array): Promise<void> {
     await this.file.read(this.inFile({ start: at, end: at + into.length }).start, into);
   }
@@ -102,6 +106,10 @@ class ReadableWindow<F extends ReadableFile = ReadableFile> implements ReadableF
 }
 
 class WritableWindow extends ReadableWindow<HostFile> implements HostFile {
+  tryWrite(at: number, from: Uint8Array, offset: number, bytes: number): number {
+    return this.file.tryWrite?.(this.inFile({ start: at, end: at + bytes }).start, from, offset, bytes) ?? 0;
+  }
+
   async write(at: number, from: Uint8Array): Promise<void> {
     await this.file.write(this.inFile({ start: at, end: at + from.length }).start, from);
   }

@@ -7,11 +7,11 @@
  * what is compared (H16). Whatever is interrupted leaves a whole image; a second run plans anew and completes.
  */
 import { DiskError } from "../error.ts";
-import type { Source } from "../device/source.ts";
+import type { Image, WritableImage } from "../formats/format.ts";
 import { hostFree, settle } from "../host/space.ts";
 import { execute } from "../reclaim/execute.ts";
 import { contentHash, mapHash } from "./digest.ts";
-import { openImage, openWritable, reading } from "./open.ts";
+import { type Disk, openImage, openWritable, reading } from "./open.ts";
 import type { HostSpace, ReclaimOptions, Reclaimed, Survey } from "./results.ts";
 import { findings, requireSafe, requireWhole } from "./safe.ts";
 import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.ts";
@@ -22,14 +22,43 @@ import { type Prospect, prospectOf, requireTestedHost, sizesOf } from "./survey.
  * `corrupt`, `unsupported`, `interrupted` at a safe point, `io`
  */
 export async function reclaim(file: string, options: ReclaimOptions = {}): Promise<Reclaimed> {
+  return await reclaimWith(file, options, IDLE);
+}
+
+/** Who does more at a reclaim than give back: each step in its turn, under the same lock. */
+export interface Attendant {
+  /** Reads only. @returns the bytes that it has work with */
+  prepare(disk: Disk, prospect: Prospect): Promise<number>;
+  /** All is agreed on, and nothing is given back yet. */
+  begin(disk: Disk<WritableImage>): Promise<void>;
+  /** The plan is carried out. */
+  finish(disk: Disk<WritableImage>): Promise<void>;
+  /** The image is opened anew. */
+  look(image: Image): Promise<void>;
+}
+
+const IDLE: Attendant = {
+  prepare: () => Promise.resolve(0),
+  begin: () => Promise.resolve(),
+  finish: () => Promise.resolve(),
+  look: () => Promise.resolve(),
+};
+
+/** @throws as `reclaim` */
+export async function reclaimWith(
+  file: string,
+  options: ReclaimOptions,
+  attendant: Attendant,
+): Promise<Reclaimed> {
   requireTestedHost(options);
   const host = await spaceOf(file);
-  if (!options.dryRun) return await act(file, host, options);
+  if (!options.dryRun) return await act(file, host, options, attendant);
   return await reading(file, options, async (disk) => {
     await requireSafe(disk, options);
-    const { survey } = await prospectOf(disk, options, "dry-run");
+    const prospect = await prospectOf(disk, options, "dry-run");
     for (const { image, path } of disk.companions) await requireWhole(image, path);
-    return report(survey, { applied: false, host });
+    await attendant.prepare(disk, prospect);
+    return report(prospect.survey, { applied: false, host });
   });
 }
 
@@ -44,14 +73,20 @@ interface Before {
   readonly content: string | null;
 }
 
-async function act(file: string, host: HostSpace, options: ReclaimOptions): Promise<Reclaimed> {
+async function act(
+  file: string,
+  host: HostSpace,
+  options: ReclaimOptions,
+  attendant: Attendant,
+): Promise<Reclaimed> {
   await using disk = await openWritable(file, options);
   await requireSafe(disk, options);
   const prospect = await prospectOf(disk, options, "strict");
   for (const { image, path } of disk.companions) await requireWhole(image, path);
   const { plan, survey, usage } = prospect;
   const totalBytes = plan.unmapBytes + plan.punchBytes + plan.packBytes;
-  if (totalBytes + (plan.leakedBytes ?? 0) === 0) return report(survey, { applied: false, host });
+  const workBytes = await attendant.prepare(disk, prospect);
+  if (totalBytes + (plan.leakedBytes ?? 0) + workBytes === 0) return report(survey, { applied: false, host });
   if (options.confirm && !(await options.confirm(survey, host)))
     return report(survey, { applied: false, host });
   const before: Before = {
@@ -60,6 +95,7 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
       ? await contentHash(disk.image, usage.kept, { ...options, phase: "hashing" })
       : null,
   };
+  await attendant.begin(disk);
   const { interrupted, punchedBytes, cutBytes } = await execute(plan, disk.image.files, {
     ...(options.signal && { signal: options.signal }),
     onProgress: (doneBytes) => options.onProgress?.({ phase: "returning", doneBytes, totalBytes }),
@@ -73,14 +109,16 @@ async function act(file: string, host: HostSpace, options: ReclaimOptions): Prom
       },
     );
   }
+  await attendant.finish(disk);
   await settle(file);
-  const found = await compare(disk.source, options, prospect, before);
+  await using image = await openImage(disk.source, options);
+  const found = await compare(image, options, prospect, before);
+  await attendant.look(image);
   return report(survey, { applied: true, host, hostAfter: await spaceOf(file), ...found });
 }
 
-/** Opens the image anew, as the next program will, and holds it against what was. */
-async function compare(source: Source, options: ReclaimOptions, { survey, usage }: Prospect, before: Before) {
-  await using image = await openImage(source, options);
+/** Holds the image, opened anew as the next program will, against what was. */
+async function compare(image: Image, options: ReclaimOptions, { survey, usage }: Prospect, before: Before) {
   const { errors, leaks, first } = await findings(image);
   if (errors > 0) throw new Error(`the image has ${errors} errors after the reclaim; the first: ${first}`);
   if ((await mapHash(image, usage.kept, survey.method === "punch")) !== before.map) {

@@ -5,13 +5,15 @@
 import type { ExtentSet } from "../bytes/extents.ts";
 import type { Window } from "../device/window.ts";
 import type { Refusal } from "../error.ts";
+import type { PatternName } from "../live/pattern.ts";
+import type { Grade } from "./erase/grade.ts";
 
 /** The classes of a guest byte, everywhere the same. */
 export const CLASSES = ["used", "metadata", "returnable", "hole", "guarded", "worthless", "unknown"] as const;
 export type ByteClass = (typeof CLASSES)[number];
 
 /** Who says that a byte is free. */
-export type Witness = "filesystem" | "zeros" | "gaps" | WorthlessWord | "mapping-table";
+export type Witness = "guarded" | "filesystem" | "zeros" | "gaps" | WorthlessWord | "mapping-table";
 
 export type Method = "auto" | "punch" | "pack";
 export type Proof = "full" | "bitmap";
@@ -30,6 +32,8 @@ export interface Allow {
   /** What is free under encryption is given back (H34). */
   readonly discards?: boolean;
   readonly untestedHost?: boolean;
+  /** Nothing but ullage wrote to the image since its guard was last open, whatever it looks like. */
+  readonly guard?: boolean;
   /** Directories that backing and data files may lie in. */
   readonly outside?: readonly string[];
 }
@@ -38,6 +42,8 @@ export interface OpenOptions {
   /** Overrides detection by content: `qcow2`, `raw`. */
   readonly format?: string;
   readonly allow?: Allow;
+  /** Who opens the image for writing opens the guard beside it as well. */
+  readonly withGuard?: boolean;
   /** The raw disk is only this part of the file. */
   readonly window?: Window;
   /** Passphrases, or what key files hold, for encrypted volumes. */
@@ -65,7 +71,8 @@ export interface SurveyOptions extends OpenOptions {
 
 /** Bytes done of a phase that takes long. */
 export interface Progress {
-  readonly phase: "reading" | "hashing" | "returning" | "copying" | "verifying";
+  readonly phase:
+    "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "restoring" | "searching";
   readonly doneBytes: number;
   readonly totalBytes: number;
 }
@@ -112,6 +119,17 @@ export interface WorthlessReport {
   readonly kept: string | null;
 }
 
+/** What was trimmed, zeroed or written over while the image was served, and can be taken back. */
+export interface GuardReport {
+  readonly guardedBytes: number;
+  /** Of these, bytes that lie in the image and are read as zeros. */
+  readonly maskedBytes: number;
+  /** Of these, bytes that lie in the guard's log. */
+  readonly savedBytes: number;
+  /** Why it does not fit the image: then nothing is masked. */
+  readonly doubt: string | null;
+}
+
 export interface Survey {
   readonly path: string;
   readonly format: string;
@@ -139,6 +157,8 @@ export interface Survey {
   readonly proof: Proof;
   /** Free bytes by who says so; a byte counts for the first witness only. */
   readonly witnesses: readonly { readonly witness: Witness; readonly bytes: number }[];
+  /** What the guard beside the image holds; null without one. */
+  readonly guard: GuardReport | null;
   readonly volumes: readonly VolumeReport[];
   readonly worthless: readonly WorthlessReport[];
   readonly notes: readonly string[];
@@ -182,6 +202,41 @@ export interface Reclaimed {
   readonly notes: readonly string[];
   /** The survey that the plan was made from; not part of the JSON. */
   readonly survey: Survey;
+}
+
+export interface EraseOptions extends Omit<ReclaimOptions, "confirm" | "method"> {
+  /** Default `random`. */
+  readonly pattern?: PatternName;
+  /** Asked once, with the plan in hand and the lock held; false leaves everything as it is. */
+  readonly confirm?: (prospect: Survey, host: HostSpace, intent: EraseIntent) => Promise<boolean>;
+}
+
+/** What an erasure is about to do. */
+export interface EraseIntent {
+  readonly pattern: PatternName;
+  /** Bytes of the image's files that are to be overwritten. */
+  readonly bytes: number;
+  /** What the host allows at best. */
+  readonly grade: Grade;
+  readonly reasons: readonly string[];
+}
+
+export interface Erased extends Reclaimed {
+  readonly pattern: PatternName;
+  /** What was proved; `none` where nothing was done. */
+  readonly grade: Grade;
+  /** Why it is not more, and what it is worth: sentences. In a dry run, of the best that the host allows. */
+  readonly reasons: readonly string[];
+  /** Bytes of the image's files that were overwritten; in a dry run, that would be. */
+  readonly erasedBytes: number;
+  /** Free bytes of the guest that were left: a snapshot, a reflink or a backing image holds them as well. */
+  readonly sharedBytes: number;
+  /** Free bytes of the guest in compressed clusters: overwritten only as far as whole blocks are given back. */
+  readonly compressedBytes: number;
+  /** With `verify`: what was planted before, and looked for in all that the host holds of the image afterwards. */
+  readonly canaries: { readonly planted: number; readonly found: number } | null;
+  /** With `verify`: samples of what was erased; they may lie elsewhere in the image rightly. */
+  readonly samples: { readonly taken: number; readonly found: number } | null;
 }
 
 export interface ExplainOptions extends OpenOptions {

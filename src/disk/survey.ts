@@ -10,7 +10,8 @@ import { assumeHoles, probeImage } from "../host/probe.ts";
 import { EMPTY_PLAN, type Plan } from "../reclaim/plan.ts";
 import { DiskError } from "../error.ts";
 import { ExtentSet } from "../bytes/extents.ts";
-import { allocationOf } from "./allocation.ts";
+import { type Allocation, allocationOf } from "./allocation.ts";
+import { guardReport } from "./guarded.ts";
 import { Disk, reading } from "./open.ts";
 import { predict } from "./predict.ts";
 import type { Survey, SurveyOptions } from "./results.ts";
@@ -21,6 +22,7 @@ export interface Prospect {
   readonly survey: Survey;
   readonly usage: Usage;
   readonly plan: Plan;
+  readonly allocation: Allocation;
 }
 
 /** @throws DiskError `corrupt`, `unsupported`, `refused`, `io` */
@@ -86,12 +88,13 @@ export async function prospectOf(disk: Disk, options: SurveyOptions, earnest: Ea
     method,
     proof: options.proof ?? "full",
     witnesses: [...usage.witnesses].map(([witness, set]) => ({ witness, bytes: set.bytes })),
+    guard: guardReport(disk.guard),
     volumes: usage.volumes,
     worthless: usage.worthless,
     notes,
     regions: usage.regions,
   };
-  return { survey: result, usage, plan: chosen };
+  return { survey: result, usage, plan: chosen, allocation };
 }
 
 /** Sums over all files of the image; the granule is the largest. */

@@ -6,6 +6,7 @@ import { ExtentSet } from "../bytes/extents.ts";
 import { readBytes } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import { execute } from "../reclaim/execute.ts";
+import { judgedByQemu } from "../testing/foreign-image.ts";
 import { conformance } from "../testing/conformance.ts";
 import { tally } from "../testing/conformance/judge.ts";
 import { corpus, unpack } from "../testing/corpus.ts";
@@ -80,7 +81,8 @@ conformance(
       const file = await load(path);
       const image =
         version === 1 ? asVersion1(file, clusterBytes, Math.ceil(virtualBytes / clusterBytes)) : file;
-      return { files: new Map([["disk.hds", image]]), image: "disk.hds", content: guestBytes(path) };
+      const judge = judgedByQemu(t, "parallels", "disk.hds");
+      return { files: new Map([["disk.hds", image]]), image: "disk.hds", content: guestBytes(path), judge };
     },
   })),
 );

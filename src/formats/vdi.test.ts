@@ -11,6 +11,7 @@ import {
   type Folder,
   foreignBytes,
   foreignImage,
+  judgedByQemu,
   ownImage,
   parentsBeside,
 } from "../testing/foreign-image.ts";
@@ -44,7 +45,8 @@ const byQemu = (options: string): Variant => ({
       writes,
     });
     const file = await SimulatedFile.load(path, { name: "disk.vdi" });
-    return { files: new Map([["disk.vdi", file]]), image: "disk.vdi", content: foreignBytes(path, "vdi") };
+    const [content, judge] = [foreignBytes(path, "vdi"), judgedByQemu(t, "vdi", "disk.vdi")];
+    return { files: new Map([["disk.vdi", file]]), image: "disk.vdi", content, judge };
   },
 });
 

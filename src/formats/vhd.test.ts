@@ -11,6 +11,7 @@ import {
   type Folder,
   foreignBytes,
   foreignImage,
+  judgedByQemu,
   ownImage,
   parentsBeside,
 } from "../testing/foreign-image.ts";
@@ -50,6 +51,7 @@ conformance(vhd, [
             files: new Map([["disk.vhd", file]]),
             image: "disk.vhd",
             content: foreignBytes(path, "vpc"),
+            judge: judgedByQemu(t, "vpc", "disk.vhd"),
           };
         },
       }) satisfies Parameters<typeof conformance>[1][number],

@@ -2,6 +2,7 @@
  * The suite of all image formats, over every kind of VMDK that QEMU makes.
  */
 import type { TestContext } from "node:test";
+import { judgedByQemu } from "../testing/foreign-image.ts";
 import { conformance, type Variant } from "../testing/conformance.ts";
 import type { Files } from "../testing/crash.ts";
 import type { Random } from "../testing/seeds.ts";
@@ -80,7 +81,8 @@ conformance(vmdk, [
       if (!requires(t, "qemu-img", "qemu-io")) return undefined;
       const folder = scratch(t);
       const path = makeVmdk(folder, kind, random);
-      return { files: await filesIn(folder), image: "disk.vmdk", content: vmdkBytes(path) };
+      const judge = judgedByQemu(t, "vmdk", "disk.vmdk");
+      return { files: await filesIn(folder), image: "disk.vmdk", content: vmdkBytes(path), judge };
     },
     openParent: (files: Files) => (name: string) =>
       vmdk.open(simulatedSource(new Map(files), name), () => Promise.reject(new Error("one parent"))),

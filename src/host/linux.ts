@@ -32,6 +32,8 @@ export function linux(): Platform | undefined {
     clone: cloneCall(call),
     extents: (fd, range) => fiemap(fd, range) ?? seek(fd, range),
     dataExtents: seek,
+    forget: forgetCall(library),
+    journalsData: journalsDataCall(call),
     isHole: (fd, { start, end }) => ifKnown(() => (nextData(lseek, fd, start) ?? end) >= end) ?? false,
     locks: ofdLocks(call),
     settle: (fd) => new Promise((resolve) => syncfs.async(fd, () => resolve())),
@@ -82,6 +84,8 @@ const FIEMAP_FLAG_SYNC = 0x1;
 const FIEMAP_EXTENT_LAST = 0x1;
 const FIEMAP_EXTENT_UNWRITTEN = 0x800;
 const FIEMAP_EXTENT_SHARED = 0x2000;
+/** UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL: not byte for byte at that place. */
+const FIEMAP_EXTENT_ELSEWHERE = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400;
 const EXTENTS_MAX = 4096;
 
 /** SYNC settles delayed allocation first, so that what is missing in the answer is a hole (H8). */
@@ -116,11 +120,34 @@ function fiemapExtents(view: DataView, range: Extent): ExtentBatch {
     if ((flags & FIEMAP_EXTENT_LAST) !== 0) last = true;
     if (start >= end) continue;
     const unwritten = (flags & FIEMAP_EXTENT_UNWRITTEN) !== 0;
-    extents.push({ start, end, unwritten, shared: (flags & FIEMAP_EXTENT_SHARED) !== 0 });
+    const isPlain = (flags & FIEMAP_EXTENT_ELSEWHERE) === 0;
+    const physical = isPlain ? u64(at + 8) + start - logical : undefined;
+    extents.push({ start, end, unwritten, shared: (flags & FIEMAP_EXTENT_SHARED) !== 0, physical });
     known = end;
   }
   // A full batch that tells nothing new would be asked for again and again.
   return { extents, end: last || known === range.start ? range.end : known };
+}
+
+const POSIX_FADV_DONTNEED = 4;
+
+/** Returns its error instead of setting `errno`; what is advice is not asked after. */
+function forgetCall(library: NativeLibrary): (fd: number) => void {
+  const advise = library.bind("int posix_fadvise(int fd, int64_t at, int64_t bytes, int advice)");
+  return (fd) => void advise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+const FS_IOC_GETFLAGS = 0x80086601;
+const FS_JOURNAL_DATA_FL = 0x4000;
+
+function journalsDataCall(call: Checked): (fd: number) => boolean | undefined {
+  const ioctl = call("int ioctl(int fd, unsigned long request, void *argument)");
+  return (fd) =>
+    ifKnown(() => {
+      const flags = new DataView(new ArrayBuffer(8));
+      ioctl(fd, FS_IOC_GETFLAGS, new Uint8Array(flags.buffer));
+      return (flags.getUint32(0, true) & FS_JOURNAL_DATA_FL) !== 0;
+    });
 }
 
 const FICLONERANGE = 0x4020940d;

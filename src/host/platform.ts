@@ -19,6 +19,8 @@ export interface HostExtent extends Extent {
   readonly unwritten: boolean;
   /** Another file has the same blocks (reflink, snapshot). */
   readonly shared: boolean;
+  /** Where it lies on the device below, byte for byte; undefined where the host does not tell, or stores something else. */
+  readonly physical?: number | undefined;
 }
 
 /** Ascending, clipped to the range, of bounded number. */
@@ -43,6 +45,10 @@ export interface Platform {
   dataExtents?(fd: number, range: Extent): ExtentBatch | undefined;
   /** Whether nothing is allocated in the range, and nothing of it waits in memory to be; absent where no call tells quickly. */
   isHole?(fd: number, range: Extent): boolean;
+  /** Drops what is in memory of the file and on the medium as well: the next read asks the medium. Advice. */
+  forget?(fd: number): void;
+  /** `lsattr`: whether changes of the file's content go to the journal first; undefined where the host cannot tell. */
+  journalsData?(fd: number): boolean | undefined;
   readonly locks: Locks;
   /** Returns when the host has settled its accounts of the filesystem that holds the file (H35). */
   settle(fd: number): Promise<void>;

@@ -18,7 +18,8 @@ export async function hostFree(path: string): Promise<HostSpace> {
   try {
     const real = realpathSync.native(path);
     const { bavail, bsize } = statfsSync(real);
-    return { freeBytes: bavail * bsize, ...mountOf(real) };
+    const { filesystem, mount } = mountOf(real);
+    return { freeBytes: bavail * bsize, filesystem, mount };
   } catch (error) {
     throw hostError(error, `${path}: free space`);
   }
@@ -39,17 +40,24 @@ export async function settle(path: string): Promise<void> {
   }
 }
 
+interface Mount extends Pick<HostSpace, "filesystem" | "mount"> {
+  /** Those of the filesystem itself. */
+  readonly options: readonly string[];
+}
+
 /** `36 35 98:0 / /mnt\040point rw - ext4 /dev/sda1 rw`: the longest mount point, and the last of its name, wins. */
-function mountOf(path: string): { filesystem: string; mount: string } {
-  let best = { filesystem: "unknown", mount: "" };
+export function mountOf(path: string): Mount {
+  let best: Mount = { filesystem: "unknown", mount: "", options: [] };
   for (const line of mountTable()) {
     const [mounted, source] = line.split(" - ");
-    const filesystem = source?.split(" ")[0];
+    const [filesystem, , words = ""] = source?.split(" ") ?? [];
     const mount = mounted!.split(" ")[4]?.replace(/\\([0-7]{3})/g, (_, octal: string) => {
       return String.fromCharCode(Number.parseInt(octal, 8));
     });
     if (mount === undefined || filesystem === undefined || mount.length < best.mount.length) continue;
-    if (path === mount || path.startsWith(mount === "/" ? "/" : `${mount}/`)) best = { filesystem, mount };
+    if (path === mount || path.startsWith(mount === "/" ? "/" : `${mount}/`)) {
+      best = { filesystem, mount, options: words.split(",") };
+    }
   }
   return best.mount === "" ? { ...best, mount: "/" } : best;
 }

@@ -87,7 +87,7 @@ test("errors come for their kind of request, with their name, and nothing is car
   const below = file();
   const before = below.peek();
   const device = new Failing(withWay(below), parseFailures("write=1:ENOSPC,trim=100%,zero=after0:EPERM"));
-  assert.deepEqual(await failures(device), { write: "io ENOSPC", trim: "io EIO", zero: "refused EPERM" });
+  assert.deepEqual(await failures(device), { write: "io no-space", trim: "io EIO", zero: "refused EPERM" });
   assert.deepEqual(below.peek(), before);
   assert.equal(device.locate(0, 10, "write"), undefined);
   assert.equal(device.locate(0, 10, "read")?.at, 0);
@@ -129,7 +129,7 @@ test("a log has one line for each request: when, what, where, how it went, how l
   const lines: string[] = [];
   const below = withWay(file());
   const device = new Logged(new Failing(below, parseFailures("zero=1:ENOSPC")), (line) => lines.push(line));
-  assert.deepEqual(await failures(device), { zero: "io ENOSPC" });
+  assert.deepEqual(await failures(device), { zero: "io no-space" });
   assert.equal(device.locate(0, 10, "read"), undefined, "no request passes by");
   const shape = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (.+) \d+\.\d{3}ms$/;
   assert.deepEqual(
@@ -138,7 +138,7 @@ test("a log has one line for each request: when, what, where, how it went, how l
       "read    offset=0x200 bytes=0x64 ok",
       "write   offset=0x400 bytes=0x2 ok",
       "trim    offset=0x1000 bytes=0x1000 ok",
-      "zero    offset=0x64 bytes=0xc8 ENOSPC",
+      "zero    offset=0x64 bytes=0xc8 no-space",
       "flush   ok",
       "extents offset=0x0 bytes=0xa000 ok",
     ],

@@ -20,10 +20,13 @@ const KINDS = {
   EINVAL: "usage",
   ENOSPC: "io",
   ENOTSUP: "unsupported",
-  ESHUTDOWN: "io",
+  ESHUTDOWN: "interrupted",
 } as const satisfies Readonly<Record<string, ErrorKind>>;
 
 export type ErrorName = keyof typeof KINDS;
+
+/** Where the host's own failure has another code. */
+const CODES: Readonly<Partial<Record<ErrorName, string>>> = { ENOSPC: "no-space" };
 
 export interface FailureRule {
   /** The share of requests that fail, 0 to 1. */
@@ -67,7 +70,9 @@ export class Failing extends Around {
     const rule = this.#rules.get(operation);
     if (rule !== undefined && this.#isDue(operation, rule) && this.#isOn()) {
       const what = `${operation} of ${bytes} bytes at ${at}`;
-      throw new DiskError(KINDS[rule.name], `${what}: ${rule.name} by --error`, { code: rule.name });
+      throw new DiskError(KINDS[rule.name], `${what}: ${rule.name} by --error`, {
+        code: CODES[rule.name] ?? rule.name,
+      });
     }
     return await carryOut();
   }

@@ -2,7 +2,7 @@
  * Log: one line for each request, when it is done.
  *
  *   2026-11-26T10:42:00.123Z trim  offset=0x10000 bytes=0x1000 ok 0.412ms
- *   2026-11-26T10:42:00.125Z write offset=0x0 bytes=0x200 ENOSPC 1.003ms
+ *   2026-11-26T10:42:00.125Z write offset=0x0 bytes=0x200 no-space 1.003ms
  *
  * The time is when the request came, in UTC; the last figure is how long it took. A failure shows its code, or its
  * kind where it has none. `--log FILE` appends to that file; `--log -` is stderr.

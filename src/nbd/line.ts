@@ -2,10 +2,9 @@
  * The transmission phase on a socket, in two ways that share the `Transmission`:
  *
  *   StraightLine   plain system calls on the descriptor, driven by `StraightLoop`      Linux, in the clear
- *   streamLine     Node's stream: TLS, and hosts without the calls
+ *   StreamLine     Node's stream (`stream-line.ts`): TLS, and hosts without the calls
  */
 import { closeSync } from "node:fs";
-import type { Duplex } from "node:stream";
 import { SystemError } from "../host/native.ts";
 import type { PolledLine, SocketCalls } from "../host/straight.ts";
 import { Inbox } from "./inbox.ts";
@@ -173,89 +172,4 @@ export function whyEnded(error: unknown): string {
   if (error instanceof ProtocolBreach) return `the client broke the protocol: ${error.message}`;
   if (error instanceof SystemError) return `the connection broke off (${error.code})`;
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
-}
-
-/** So much may wait in Node's stream; more stays in the outbox, and nothing more is taken up. */
-const STREAM_BYTES_MAX = 4 * 1024 * 1024;
-
-function sinkOf(stream: Duplex): Sink {
-  return {
-    send(from, offset, bytes) {
-      const room = Math.min(bytes, STREAM_BYTES_MAX - stream.writableLength);
-      if (room > 0) stream.write(from.slice(offset, offset + room));
-      return room;
-    },
-  };
-}
-
-/** Serves a session over a stream. @param received what came in already, after the handshake */
-export function streamLine(
-  stream: Duplex,
-  session: Session,
-  received: Uint8Array,
-  options: LineOptions,
-): Line {
-  const inbox = new Inbox();
-  const outbox = new Outbox();
-  const { promise: closed, resolve: end } = Promise.withResolvers<void>();
-  let takesNoMore = false;
-  const transmission = new Transmission(session, outbox, {
-    ...options,
-    sendsFiles: false,
-    onNews: () => step(),
-  });
-  const sink = sinkOf(stream);
-  let waiting: Uint8Array = received;
-
-  function step(): void {
-    try {
-      takeWhatIsThere();
-    } catch (error) {
-      options.log(whyEnded(error));
-      stream.destroy();
-    }
-    if (!stream.destroyed) return;
-    transmission.abandon();
-    if (transmission.pending === 0) end();
-  }
-
-  function takeWhatIsThere(): void {
-    if (stream.destroyed || !outbox.flush(sink)) return;
-    for (;;) {
-      const isStuck = transmission.take(inbox);
-      const wasFull = transmission.isFull;
-      if (!outbox.flush(sink)) return;
-      // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
-      if (isStuck && wasFull && !transmission.isFull) continue;
-      if (isStuck) return;
-      if (transmission.isOver || takesNoMore) {
-        if (transmission.pending === 0) stream.end(() => stream.destroy());
-        return;
-      }
-      if (waiting.length === 0) break;
-      waiting = waiting.subarray(inbox.add(waiting, transmission.headerBytes));
-    }
-    if (stream.isPaused()) stream.resume();
-  }
-
-  stream.on("data", (chunk: Uint8Array) => {
-    stream.pause();
-    waiting = chunk;
-    step();
-  });
-  stream.on("drain", step);
-  stream.on("error", () => stream.destroy());
-  stream.on("close", step);
-  stream.on("end", () => stream.destroy());
-  stream.pause();
-  setImmediate(step);
-  return {
-    closed,
-    finish() {
-      takesNoMore = true;
-      step();
-      return closed;
-    },
-    close: () => void stream.destroy(),
-  };
 }

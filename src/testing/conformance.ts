@@ -44,6 +44,8 @@ export interface Sample {
   readonly image: string;
   /** What the guest reads, as the foreign tool says. */
   readonly content: Uint8Array;
+  /** The foreign tool's word on the image after all of it was written to: whole, and reads `content`. */
+  judge?(files: Files, content: Uint8Array): Promise<void>;
 }
 
 type Check = (bench: Bench) => Promise<void>;

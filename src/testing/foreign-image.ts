@@ -1,14 +1,17 @@
 /**
  * Images of formats that `qemu-img` makes and reads, of any kind: `qemu.ts` has what qcow2 alone needs.
  */
+import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import type { TestContext } from "node:test";
 import { readBytes } from "../device/device.ts";
 import type { ImageFormat, OpenParent } from "../formats/format.ts";
 import { type PatternWrite, writeCommand } from "./qemu.ts";
 import type { SimulatedFile } from "./simulated-file.ts";
 import { simulatedSource } from "./simulated-source.ts";
-import { run } from "./tools.ts";
+import type { Files } from "./crash.ts";
+import { attempt, run, scratch } from "./tools.ts";
 
 export interface ForeignImage {
   readonly folder: string;
@@ -51,6 +54,20 @@ export function foreignBytes(path: string, format: string): Buffer {
   const raw = `${path}.raw`;
   run("qemu-img", ["convert", "-t", "unsafe", "-f", format, "-O", "raw", path, raw]);
   return readFileSync(raw);
+}
+
+const CHECK_UNKNOWN = 63;
+
+/** QEMU's word on an image that lies in simulated files: neither errors nor leaks, and this content. */
+export function judgedByQemu(t: TestContext, format: string, image: string) {
+  return async (files: Files, content: Uint8Array): Promise<void> => {
+    const folder = scratch(t);
+    for (const [name, file] of files) await file.save(join(folder, name));
+    const path = join(folder, image);
+    const { status, stdout, stderr } = attempt("qemu-img", ["check", "-f", format, path]);
+    assert.ok(status === 0 || status === CHECK_UNKNOWN, `qemu-img check: ${stdout}${stderr}`);
+    assert.equal(foreignBytes(path, format).compare(content), 0, "QEMU reads the same");
+  };
 }
 
 /** The folder that an image of our own lies in. */

@@ -11,6 +11,7 @@ import { exfat, fat } from "./fat.ts";
 import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
+import { nbdHandshake } from "./nbd-handshake.ts";
 import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -48,4 +49,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   luks,
   xfs,
   xfsLog,
+  nbdHandshake,
 ];

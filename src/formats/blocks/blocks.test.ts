@@ -36,6 +36,7 @@ const Header = struct({
 });
 
 const AREA = 4096;
+const TAIL = 0xee;
 const FREED = [ABSENT, ZERO, undefined, undefined];
 const EMPTY_ENTRY = 0;
 const ZERO_ENTRY = 1;
@@ -53,6 +54,7 @@ async function layoutOf<F extends ReadableFile>(file: F, parent: Image | undefin
     const entry = entries.getUint32(block * 4, true);
     table.set(block, entry === EMPTY_ENTRY ? ABSENT : entry === ZERO_ENTRY ? ZERO : entry - 2);
   }
+  const tail = await readBytes(file, file.bytes - header.tailBytes, header.tailBytes);
   return {
     fileName: "",
     file,
@@ -75,7 +77,8 @@ async function layoutOf<F extends ReadableFile>(file: F, parent: Image | undefin
     ...(header.freed === 3 && { freedByPacking: parent ? ZERO : ABSENT }),
     blocksStartBytes: 4 * AREA,
     fixed: ExtentSet.EMPTY,
-    tailBytes: header.tailBytes,
+    // A writer that was cut off may have left none.
+    tailBytes: tail.every((byte) => byte === TAIL) ? header.tailBytes : 0,
     endAlignBytes: 512,
     ending(end, before) {
       const bytes = (slots: number) => new Uint8Array(new Uint32Array([slots]).buffer);
@@ -124,15 +127,13 @@ const toy: ImageFormat = {
 async function writable(file: HostFile, parent: Image | undefined): Promise<WritableBlockImage> {
   const layout = await layoutOf(file, parent);
   const header = await readBytes(file, 0, Header.bytes);
+  const { tailBytes } = Header.decode(header);
   return new WritableBlockImage(layout, facts(parent), {
     newHead: new Uint8Array(layout.headBytes).fill(0xff),
     async settle(end: BlocksEnd) {
       Header.encode({ slots: end.slots }, header);
       await file.write(0, header);
-      if (layout.tailBytes > 0) {
-        const at = Math.max(end.bytes, file.bytes - layout.tailBytes);
-        await file.write(at === end.bytes ? at : end.bytes, new Uint8Array(layout.tailBytes).fill(0xee));
-      }
+      if (tailBytes > 0) await file.write(end.bytes, new Uint8Array(tailBytes).fill(TAIL));
     },
   });
 }
@@ -181,6 +182,7 @@ async function make(shape: Shape, random: Random) {
     header,
   );
   await file.write(0, header);
+  await file.write(4 * AREA, new Uint8Array(shape.tailBytes ?? 0).fill(TAIL));
   const files = new Map([["toy", file]]);
   const content = new Uint8Array(DISK_BYTES);
   if (shape.parent) {
@@ -241,7 +243,9 @@ for (const [what, entries, message] of [
 
 test("H17: a block that reaches into the tail is an error, and the tail is not punched", async () => {
   const files = await four([place(0), place(32), place(64), place(96)]);
-  await files.get("toy")!.write(Header.at.tailBytes, Uint8Array.of(0, 2));
+  const file = files.get("toy")!;
+  await file.write(Header.at.tailBytes, Uint8Array.of(0, 2));
+  await file.write(file.bytes - 512, new Uint8Array(512).fill(TAIL));
   await using image = await toy.open(simulatedSource(files, "toy"), none);
   await assert.rejects(image.plan(EVERYTHING), { kind: "corrupt", message: /block 3 .* the blocks end at/ });
 });

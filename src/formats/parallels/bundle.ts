@@ -171,6 +171,8 @@ export class ParallelsBundle<F extends ReadableFile = ReadableFile> implements I
 export class WritableParallelsBundle extends ParallelsBundle<HostFile> implements WritableImage {
   /** Of each storage; undefined: a plain file. */
   readonly #writers: readonly (BlockWriter | undefined)[];
+  /** Something was written: it may be. */
+  #isWritten = false;
 
   constructor(shot: Shot<HostFile>) {
     super(shot);
@@ -190,8 +192,11 @@ export class WritableParallelsBundle extends ParallelsBundle<HostFile> implement
     const { storages } = this.shot.descriptor;
     const index = storages.findIndex(({ end }) => at < end);
     const storage = storages[index];
-    if (storage === undefined) return undefined;
-    return this.#writers[index]?.locate(at - storage.start, Math.min(bytes, storage.end - at));
+    if (storage === undefined || !this.#isWritten) return undefined;
+    const [inside, most] = [at - storage.start, Math.min(bytes, storage.end - at)];
+    const writer = this.#writers[index];
+    if (writer !== undefined) return writer.locate(inside, most);
+    return { file: this.shot.layers[index]!.file, at: inside, bytes: most, isStable: true };
   }
 
   write(at: number, from: Uint8Array): Promise<void> {
@@ -241,5 +246,6 @@ export class WritableParallelsBundle extends ParallelsBundle<HostFile> implement
       if (from >= to) continue;
       await change(this.#writers[index] ?? layer.file, { start: from - start, end: to - start }, start);
     }
+    this.#isWritten = true;
   }
 }

@@ -4,6 +4,7 @@
  */
 import { dirname } from "node:path";
 import { conformance } from "../../testing/conformance.ts";
+import { judgedByQemu } from "../../testing/foreign-image.ts";
 import { guestBytes } from "../../testing/qemu.ts";
 import { KINDS, loadFolder, makeImage, parentsIn } from "../../testing/qcow2-kinds.ts";
 import { requires, run, scratch } from "../../testing/tools.ts";
@@ -31,7 +32,14 @@ conformance(
       run("rm", [`${path}.active.raw`]);
       // QEMU was told an absolute path; the suite's files lie in one folder and know bare names.
       if (kind.dataFile) run("qemu-img", ["amend", "-f", "qcow2", "-o", "data_file=image.data", path]);
-      return { files: await loadFolder(dirname(path)), image: "image.qcow2", content };
+      // QEMU looks for the data file in the folder that it was started in.
+      const judge = kind.dataFile ? undefined : judgedByQemu(t, "qcow2", "image.qcow2");
+      return {
+        files: await loadFolder(dirname(path)),
+        image: "image.qcow2",
+        content,
+        ...(judge && { judge }),
+      };
     },
     openParent: parentsIn,
   })),

@@ -2,6 +2,7 @@
  * The suite of all image formats, over images that QEMU made, and over differencing disks, which it cannot make.
  */
 import { conformance, type Variant } from "../../testing/conformance.ts";
+import { judgedByQemu } from "../../testing/foreign-image.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { requires, scratch } from "../../testing/tools.ts";
 import { makeDifferencing, makeVhdx, vhdxContent, vhdxParents } from "../../testing/vhdx-kinds.ts";
@@ -33,7 +34,9 @@ conformance(vhdx, [
       if (!requires(t, "qemu-img", "qemu-io")) return undefined;
       const path = makeVhdx(scratch(t), options, random);
       const file = await SimulatedFile.load(path);
-      return { files: new Map([["image.vhdx", file]]), image: "image.vhdx", content: vhdxContent(path) };
+      const judge = judgedByQemu(t, "vhdx", "image.vhdx");
+      const content = vhdxContent(path);
+      return { files: new Map([["image.vhdx", file]]), image: "image.vhdx", content, judge };
     },
   })),
   differencing(512),

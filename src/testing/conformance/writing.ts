@@ -27,6 +27,7 @@ export async function behavesLikeBytes(bench: Bench): Promise<void> {
   mustEqual(await readBytes(image, 0, image.bytes), model, 0, `${bench.label} opened anew`);
   const { errors, leaks, first } = await tally(image);
   assert.deepEqual([errors, leaks], [0, 0], `${bench.label}: ${first}`);
+  await bench.sample.judge?.(files, model);
 }
 
 /** Of whoever writes: every sector is old or new. */
