@@ -207,9 +207,9 @@ test("a host that says it dropped something, and did not, is found out", async (
   const { file } = disk(4);
   const failures: unknown[] = [];
   file.discard = () => Promise.resolve();
-  const { write } = file;
+  const write = file.write.bind(file);
   let writes = 0;
-  file.write = (at, from) => (writes++ === 0 ? write.call(file, at, from) : Promise.resolve());
+  file.write = (at, from) => (writes++ === 0 ? write(at, from) : Promise.resolve());
   const device = new Erasing(file, { pattern: "random", onFailure: (error) => failures.push(error) });
   await device.discard(block(1));
   await device.settled();
