@@ -106,8 +106,8 @@ export const OF_NBD: readonly Mutation[] = [
     hazard: "H28",
     guard: "contexts need structured replies",
     file: "src/nbd/handshake.ts",
-    from: "if (this.agreed.structured) return;",
-    to: "if (this.agreed) return;",
+    from: "if (!this.agreed.structured) {",
+    to: "if (!this.agreed) {",
     tests: HANDSHAKE,
   },
   {
