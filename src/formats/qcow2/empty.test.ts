@@ -6,7 +6,6 @@ import { test } from "node:test";
 import { readBytes, wholeMap } from "../../device/device.ts";
 import { recording } from "../../testing/crash.ts";
 import { durable } from "../../testing/conformance/writer-crash.ts";
-import { ownImage } from "../../testing/foreign-image.ts";
 import { parentsIn } from "../../testing/qcow2-kinds.ts";
 import { SimulatedFile } from "../../testing/simulated-file.ts";
 import { simulatedSource } from "../../testing/simulated-source.ts";
