@@ -11,5 +11,6 @@ export { reclaim } from "./disk/reclaim.ts";
 export { erase } from "./disk/erase.ts";
 export { convert } from "./disk/convert.ts";
 export { explain } from "./disk/explain.ts";
+export { undo, type Burst, type Undone, type UndoOptions } from "./disk/undo.ts";
 export { check, create, info } from "./disk/image.ts";
 export * from "./disk/results.ts";

@@ -79,6 +79,7 @@ const survey: Survey = {
   ],
   notes: [],
   regions,
+  guard: null,
 };
 
 const reclaimed: Reclaimed = {
@@ -319,6 +320,7 @@ test("nothing that a guest wrote reaches the terminal as a command (H25)", () =>
     summary: evil,
     notes: [evil],
     worthless: [],
+    guard: null,
     volumes: [volume, { ...volume, state: "refused", reason }],
   };
   const shown = [

@@ -56,8 +56,35 @@ const SHAPES: readonly Shape[] = [
   ),
 ];
 
+/** Few: it is the same plan, and what comes before it. */
+const ERASED: readonly Shape[] = [
+  { name: "raw, erase", deed: "erase" },
+  { name: "v3, erase", options: "cluster_size=4k", deed: "erase" },
+  { name: "v3, subclusters, erase", options: "cluster_size=64k,extended_l2=on", deed: "erase" },
+  { name: "v3, snapshot, erase", options: "cluster_size=4k", deed: "erase", past: "snapshot" },
+  { name: "v3, compressed, erase", options: "cluster_size=4k", deed: "erase", past: "compressed" },
+  { name: "v3, leaks, erase", options: "cluster_size=4k", deed: "erase", past: "leaks" },
+  {
+    name: "v2 above a parent, erase",
+    options: "cluster_size=4k,compat=0.10",
+    deed: "erase",
+    past: "backing",
+  },
+  ...MAPPED_BLOCKS.map(({ format, options }) => ({
+    name: `${format}, erase`,
+    format,
+    options,
+    deed: "erase" as const,
+  })),
+];
+
+/** Those of `ullage erase`. */
+export const eraseScenarios = (folder: string): AsyncGenerator<Scenario> => scenarios(folder, ERASED);
+
 /** Makes every scenario in `folder`; needs mke2fs, debugfs and qemu-img. */
-export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> {
+export const crashScenarios = (folder: string): AsyncGenerator<Scenario> => scenarios(folder, SHAPES);
+
+async function* scenarios(folder: string, shapes: readonly Shape[]): AsyncGenerator<Scenario> {
   const guest = makeGuest({
     folder,
     name: "guest",
@@ -66,7 +93,7 @@ export async function* crashScenarios(folder: string): AsyncGenerator<Scenario> 
     files: 20,
     fileBytesMax: 80 * KIB,
   });
-  for (const shape of SHAPES) {
+  for (const shape of shapes) {
     const { name, deed } = shape;
     if (shape.options === undefined) {
       yield { name, format: "raw", deed, files: new Map([["disk", await SimulatedFile.load(guest)]]) };

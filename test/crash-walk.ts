@@ -10,11 +10,14 @@ import { ExtentSet } from "../src/bytes/extents.ts";
 import { DiskError } from "../src/error.ts";
 import { allocationOf } from "../src/disk/allocation.ts";
 import { contentHash } from "../src/disk/digest.ts";
+import { overwriteAll, zeroLeft } from "../src/disk/erase/overwriting.ts";
+import { remainsOf } from "../src/disk/erase/remains.ts";
 import { Disk } from "../src/disk/open.ts";
 import { usageOf } from "../src/disk/usage.ts";
 import { FORMATS } from "../src/formats/all.ts";
 import type { Image, OpenParent, WritableImage } from "../src/formats/format.ts";
 import { execute } from "../src/reclaim/execute.ts";
+import { patternOf } from "../src/live/pattern.ts";
 import type { Plan } from "../src/reclaim/plan.ts";
 import { crashStates, type Files, recording } from "../src/testing/crash.ts";
 import type { Random } from "../src/testing/seeds.ts";
@@ -22,7 +25,7 @@ import type { Fault, SimulatedFile } from "../src/testing/simulated-file.ts";
 import { simulatedSource } from "../src/testing/simulated-source.ts";
 
 /** What is done to the image, and crashed. */
-export type Deed = "punch" | "pack" | "repair";
+export type Deed = "punch" | "pack" | "repair" | "erase";
 
 export interface Scenario {
   readonly name: string;
@@ -66,7 +69,7 @@ export async function planned(image: WritableImage, deed: Deed): Promise<Planned
   const { free, kept } = await usageOf(disk, await allocationOf(image), { proof: "full" });
   if (deed === "repair") return { plan: await image.repairLeaks!(), kept, free };
   const wish = { free, blank: ExtentSet.EMPTY, minHoleBytes: 0, hostBlockBytes: 4096 };
-  const plan = await image.plan({ ...wish, pack: deed === "pack", punch: deed === "punch" });
+  const plan = await image.plan({ ...wish, pack: deed === "pack", punch: deed !== "pack" });
   return { plan, kept, free };
 }
 
@@ -97,13 +100,23 @@ async function counts(scenario: Scenario, files: Files): Promise<Counts> {
   return sum;
 }
 
+/** What is erased is overwritten before the plan begins, and the pieces that it leaves get zeros. */
+async function carryOut(image: WritableImage, deed: Deed, { plan, free }: Planned): Promise<void> {
+  const { files } = image;
+  if (deed !== "erase") return void (await execute(plan, files));
+  const remains = await remainsOf(image, free, plan, await allocationOf(image));
+  await overwriteAll(files, remains.files, patternOf("random"), () => {});
+  await execute(plan, files);
+  await zeroLeft(files, remains.files, plan);
+}
+
 /** Runs the deed on recording copies. */
 async function perform(scenario: Scenario, files: Files) {
   const recorded = recording(files);
   await using image = await openWriter(scenario, recorded.files);
-  const { plan, kept, free } = await planned(image, scenario.deed);
-  await execute(plan, image.files);
-  return { ...recorded, kept, free };
+  const found = await planned(image, scenario.deed);
+  await carryOut(image, scenario.deed, found);
+  return { ...recorded, kept: found.kept, free: found.free };
 }
 
 /** @returns how many states were visited. @throws AssertionError with the state's label */
@@ -212,7 +225,7 @@ async function failing(context: Judged, fault: Fault, capacityBytes: number): Pr
   const where = `${scenario.name}: ${JSON.stringify(fault)}, room for ${capacityBytes} bytes`;
   try {
     await using image = await openWriter(scenario, files);
-    await execute((await planned(image, scenario.deed)).plan, image.files);
+    await carryOut(image, scenario.deed, await planned(image, scenario.deed));
   } catch (error) {
     assert.ok(error instanceof DiskError && error.kind === "io", `${where}: ${String(error)}`);
   }

@@ -5,9 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test, type TestContext } from "node:test";
@@ -23,10 +21,11 @@ import {
   rawView,
   requiresLiveGuest,
   serveAll,
+  stored,
 } from "../src/testing/live-guest.ts";
 import { otherKernel } from "../src/testing/other-kernel.ts";
 import { qemuCheck } from "../src/testing/qemu.ts";
-import { serving } from "../src/testing/serving.ts";
+import { freePort, serving } from "../src/testing/serving.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const BINARY = join(import.meta.dirname, "../bin/ullage.js");
@@ -54,11 +53,11 @@ async function filled(t: TestContext): Promise<Filled | undefined> {
 
 async function fill(t: TestContext): Promise<Filled | undefined> {
   const disks = [...blankDisks(folder, "qcow2"), ...blankDisks(folder, "raw")];
-  const script = `each make; each mount_with nodiscard; each fill first 40; each delete first; ${COMMITS}; ${PRINT}`;
+  const script = `each make; each mount_with nodiscard; each fill first 24; each delete first; ${COMMITS}; ${PRINT}`;
   const printed = await lives(t, disks, script);
   if (printed === undefined) return undefined;
   const prints = printsOf(printed);
-  assert.ok(prints.length === disks.length && prints.every((print) => print.split("\n").length === 42));
+  assert.ok(prints.length === disks.length && prints.every((print) => print.split("\n").length === 26));
   return { disks, prints };
 }
 
@@ -103,16 +102,23 @@ test("fstrim gives back what survey promised; reclaim finds nothing more", async
   if (origin === undefined) return;
   const disks = copies(t, origin.disks);
   const before = await surveys(disks);
+  const stores = disks.map(stored);
   const printed = await lives(t, disks, `each mount_with nodiscard; each trim; ${PRINT}`);
   assert.deepEqual(printsOf(printed!), origin.prints);
   for (const [i, after] of (await surveys(disks)).entries()) {
-    const { hostBytes, reclaimableBytes, usedBytes } = before[i]!;
-    assert.ok(reclaimableBytes > 3 * MiB, `${nameOf(disks[i]!)}: ${reclaimableBytes} bytes promised`);
-    // By as much as the guest itself came to use more or less: Btrfs moves its trees with each mount.
-    const grown = after.usedBytes - usedBytes;
-    if (disks[i]!.filesystem !== "btrfs") assert.equal(grown, 0, nameOf(disks[i]!));
-    assert.equal(after.hostBytes! - (hostBytes! - reclaimableBytes), grown, nameOf(disks[i]!));
-    assert.equal(after.reclaimableBytes, 0, nameOf(disks[i]!));
+    const name = nameOf(disks[i]!);
+    const { hostBytes, reclaimableBytes, regions } = before[i]!;
+    assert.ok(reclaimableBytes > MiB, `${name}: ${reclaimableBytes} bytes promised`);
+    assert.equal(after.reclaimableBytes, 0, name);
+    // What may differ: what the guest wrote where nothing was stored, its log when it mounted; and for Btrfs, which
+    // moves its trees, what it freed itself, and what it wrote into space that was promised.
+    const [then, now, promised] = [stores[i]!, stored(disks[i]!), regions.get("returnable")!];
+    const written = now.subtract(then).bytes;
+    const freed = then.subtract(now).subtract(promised).bytes;
+    const reused = now.intersect(then).intersect(promised).bytes;
+    const moved = disks[i]!.filesystem === "btrfs" ? MiB : 0;
+    assert.ok(written < MiB && freed <= moved && reused <= moved, `${name}: ${written}, ${freed}, ${reused}`);
+    assert.equal(after.hostBytes! - (hostBytes! - reclaimableBytes), written - freed + reused, name);
   }
   allIsWell(t, disks);
 });
@@ -123,7 +129,7 @@ test("mounted with discard, what is deleted goes back at once", async (t) => {
   const disks = [...blankDisks(own, "qcow2"), ...blankDisks(own, "raw")];
   // What mkfs wrote and left free is none of the mount's business.
   const made = "each make; each mount_with discard; each trim";
-  const script = `${made}; each fill first 40; each delete first; ${COMMITS}; ${PRINT}`;
+  const script = `${made}; each fill first 24; each delete first; ${COMMITS}; ${PRINT}`;
   const printed = await lives(t, disks, script);
   if (printed === undefined) return;
   for (const [i, { reclaimableBytes }] of (await surveys(disks)).entries()) {
@@ -180,7 +186,7 @@ test("a guest that discards its whole disks: undo restores every file", async (t
   const guard = ["--guard-for", "24h", "--guard-max", "4GiB"];
   const script = `
     each mount_with nodiscard; each fill second 8; ${PRINT}
-    wipe() { /sbin/blkdiscard -f $device; cmp -s -n 67108864 $device /dev/zero && echo "zeros $disk"; }
+    wipe() { /sbin/blkdiscard -f $device; cmp -s -n 16777216 $device /dev/zero && echo "zeros $disk"; }
     sync; each wipe`;
   const printed = await lives(t, disks, script, guard);
   assert.equal(printed!.match(/^zeros /gm)?.length, disks.length, printed);
@@ -221,7 +227,7 @@ test("a guest that cannot trim: reclaim gives back afterwards what it deleted", 
   assert.equal(printed!.match(/^refused$/gm)?.length, disks.length);
   for (const disk of disks) {
     const done = await reclaim(disk.path, { format: disk.format, verify: true });
-    assert.ok(done.reclaimedBytes > 3 * MiB, nameOf(disk));
+    assert.ok(done.reclaimedBytes > MiB, nameOf(disk));
     assert.equal(done.reclaimedBytes, done.predictedBytes, nameOf(disk));
   }
   allIsWell(t, disks);
@@ -285,13 +291,3 @@ test("the kernel's own client: files, TRIM and zeros over TCP", async (t) => {
     assert.equal(createHash("sha256").update(readFileSync(copy)).digest("hex"), hash, name);
   }
 });
-
-/** A port of the loopback on which nobody listens. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}

@@ -6,6 +6,7 @@ import { OF_BTRFS } from "./mutations-btrfs.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
+import { OF_ERASE } from "./mutations-live-erase.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
@@ -14,6 +15,7 @@ import { OF_LIVE_FORMATS } from "./mutations-live-formats.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
+import { OF_NBD } from "./mutations-live-nbd.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
 import { OF_VOLUMES } from "./mutations-volumes.ts";
 
@@ -363,11 +365,13 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_IMAGES,
   ...OF_BTRFS,
   ...OF_FILES,
+  ...OF_ERASE,
   ...OF_LIVE_FORMATS,
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,
+  ...OF_NBD,
   ...OF_NTFS,
   ...OF_FAT,
   ...OF_VOLUMES,

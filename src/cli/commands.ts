@@ -13,15 +13,19 @@ import {
   addWriteOptions,
   parseAddress,
   parseCount,
+  parseDuration,
   parseKeyValues,
+  parseMoment,
   parseOffset,
   parseSector,
+  parseShare,
   parseSize,
   type ReadFlags,
 } from "./options.ts";
 import type { ServeFlags } from "./serve.ts";
 import { type Face, faceOf } from "./terminal.ts";
 import type { TopFlags } from "./top.ts";
+import type { UndoFlags } from "./undo.ts";
 
 /** In words, because a help text must not wait until all formats are loaded. */
 const MADE_FORMATS = "qcow2, raw, vhdx, vhd, vdi, vmdk, parallels, sparsebundle, sparseimage";
@@ -60,6 +64,9 @@ export function addCommands(ullage: Command, finish: Finish): void {
   );
   serveCommand(ullage).action((paths: string[], flags: ServeFlags) =>
     finished(flags, async (face) => (await import("./serve.ts")).run(paths, asking(flags, face), face)),
+  );
+  undoCommand(ullage).action((path: string, flags: UndoFlags) =>
+    finished(flags, async (face) => (await import("./undo.ts")).run(path, flags, face)),
   );
   topCommand(ullage).action((socket: string, flags: TopFlags) =>
     finished(flags, async (face) => (await import("./top.ts")).run(socket, flags, face)),
@@ -173,6 +180,10 @@ function serveCommand(ullage: Command): Command {
         "zeros",
       ]),
     )
+    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseDuration)
+    .option("--guard-max <bytes>", "so many bytes at most: 10GiB", parseSize)
+    .option("--guard-writes", "what is written over can be taken back too")
+    .option("--alarm-share <share/time>", "alarm when more is trimmed in that time: 25%/10m", parseShare)
     .option("--tls-cert <file>", "TLS with this certificate (PEM)")
     .option("--tls-key <file>", "and its key (PEM)")
     .option("--tls-ca <file>", "who signs the certificates of clients (PEM)")
@@ -189,6 +200,19 @@ function serveCommand(ullage: Command): Command {
     .option("--error <words>", "let requests fail: 1%, or trim=0.1:EIO,write=after100:ENOSPC")
     .option("--log <file>", "append a line for each request; - is stderr");
   return addReadOptions(addKeyOptions(addWindowOptions(command)));
+}
+
+function undoCommand(ullage: Command): Command {
+  const command = ullage
+    .command("undo")
+    .description("take back what a guest trimmed, zeroed or wrote over while it was guarded")
+    .argument("<image>", "disk image; it must not be in use")
+    .option("--since <time>", "everything since then: 10:42, 10:42:05 or 2026-11-26T10:42", parseMoment)
+    .addOption(new Option("--last", "the last burst of it").conflicts(["since", "forget"]))
+    .option("--to <file>", "into a new qcow2 overlay of that name; the image stays as it is")
+    .option("--over-writes", "also where the guest has written something else since")
+    .addOption(new Option("--forget", "give up whatever is guarded").conflicts("since"));
+  return addReadOptions(addWriteOptions(command));
 }
 
 function topCommand(ullage: Command): Command {

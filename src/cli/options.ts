@@ -43,6 +43,7 @@ const ALLOW: Readonly<Record<string, keyof Omit<Allow, "outside">>> = {
   "shadow-loss": "shadowLoss",
   discards: "discards",
   "untested-host": "untestedHost",
+  guard: "guard",
 };
 const ALLOW_WORDS = [...Object.keys(ALLOW), "outside=DIR"];
 
@@ -99,10 +100,45 @@ export function parseAddress(value: string): Address {
   return { host: bracketed ?? (plain || "127.0.0.1"), port };
 }
 
+const UNITS_MS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** `90s`, `10m`, `24h`, `7d`, in milliseconds. */
+export function parseDuration(value: string): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)([smhd])$/.exec(value) ?? [];
+  if (number === undefined) throw new InvalidArgumentError("Write a time like 90s, 10m, 24h or 7d.");
+  return Number(number) * UNITS_MS[unit!]!;
+}
+
+/** `25%/10m`. */
+export function parseShare(value: string): { readonly ofDisk: number; readonly withinMs: number } {
+  const [, percent, time] = /^(\d+(?:\.\d+)?)%\/(\w+)$/.exec(value) ?? [];
+  const ofDisk = Number(percent) / 100;
+  if (time === undefined || !(ofDisk > 0 && ofDisk <= 1)) {
+    throw new InvalidArgumentError("Write a share of the disk and a time, like 25%/10m.");
+  }
+  return { ofDisk, withinMs: parseDuration(time) };
+}
+
 export function parseCount(value: string): number {
   const count = /^\d+$/.test(value) ? Number(value) : 0;
   if (!Number.isSafeInteger(count) || count === 0) throw new InvalidArgumentError("Write a whole number.");
   return count;
+}
+
+/** `10:42`, `10:42:05` today or yesterday, or any time of ISO 8601. @returns milliseconds since 1970 */
+export function parseMoment(value: string): number {
+  const [, hours, minutes, seconds = "0"] = /^(\d{1,2}):(\d{2})(?::(\d{2}))?$/.exec(value) ?? [];
+  const now = new Date();
+  if (hours === undefined) {
+    const time = /^\d{4}-\d{2}-\d{2}/.test(value) ? Date.parse(value) : NaN;
+    if (!Number.isNaN(time)) return time;
+  } else if (Number(hours) < 24 && Number(minutes) < 60 && Number(seconds) < 60) {
+    const time = new Date(now);
+    time.setHours(Number(hours), Number(minutes), Number(seconds), 0);
+    if (time > now) time.setDate(time.getDate() - 1);
+    return time.getTime();
+  }
+  throw new InvalidArgumentError("Write a time like 10:42, 10:42:05 or 2026-11-26T10:42.");
 }
 
 /** `-o cluster_size=64K,compat=1.1`, repeated. */

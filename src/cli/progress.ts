@@ -16,6 +16,7 @@ const VERBS: Readonly<Record<Progress["phase"], string>> = {
   copying: "copying",
   verifying: "comparing",
   searching: "searching",
+  restoring: "restoring",
 };
 
 /** Work that is done sooner shows nothing. */

@@ -19,6 +19,10 @@ export interface ServeFlags extends ReadFlags {
   readonly error?: string;
   readonly log?: string;
   readonly erase?: "random" | "zeros";
+  readonly guardFor?: number;
+  readonly guardMax?: number;
+  readonly guardWrites?: boolean;
+  readonly alarmShare?: NonNullable<ServeOptions["guard"]>["share"];
   readonly tls?: "allow" | "require";
   readonly tlsCert?: string;
   readonly tlsKey?: string;
@@ -60,9 +64,20 @@ async function optionsOf(images: readonly string[], flags: ServeFlags, face: Fac
     ...(error !== undefined && { failures: parseFailures(error) }),
     ...(log !== undefined && { logLine: lineWriter(log, face) }),
     ...(erase !== undefined && { erase }),
+    ...guardOf(flags),
     ...(tls && { tls }),
     log: warn,
   };
+}
+
+function guardOf(flags: ServeFlags): Pick<ServeOptions, "guard"> {
+  const { guardFor, guardMax, guardWrites, alarmShare } = flags;
+  if (guardFor === undefined || guardMax === undefined) {
+    if ([guardFor, guardMax, guardWrites, alarmShare].every((flag) => flag === undefined)) return {};
+    throw new DiskError("usage", "a guard needs both --guard-for and --guard-max");
+  }
+  const share = alarmShare && { share: alarmShare };
+  return { guard: { forMs: guardFor, maxBytes: guardMax, writes: guardWrites === true, ...share } };
 }
 
 /** Files mean that TLS is required; `--tls allow` lets clients choose. */

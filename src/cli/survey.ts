@@ -37,6 +37,7 @@ export function render(survey: Survey, screen: Screen, { map: whole }: { map: bo
     ...sums(survey, screen),
     "",
     ...volumes(survey, screen),
+    ...spaced(guard(survey, screen)),
     ...spaced(worthless(survey, screen)),
     ...spaced(notes("note", survey.notes, screen)),
     ...next(survey, screen),
@@ -60,6 +61,7 @@ function heading(survey: Survey, screen: Screen): string[] {
 const LABEL_COLUMNS = 10;
 
 const WITNESSES: Readonly<Record<Witness, string>> = {
+  guarded: "guarded",
   filesystem: "said by the filesystems",
   zeros: "read as zeros",
   gaps: "between partitions",
@@ -150,6 +152,16 @@ function worthless(survey: Survey, screen: Screen): string[] {
       screen,
     );
   });
+}
+
+/** What can be taken back, or why nobody knows. */
+function guard({ guard: held }: Survey, screen: Screen): string[] {
+  if (held === null) return [];
+  const text =
+    held.doubt === null
+      ? `${size(held.guardedBytes)} that were trimmed or written over can be taken back: ullage undo`
+      : `a guard lies beside the image, but ${printable(held.doubt, screen)}: nothing is masked (ullage undo)`;
+  return labelled("guarded", text, screen);
 }
 
 /** `2 root`; a disk without a partition table has no number to show. */

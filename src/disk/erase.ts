@@ -7,18 +7,18 @@
  * Everything is overwritten before anything is unmapped: a crash leaves a whole image in which some free places hold the
  * pattern, and the next run does the rest. What is free is judged, locked and refused exactly as for `reclaim`.
  */
-import { createHash } from "node:crypto";
 import { ExtentSet } from "../bytes/extents.ts";
-import type { BlockDevice, HostFile, ReadableFile } from "../device/device.ts";
+import type { BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
 import { type Stack, stackOf } from "../host/stack.ts";
-import { overwrite, type Pattern, type PatternName, patternOf } from "../live/pattern.ts";
-import type { Plan } from "../reclaim/plan.ts";
+import { type PatternName, patternOf } from "../live/pattern.ts";
+import { EMPTY_PLAN } from "../reclaim/plan.ts";
 import { plant, type Planted, search, type Sighted } from "./erase/canaries.ts";
 import { bestGrade, type Graded, gradeOf } from "./erase/grade.ts";
-import { refuseGuarded } from "./erase/guarded.ts";
+import { digestOfPlaces, firstNonZero, overwriteAll, zeroLeft } from "./erase/overwriting.ts";
 import { type Remains, remainsOf } from "./erase/remains.ts";
+import { refuseGuarded } from "./guarded.ts";
 import type { Disk } from "./open.ts";
 import { type Attendant, reclaimWith } from "./reclaim.ts";
 import type { Erased, EraseIntent, EraseOptions, Reclaimed } from "./results.ts";
@@ -48,6 +48,7 @@ const NOTHING: Remains = {
   guest: ExtentSet.EMPTY,
   bytes: 0,
   sharedBytes: 0,
+  unwrittenBytes: 0,
   compressedBytes: 0,
 };
 
@@ -56,7 +57,7 @@ class Erasure implements Attendant {
   readonly #name: PatternName;
   readonly #stack: Stack;
   #remains = NOTHING;
-  #plan: Plan | undefined;
+  #plan = EMPTY_PLAN;
   #stayedInPlace: boolean | undefined;
   #graded: Graded;
   #planted: Planted | undefined;
@@ -104,27 +105,24 @@ class Erasure implements Attendant {
     const { files, bytes } = this.#remains;
     const { signal, onProgress, verify } = this.#options;
     if (verify) this.#planted = await plant(image.files, files);
-    const before = await placesOf(image.files, files);
+    const before = await digestOfPlaces(image.files, files);
     await overwriteAll(image.files, files, patternOf(this.#name), (doneBytes) => {
       if (signal?.aborted) throw interrupted(doneBytes);
       onProgress?.({ phase: "erasing", doneBytes, totalBytes: bytes });
     });
-    const after = await placesOf(image.files, files);
+    const after = await digestOfPlaces(image.files, files);
     this.#stayedInPlace = after === undefined ? undefined : after === before;
   }
 
-  /** A piece of a host block is never punched: it gets zeros. */
   async finish({ image }: Disk<WritableImage>): Promise<void> {
-    const { files } = this.#remains;
-    const punched = (name: string) => this.#plan?.punched.get(name) ?? ExtentSet.EMPTY;
-    const left = new Map(Array.from(files, ([name, set]) => [name, set.subtract(punched(name))]));
-    await overwriteAll(image.files, left, patternOf("zeros"), () => {});
+    await zeroLeft(image.files, this.#remains.files, this.#plan);
   }
 
   async look(image: Image): Promise<void> {
-    const { files, guest, sharedBytes } = this.#remains;
+    const { files, guest, sharedBytes, unwrittenBytes } = this.#remains;
     for (const file of image.files.values()) file.forget?.();
     for (const [name, set] of files) await requireZero(image.files.get(name)!, set, "the file");
+    // What is shared is left as it is, also where the guest calls it free.
     if (sharedBytes === 0) await requireZero(image, guest, "the guest's disk");
     if (this.#planted) {
       const totalBytes = (await sizesOf(image)).hostBytes ?? image.bytes;
@@ -133,28 +131,7 @@ class Erasure implements Attendant {
       this.#sighted = await search(image.files, this.#planted, { onProgress });
       if (this.#sighted.canaries > 0) throw notErased(`${this.#sighted.canaries} canaries are still found`);
     }
-    this.#graded = gradeOf(this.#stack, this.#stayedInPlace);
-  }
-}
-
-type Places = ReadonlyMap<string, ExtentSet>;
-
-/** Writes the pattern over all `places`, and flushes. @param onDone may throw, to stop */
-async function overwriteAll(
-  files: ReadonlyMap<string, HostFile>,
-  places: Places,
-  pattern: Pattern,
-  onDone: (doneBytes: number) => void,
-): Promise<void> {
-  let doneBytes = 0;
-  for (const [name, set] of places) {
-    const file = files.get(name)!;
-    await overwrite(set, pattern, async (at, from) => {
-      onDone(doneBytes);
-      await file.write(at, from);
-      doneBytes += from.length;
-    });
-    if (set.count > 0) await file.flush();
+    this.#graded = gradeOf(this.#stack, { stayedInPlace: this.#stayedInPlace, unwrittenBytes });
   }
 }
 
@@ -175,47 +152,7 @@ function notErased(what: string): DiskError {
   });
 }
 
-/** A digest of where the device holds `places`; undefined where the host does not tell of all of it. */
-async function placesOf(
-  files: ReadonlyMap<string, ReadableFile>,
-  places: Places,
-): Promise<string | undefined> {
-  const hash = createHash("sha256");
-  for (const [name, set] of places) {
-    const file = files.get(name)!;
-    if (set.count === 0) continue;
-    if (file.physical === undefined) return undefined;
-    let last = { start: 0, end: 0, physical: 0 };
-    for await (const batch of file.physical({ start: set.start(0), end: set.end(set.count - 1) })) {
-      for (const extent of batch) {
-        for (const { start, end } of set.within(extent)) {
-          if (extent.physical === undefined) return undefined;
-          const physical = extent.physical + start - extent.start;
-          // The host may tell of one extent in two parts, and of two in one.
-          if (start === last.end && physical === last.physical + last.end - last.start) last.end = end;
-          else {
-            hash.update(`${name} ${last.start} ${last.end} ${last.physical}\n`);
-            last = { start, end, physical };
-          }
-        }
-      }
-    }
-    hash.update(`${name} ${last.start} ${last.end} ${last.physical}\n`);
-  }
-  return hash.digest("hex");
-}
-
-const CHUNK_BYTES = 1024 * 1024;
-
 async function requireZero(device: BlockDevice, set: ExtentSet, name: string): Promise<void> {
-  const zeros = Buffer.alloc(CHUNK_BYTES);
-  const chunk = Buffer.alloc(CHUNK_BYTES);
-  for (const { start, end } of set) {
-    for (let at = start; at < end; at += CHUNK_BYTES) {
-      const part = chunk.subarray(0, Math.min(CHUNK_BYTES, end - at));
-      await device.read(at, part);
-      if (!part.equals(zeros.subarray(0, part.length)))
-        throw notErased(`${name} does not read as zeros between ${at} and ${at + part.length}`);
-    }
-  }
+  const at = await firstNonZero(device, set);
+  if (at !== undefined) throw notErased(`${name} does not read as zeros at ${at} and behind`);
 }

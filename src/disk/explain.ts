@@ -14,6 +14,7 @@ import {
   type Region,
   regionsOf,
 } from "./layout.ts";
+import { maskedBy } from "./guarded.ts";
 import { type Disk, reading } from "./open.ts";
 import type { Explained, ExplainedOffset, ExplainOptions } from "./results.ts";
 import { prospectOf } from "./survey.ts";
@@ -56,6 +57,10 @@ async function explainOffset(disk: Disk, offset: number, usage: Usage): Promise<
   }
   const { fileOffset, mapped, pinned, depth } = await placeOf(disk.image, offset);
   const verdict = await judgeOnDisk({ layout: await disk.layout(), usage, offset });
+  if (maskedBy(disk.guard).has(offset)) {
+    const trail = [...verdict.trail, "trimmed or zeroed, and guarded: ullage undo brings it back"];
+    return { offset, fileOffset, ...verdict, class: "guarded", witness: "guard", trail };
+  }
   const spare = verdict.class === "returnable" || verdict.class === "unknown";
   if (!mapped && spare) {
     const witness = verdict.class === "unknown" ? "mapping table" : verdict.witness;

@@ -18,6 +18,7 @@ import { keysOf } from "./keys.ts";
 import { disksBeside, distinctFrom, isUnreadable, missesMembers } from "./companions.ts";
 import { allRegionsOf, type Layout, type LayoutOptions, layOut } from "./layout.ts";
 import { foreignImage } from "./foreign-image.ts";
+import { type GuardView, masked, refuseGuarded, viewGuard } from "./guarded.ts";
 import type { OpenOptions } from "./results.ts";
 
 /** QEMU has no limit; nobody has been seen with more than a few dozen. */
@@ -34,6 +35,8 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
   readonly image: I;
   readonly source: Source;
   readonly options: OpenOptions;
+  /** What a guard beside the image holds of it, where the image is only read. */
+  readonly guard: GuardView | undefined;
   readonly #held: boolean;
   readonly #openCompanion: OpenCompanion | undefined;
   readonly #keys: Keys | undefined;
@@ -49,7 +52,9 @@ export class Disk<I extends Image = Image> implements AsyncDisposable {
     held: boolean,
     options: OpenOptions,
     openCompanion?: OpenCompanion,
+    guard?: GuardView,
   ) {
+    this.guard = guard;
     this.path = path;
     this.image = image;
     this.source = source;
@@ -153,7 +158,9 @@ export async function open(file: string, options: OpenOptions = {}): Promise<Dis
     const source = sourceOf(file, options);
     const alone = withoutCompanions(options);
     const image = await openImage(source, options);
-    return new Disk(file, image, source, held, options, (other) => open(other, alone));
+    const guard = options.window ? undefined : await viewGuard(file, image);
+    const seen = guard === undefined || guard.doubt !== undefined ? image : masked(image, guard.state.tops);
+    return new Disk(file, seen, source, held, options, (other) => open(other, alone), guard);
   } catch (error) {
     throw held ? torn(error) : error;
   }
@@ -197,15 +204,19 @@ function torn(error: unknown): unknown {
 
 /**
  * Opens an image for writing, locked; the other disks of its guest will be locked with it.
- * @throws DiskError `busy` when it is held by another process, and as `open`
+ * @throws DiskError `busy` when it is held by another process, `refused` while a guard holds something of it, and as
+ * `open`
  */
 export async function openWritable(file: string, options: OpenOptions = {}): Promise<Disk<WritableImage>> {
+  if (!options.withGuard) await refuseGuarded(file);
   const source = sourceOf(file, options);
   const format = await formatOf(source, options);
   if (!format.openWritable) throw new DiskError("unsupported", `${format.name} images are only read`);
   const image = await format.openWritable(source, parentsOf(source));
   try {
     await refuseTwoPlaces(image, source.folder !== undefined);
+    // Asked before, because opening may write, and again, because only now nobody else can.
+    if (!options.withGuard) await refuseGuarded(file);
     const alone = withoutCompanions(options);
     return new Disk(file, image, source, false, options, (other) => openWritable(other, alone));
   } catch (error) {

@@ -13,7 +13,7 @@ export const CLASSES = ["used", "metadata", "returnable", "hole", "guarded", "wo
 export type ByteClass = (typeof CLASSES)[number];
 
 /** Who says that a byte is free. */
-export type Witness = "filesystem" | "zeros" | "gaps" | WorthlessWord | "mapping-table";
+export type Witness = "guarded" | "filesystem" | "zeros" | "gaps" | WorthlessWord | "mapping-table";
 
 export type Method = "auto" | "punch" | "pack";
 export type Proof = "full" | "bitmap";
@@ -32,6 +32,8 @@ export interface Allow {
   /** What is free under encryption is given back (H34). */
   readonly discards?: boolean;
   readonly untestedHost?: boolean;
+  /** Nothing but ullage wrote to the image since its guard was last open, whatever it looks like. */
+  readonly guard?: boolean;
   /** Directories that backing and data files may lie in. */
   readonly outside?: readonly string[];
 }
@@ -40,6 +42,8 @@ export interface OpenOptions {
   /** Overrides detection by content: `qcow2`, `raw`. */
   readonly format?: string;
   readonly allow?: Allow;
+  /** Who opens the image for writing opens the guard beside it as well. */
+  readonly withGuard?: boolean;
   /** The raw disk is only this part of the file. */
   readonly window?: Window;
   /** Passphrases, or what key files hold, for encrypted volumes. */
@@ -67,7 +71,8 @@ export interface SurveyOptions extends OpenOptions {
 
 /** Bytes done of a phase that takes long. */
 export interface Progress {
-  readonly phase: "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "searching";
+  readonly phase:
+    "reading" | "hashing" | "erasing" | "returning" | "copying" | "verifying" | "restoring" | "searching";
   readonly doneBytes: number;
   readonly totalBytes: number;
 }
@@ -114,6 +119,17 @@ export interface WorthlessReport {
   readonly kept: string | null;
 }
 
+/** What was trimmed, zeroed or written over while the image was served, and can be taken back. */
+export interface GuardReport {
+  readonly guardedBytes: number;
+  /** Of these, bytes that lie in the image and are read as zeros. */
+  readonly maskedBytes: number;
+  /** Of these, bytes that lie in the guard's log. */
+  readonly savedBytes: number;
+  /** Why it does not fit the image: then nothing is masked. */
+  readonly doubt: string | null;
+}
+
 export interface Survey {
   readonly path: string;
   readonly format: string;
@@ -141,6 +157,8 @@ export interface Survey {
   readonly proof: Proof;
   /** Free bytes by who says so; a byte counts for the first witness only. */
   readonly witnesses: readonly { readonly witness: Witness; readonly bytes: number }[];
+  /** What the guard beside the image holds; null without one. */
+  readonly guard: GuardReport | null;
   readonly volumes: readonly VolumeReport[];
   readonly worthless: readonly WorthlessReport[];
   readonly notes: readonly string[];

@@ -11,6 +11,7 @@ import { EMPTY_PLAN, type Plan } from "../reclaim/plan.ts";
 import { DiskError } from "../error.ts";
 import { ExtentSet } from "../bytes/extents.ts";
 import { type Allocation, allocationOf } from "./allocation.ts";
+import { guardReport } from "./guarded.ts";
 import { Disk, reading } from "./open.ts";
 import { predict } from "./predict.ts";
 import type { Survey, SurveyOptions } from "./results.ts";
@@ -87,6 +88,7 @@ export async function prospectOf(disk: Disk, options: SurveyOptions, earnest: Ea
     method,
     proof: options.proof ?? "full",
     witnesses: [...usage.witnesses].map(([witness, set]) => ({ witness, bytes: set.bytes })),
+    guard: guardReport(disk.guard),
     volumes: usage.volumes,
     worthless: usage.worthless,
     notes,

@@ -1,6 +1,7 @@
 /**
  * One class for every byte of the guest's disk, and the witness for every free one. Silence means used.
  *
+ *   guarded     trimmed or zeroed while it was served, and can be taken back        → free, and stays
  *   filesystem  its map calls it free, and (proof full) nothing reaches it           → free
  *   zeros       read, and holds only zeros (--also zeros)                            → free
  *   gaps        between partitions, needed by no loader and no table (--also gaps)   → free
@@ -11,6 +12,7 @@
 import { ExtentSet } from "../bytes/extents.ts";
 import { zeroRuns } from "../reclaim/zeros.ts";
 import { type Allocation, complement } from "./allocation.ts";
+import { maskedBy } from "./guarded.ts";
 import { leftoversOn } from "./leftovers.ts";
 import type { Disk } from "./open.ts";
 import {
@@ -86,6 +88,8 @@ async function classify(
     witnesses.set(witness, more);
     given = given.union(more);
   };
+  const guarded = maskedBy(disk.guard);
+  give("guarded", guarded);
   give("filesystem", tally.free);
   const also = new Set(options.also);
   if (also.has("gaps")) give("gaps", tally.gaps);
@@ -104,19 +108,21 @@ async function classify(
       `${Math.ceil(preallocated.bytes / 1024)} KiB of free space were preallocated on the host and stay (--allow preallocated returns them)`,
     );
   }
+  if (guarded.count === 0) witnesses.delete("guarded");
   const holes = allocation.holes.subtract(tally.understood.subtract(given)).subtract(given);
   witnesses.set("mapping-table", holes);
   const free = given.union(holes);
+  const plannable = given.subtract(guarded);
   const unknown = tally.unknown.within(whole).subtract(free);
   const used = complement(free.union(unknown), whole);
   const metadata = tally.metadata.intersect(used);
   const spare = ExtentSet.from(WORTHLESS_WORDS.flatMap((word) => [...clearable(worthless, word)])).intersect(
     used,
   );
-  const returnable = given.intersect(allocation.owned);
+  const returnable = plannable.intersect(allocation.owned);
   return {
-    free: options.allow?.preallocated ? given : given.subtract(preallocated),
-    kept: complement(given, whole),
+    free: options.allow?.preallocated ? plannable : plannable.subtract(preallocated),
+    kept: complement(plannable, whole),
     usedBytes: used.bytes,
     freeBytes: free.bytes,
     unknownBytes: unknown.bytes,
@@ -124,11 +130,12 @@ async function classify(
     volumes: tally.volumes,
     notes,
     regions: new Map<ByteClass, ExtentSet>([
-      ["used", used.subtract(metadata).subtract(spare).union(given.intersect(allocation.shared))],
+      ["used", used.subtract(metadata).subtract(spare).union(plannable.intersect(allocation.shared))],
       ["metadata", metadata],
       ["worthless", spare],
+      ["guarded", guarded],
       ["returnable", returnable],
-      ["hole", free.subtract(returnable).subtract(allocation.shared)],
+      ["hole", free.subtract(guarded).subtract(returnable).subtract(allocation.shared)],
       ["unknown", unknown],
     ]),
   };

@@ -8,7 +8,7 @@ import { test, type TestContext } from "node:test";
 import type { Zeroing } from "../device/device.ts";
 import { windowed } from "../device/window.ts";
 import { scratch } from "../testing/tools.ts";
-import { LockedFile } from "./file.ts";
+import { LockedFile } from "./locked-file.ts";
 import { mediumOf } from "./medium.ts";
 import { SystemError } from "./native.ts";
 import { type Platform, platform } from "./platform.ts";

@@ -51,7 +51,8 @@ export class StreamChannel implements Channel {
       if (this.#isOver) throw new ChannelClosed();
       await new Promise<void>((resolve) => (this.#wake = resolve));
     }
-    const all = Buffer.concat(this.#chunks);
+    // Many small options in one chunk are not moved for each of them.
+    const all = this.#chunks.length === 1 ? this.#chunks[0]! : Buffer.concat(this.#chunks);
     this.#chunks = all.length > bytes ? [all.subarray(bytes)] : [];
     this.#bytes = all.length - bytes;
     return new Uint8Array(all.subarray(0, bytes));

@@ -1,43 +1,25 @@
 /**
- * One served image: opened and judged, the filters over it, its meter, and the exports that clients see.
+ * A served image as clients see it: its exports, and its meter.
  *
- *   image ── guessed ── erase ── error ── delay ── log ── export NAME, and ""
- *     └── snapshots ──────────────────────────────────── export NAME@SNAPSHOT, read-only
+ *   stack ────────────── export NAME, and "" for the first image
+ *     └── snapshots ──── export NAME@SNAPSHOT, read-only
  */
 import { basename } from "node:path";
-import { ExtentSet } from "../bytes/extents.ts";
-import type { BlockDevice, WritableDevice } from "../device/device.ts";
-import { Borrowed } from "../device/filter.ts";
-import { openWritable, open, type Disk } from "../disk/open.ts";
-import type { OpenOptions } from "../disk/results.ts";
-import { requireSafe } from "../disk/safe.ts";
-import { requireTestedHost, sizesOf } from "../disk/survey.ts";
-import type { Image, WritableImage } from "../formats/format.ts";
-import { HostReader, LockedFile } from "../host/file.ts";
-import { Delayed, type Delays } from "../live/delay.ts";
-import { Erasing } from "../live/erase.ts";
-import { Failing, type FailureRules } from "../live/error.ts";
-import { Logged } from "../live/log.ts";
-import { type Kind, KINDS, Meter } from "../live/meter.ts";
-import type { PatternName } from "../live/pattern.ts";
-import { ReadOnly } from "../live/readonly.ts";
-import type { Export, MetaContext } from "../nbd/export.ts";
+import type { BlockDevice } from "../device/device.ts";
+import { sizesOf } from "../disk/survey.ts";
+import { LockedFile } from "../host/locked-file.ts";
+import { type Alarm, type Kind, KINDS, Meter } from "../live/meter.ts";
 import { allocation, allocationDepth } from "../nbd/contexts.ts";
+import type { Export, MetaContext } from "../nbd/export.ts";
 import { CMD, REQUEST_BYTES_MAX } from "../nbd/protocol.ts";
 import type { Watcher } from "../nbd/transmission.ts";
-import { GuessedRaw } from "./guessed.ts";
+import { Stack, type StackOptions } from "./stack.ts";
 import { UsageContext } from "./usage.ts";
 
-/** What is put over an image, and how it is opened. */
-export interface ServedOptions {
-  readonly open: OpenOptions;
-  readonly readOnly: boolean;
+export interface ServedOptions extends StackOptions {
+  /** Export the snapshots too. */
   readonly snapshots: boolean;
-  /** What is freed is overwritten with this first. */
-  readonly erase?: PatternName;
-  readonly delays?: Delays;
-  readonly failures?: FailureRules;
-  readonly logLine?: (line: string) => void;
+  readonly log: (message: string) => void;
 }
 
 const KIND_OF: Readonly<Record<number, Kind>> = {
@@ -53,60 +35,59 @@ const KIND_OF: Readonly<Record<number, Kind>> = {
 const PREFERRED_BYTES = 4096;
 
 export class ServedImage implements AsyncDisposable {
-  readonly path: string;
   readonly name: string;
-  readonly meter = new Meter();
+  readonly meter: Meter;
   readonly watcher: Watcher;
   readonly exports: readonly Export[];
-  readonly #disk: Disk;
-  readonly #device: WritableDevice;
+  readonly #stack: Stack;
 
-  private constructor(disk: Disk, device: WritableDevice, exports: readonly Export[]) {
-    this.path = disk.path;
-    this.name = basename(disk.path);
-    this.#disk = disk;
-    this.#device = device;
+  private constructor(stack: Stack, exports: readonly Export[], meter: Meter) {
+    this.name = basename(stack.disk.path);
     this.exports = exports;
+    this.meter = meter;
+    this.#stack = stack;
     this.watcher = {
-      answered: (command, bytes, milliseconds, error) => {
+      answered(command, bytes, milliseconds, error) {
         const kind = KIND_OF[command];
-        if (kind !== undefined) this.meter.count(kind, bytes, milliseconds, error !== 0);
+        if (kind !== undefined) meter.count(kind, bytes, milliseconds, error !== 0);
       },
     };
   }
 
-  /** @throws DiskError as `openWritable`, and where an image must not be written to (H17, H21, H33) */
+  /** @throws DiskError as `Stack.open` */
   static async open(path: string, options: ServedOptions): Promise<ServedImage> {
-    if (!options.readOnly) requireTestedHost(options.open);
-    const disk = options.readOnly ? await open(path, options.open) : await openWritable(path, options.open);
+    const meter = new Meter();
+    const onAlarm = (alarm: Alarm): void => {
+      meter.alarm(alarm);
+      options.log(`ALARM ${basename(path)}: ${alarm.message}`);
+    };
+    const stack = await Stack.open(path, options, onAlarm);
     try {
-      if (!options.readOnly) await requireSafe(disk, options.open);
-      for (const file of filesOf(disk.image)) if (file instanceof HostReader) file.isLive = true;
-      const device = filtered(disk, options);
-      const exports = [mainExport(disk, device, options)];
-      if (options.snapshots) exports.push(...(await snapshotExports(disk)));
-      return new ServedImage(disk, device, exports);
+      const exports = [mainExport(stack, options)];
+      if (options.snapshots) exports.push(...(await snapshotExports(stack)));
+      return new ServedImage(stack, exports, meter);
     } catch (error) {
-      await disk[Symbol.asyncDispose]();
+      await stack[Symbol.asyncDispose]();
       throw error;
     }
   }
 
   /** As JSON for `top`. */
   async counters(): Promise<object> {
-    const { fileBytes, hostBytes } = await sizesOf(this.#disk.image);
+    const { disk } = this.#stack;
+    const { fileBytes, hostBytes } = await sizesOf(disk.image);
     const { kinds, latency, alarms, connections } = this.meter;
     return {
       name: this.name,
-      path: this.path,
-      format: this.#disk.image.format,
-      virtualBytes: this.#disk.image.bytes,
+      path: disk.path,
+      format: disk.image.format,
+      virtualBytes: disk.image.bytes,
       fileBytes,
       hostBytes,
       connections,
       ...Object.fromEntries(KINDS.map((kind) => [kind, kinds[kind]])),
       returnedBytes: this.#returnedBytes(),
-      guardedBytes: 0,
+      ...this.#stack.counters(),
       latency: { buckets: latency, p50: this.meter.percentile(0.5), p99: this.meter.percentile(0.99) },
       alarms,
     };
@@ -114,49 +95,25 @@ export class ServedImage implements AsyncDisposable {
 
   #returnedBytes(): number {
     let bytes = 0;
-    for (const file of this.#disk.image.files.values()) {
+    for (const file of this.#stack.disk.image.files.values()) {
       if (file instanceof LockedFile) bytes += file.returnedBytes;
     }
     return bytes;
   }
 
-  /** Everything durable, files closed, locks released. */
   async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      await this.#device[Symbol.asyncDispose]();
-    } finally {
-      await this.#disk[Symbol.asyncDispose]();
-    }
+    await this.#stack[Symbol.asyncDispose]();
   }
 }
 
-function* filesOf(image: Image): Generator<BlockDevice> {
-  for (let each: Image | undefined = image; each !== undefined; each = each.parent)
-    yield* each.files.values();
-}
-
-function filtered(disk: Disk | Disk<WritableImage>, options: ServedOptions): WritableDevice {
-  let device: WritableDevice = isWritable(disk.image) ? new Borrowed(disk.image) : new ReadOnly(disk.image);
-  if (disk.image.format === "raw" && options.open.format === undefined && !options.open.window)
-    device = new GuessedRaw(device);
-  if (options.erase !== undefined) device = new Erasing(device, { pattern: options.erase });
-  if (options.failures) device = new Failing(device, options.failures, {});
-  if (options.delays) device = new Delayed(device, options.delays);
-  if (options.logLine) device = new Logged(device, options.logLine);
-  return device;
-}
-
-function isWritable(image: Image | WritableImage): image is WritableImage {
-  return "write" in image;
-}
-
-function mainExport(disk: Disk, device: WritableDevice, { readOnly }: ServedOptions): Export {
-  const usage = new UsageContext(disk, () => ExtentSet.EMPTY);
+function mainExport(stack: Stack, { readOnly }: ServedOptions): Export {
+  const { device, disk, guest } = stack;
+  const usage = new UsageContext(guest, () => stack.guarded());
   const common = offer(basename(disk.path), `${disk.image.format}, ${disk.image.summary}`, device, [usage]);
   return readOnly ? { ...common, isReadOnly: true, device } : { ...common, isReadOnly: false, device };
 }
 
-async function snapshotExports(disk: Disk): Promise<Export[]> {
+async function snapshotExports({ disk }: Stack): Promise<Export[]> {
   const exports: Export[] = [];
   for (const snapshot of await disk.image.snapshots()) {
     const device = await snapshot.open();

@@ -27,7 +27,6 @@ export interface ServeOptions extends ServedOptions {
   readonly handshakeMs?: number;
   readonly allowExtended?: boolean;
   readonly straight?: boolean;
-  readonly log: (message: string) => void;
 }
 
 const CONNECTIONS_MAX = 64;

@@ -6,26 +6,22 @@
  * exact.
  */
 import { type Extent, ExtentSet } from "../bytes/extents.ts";
-import { allocationOf } from "../disk/allocation.ts";
-import { Disk } from "../disk/open.ts";
-import { type ByteClass, CLASSES } from "../disk/results.ts";
-import { usageOf } from "../disk/usage.ts";
+import { CLASSES } from "../disk/results.ts";
 import type { MetaContext, StatusDescriptor } from "../nbd/export.ts";
+import type { Regions, RunningGuest } from "./guest.ts";
 
 /** What was read stands so long. */
 const FRESH_MS = 10_000;
 
-type Regions = ReadonlyMap<ByteClass, ExtentSet>;
-
 export class UsageContext implements MetaContext {
   readonly name = "ullage:usage";
-  readonly #disk: Disk;
+  readonly #guest: RunningGuest;
   readonly #guarded: () => ExtentSet;
   #regions: Promise<Regions> | undefined;
   #readAt = -Infinity;
 
-  constructor(disk: Disk, guarded: () => ExtentSet) {
-    this.#disk = disk;
+  constructor(guest: RunningGuest, guarded: () => ExtentSet) {
+    this.#guest = guest;
     this.#guarded = guarded;
   }
 
@@ -45,15 +41,9 @@ export class UsageContext implements MetaContext {
     return gapless(parts, range, max);
   }
 
-  /** Through the image that is served: what is not durable yet counts. */
-  async #read(): Promise<Regions> {
-    const { path, image, source, options } = this.#disk;
-    const asInUse = new Disk(path, image, source, true, options);
-    try {
-      return (await usageOf(asInUse, await allocationOf(image), {})).regions;
-    } catch {
-      return new Map(); // A filesystem that changes while it is read may look damaged: then nothing is known.
-    }
+  /** A filesystem that changes while it is read may look damaged: then nothing is known. */
+  #read(): Promise<Regions> {
+    return this.#guest.regions().catch(() => new Map());
   }
 }
 

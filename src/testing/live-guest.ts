@@ -4,6 +4,7 @@
  *   image ── server ── UNIX socket ── QEMU ── virtio ── another kernel: mkfs, files, rm, fstrim, sha256sum
  */
 import { basename, join } from "node:path";
+import { ExtentSet } from "../bytes/extents.ts";
 import { otherKernel, type NbdDisk, type OtherKernelOptions } from "./other-kernel.ts";
 import { serving, type Serving } from "./serving.ts";
 import { attempt, requires, run, scratch } from "./tools.ts";
@@ -39,6 +40,7 @@ export function requiresLiveGuest(t: TestContext): boolean {
   return requires(
     t,
     "qemu-img",
+    "xfs_io",
     ...Object.values(CHECKERS).map(([tool]) => tool),
     ...GUEST_TOOLS.map((tool) => tool.replace(/.*\//, "")),
   );
@@ -177,4 +179,23 @@ export function complaints(t: TestContext, disk: LiveDisk): string {
     .filter(({ status }) => status !== 0)
     .map(({ stdout, stderr }) => stdout + stderr)
     .join("\n");
+}
+
+/** What of the disk the host stores, as QEMU maps the disk and the host's filesystem the file. */
+export function stored({ path, format }: LiveDisk): ExtentSet {
+  run("sync", [path]);
+  const listed = run("xfs_io", ["-r", "-c", "fiemap", path]).matchAll(/\[(\d+)\.\.(\d+)\]: \d/g);
+  const onHost = ExtentSet.from(
+    [...listed].map(([, first, last]) => ({ start: Number(first) * 512, end: (Number(last) + 1) * 512 })),
+  );
+  const map = JSON.parse(run("qemu-img", ["map", "--output=json", "-f", format, path])) as {
+    readonly start: number;
+    readonly length: number;
+    readonly offset?: number;
+  }[];
+  const pieces = map.flatMap(({ start, length, offset }) => {
+    if (offset === undefined) return [];
+    return [...onHost.within({ start: offset, end: offset + length }).shift(start - offset)];
+  });
+  return ExtentSet.from(pieces);
 }

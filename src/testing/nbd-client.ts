@@ -74,6 +74,7 @@ export class NbdClient {
   readonly #pending = new Map<bigint, { reply: PendingReply; done: PromiseWithResolvers<Answer> }>();
   #cookies = 1n;
   #isClosing = false;
+  #listening: Promise<void> | undefined;
   /** Why the connection can no longer be used. */
   failure: Error | undefined;
   structured = false;
@@ -160,8 +161,10 @@ export class NbdClient {
     demand(this.contexts.size === named.length, "two contexts of one id");
   }
 
-  async startTls(options: ConnectionOptions): Promise<void> {
-    granted(await this.option(OPT.STARTTLS));
+  /** @param injected what is said in the clear behind STARTTLS, as an attacker on the way would */
+  async startTls(options: ConnectionOptions, injected: Uint8Array = new Uint8Array()): Promise<void> {
+    this.raw(option(OPT.STARTTLS), injected);
+    granted([await this.#reply(OPT.STARTTLS)]);
     demand(this.#bytesAtHand === 0, "words in the clear behind STARTTLS");
     const plain = this.#socket;
     plain.removeAllListeners();
@@ -210,7 +213,7 @@ export class NbdClient {
     this.bytes = Number(told.readBigUInt64BE());
     this.flags = told.readUInt16BE(8);
     demand((this.flags & 1) === 1, "no HAS_FLAGS");
-    void this.#listen();
+    this.#listening = this.#listen();
   }
 
   /** Sends a request; resolves to its answer. @throws Breach, now or when it is answered */
@@ -263,7 +266,9 @@ export class NbdClient {
 
   /** Returns when the server has closed. */
   async ended(): Promise<void> {
-    if (!this.#socket.closed) await once(this.#socket, "close");
+    if (!this.#socket.closed)
+      await new Promise<void>((resolve) => this.#socket.once("close", () => resolve()));
+    await this.#listening;
   }
 
   destroy(): void {

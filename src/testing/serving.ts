@@ -7,7 +7,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { connect, type NetConnectOpts } from "node:net";
+import { type AddressInfo, connect, createServer, type NetConnectOpts } from "node:net";
 import { join, resolve } from "node:path";
 import type { TestContext } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
@@ -113,4 +113,14 @@ async function accepts(address: NetConnectOpts, child: ChildProcess, stderr: () 
     }
     await pause(20);
   }
+}
+
+/** A port of the loopback on which nobody listens. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
 }

@@ -9,8 +9,10 @@ import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { exfat, fat } from "./fat.ts";
 import { f2fs } from "./f2fs.ts";
+import { guard } from "./guard.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
+import { nbdHandshake } from "./nbd-handshake.ts";
 import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -42,10 +44,12 @@ export const TARGETS: readonly FuzzTarget[] = [
   exfat,
   apfs,
   f2fs,
+  guard,
   journal,
   sets,
   volumes,
   luks,
   xfs,
   xfsLog,
+  nbdHandshake,
 ];

@@ -8,6 +8,7 @@
  * Nothing here means "irrecoverable". A disk remaps sectors, keeps caches, was copied, backed up, snapshotted. What was
  * always encrypted, and whose key is destroyed, is the real answer to forensics.
  */
+import { size } from "../../bytes/sizes.ts";
 import type { Stack } from "../../host/stack.ts";
 
 export const GRADES = ["none", "logical", "overwritten"] as const;
@@ -22,13 +23,17 @@ export interface Graded {
 /** Filesystems that write over the blocks of a file where they lie. */
 const IN_PLACE = ["ext4", "xfs"];
 
-/**
- * Of what was overwritten, flushed, given back, and reads as zeros.
- * @param stayedInPlace whether the device held its blocks at the same places before and after it was overwritten;
- *   undefined where the host does not tell
- */
-export function gradeOf(stack: Stack, stayedInPlace: boolean | undefined): Graded {
-  const doubts = [...doubtsOf(stack), ...moved(stayedInPlace)];
+/** What was seen while it was done. */
+export interface Evidence {
+  /** The device held the blocks at the same places before and after they were overwritten; undefined where the host does not tell. */
+  readonly stayedInPlace: boolean | undefined;
+  /** Given back without being overwritten: allocated and never written, or zeroed by the host. */
+  readonly unwrittenBytes: number;
+}
+
+/** Of what was overwritten, flushed, given back, and reads as zeros. */
+export function gradeOf(stack: Stack, { stayedInPlace, unwrittenBytes }: Evidence): Graded {
+  const doubts = [...doubtsOf(stack), ...moved(stayedInPlace), ...unreached(unwrittenBytes)];
   if (doubts.length > 0) return { grade: "logical", reasons: [...doubts, ...hostTrims(stack), ANSWER] };
   const names = stack.devices.map(({ name }) => name).join(", ");
   const worth = `overwritten in place on ${names}: sectors that the disk has remapped are not reached`;
@@ -37,7 +42,12 @@ export function gradeOf(stack: Stack, stayedInPlace: boolean | undefined): Grade
 
 /** What the host allows at best, before anything was done. */
 export function bestGrade(stack: Stack): Graded {
-  return gradeOf(stack, true);
+  return gradeOf(stack, { stayedInPlace: true, unwrittenBytes: 0 });
+}
+
+/** Of a disk that is served, at best: while it is written to, its map shows neither places nor reflinks. */
+export function servedGrade(stack: Stack): Graded {
+  return gradeOf(stack, { stayedInPlace: undefined, unwrittenBytes: 0 });
 }
 
 const ANSWER = "encryption, with its key destroyed, is the real answer to forensics; erasing is not";
@@ -68,6 +78,11 @@ function moved(stayedInPlace: boolean | undefined): string[] {
       ? "the host moved blocks of the file when they were overwritten"
       : "where the blocks of the file lie is not known",
   ];
+}
+
+function unreached(bytes: number): string[] {
+  if (bytes === 0) return [];
+  return [`${size(bytes)} that the host had zeroed without writing are given back without being overwritten`];
 }
 
 function hostTrims({ passesDiscards, devices }: Stack): string[] {

@@ -7,7 +7,8 @@
  *   remains  ......####.####.....####
  *
  * Taken out again: every place that something else refers to, a snapshot or the guest (H11); what the host shares with
- * another file (H35); what the host does not hold at all.
+ * another file (H35); what the host does not hold at all, or has allocated and never written: to write a part of that
+ * changes how the rest of it is stored.
  */
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice, Run } from "../../device/device.ts";
@@ -23,6 +24,8 @@ export interface Remains {
   readonly bytes: number;
   /** Free guest bytes that are left as they are: held by a snapshot, a reflink or a backing image as well. */
   readonly sharedBytes: number;
+  /** Allocated and never written, or zeroed by the host: what its device holds there is not seen through the file. */
+  readonly unwrittenBytes: number;
   /** Free guest bytes in compressed clusters, of which only what is given back as whole blocks is overwritten. */
   readonly compressedBytes: number;
 }
@@ -38,20 +41,23 @@ export async function remainsOf(
   for await (const runs of image.map({ start: 0, end: image.bytes })) for (const run of runs) look.add(run);
   const files = new Map<string, ExtentSet>();
   let bytes = 0;
+  let unwrittenBytes = 0;
   let { sharedBytes } = look;
   for (const name of image.files.keys()) {
     const { allocated, unwritten, shared } = allocation.files.get(name)!;
     const places = look.places(name);
     const unused = places.free.union(plan.punched.get(name) ?? ExtentSet.EMPTY);
     // In an external file the guest's bytes are also read as they lie there.
-    const hidden = name === "" ? places.zero.intersect(allocated.subtract(unwritten)) : ExtentSet.EMPTY;
-    const remains = unused.union(hidden).subtract(places.kept).intersect(allocated);
+    const written = allocated.subtract(unwritten);
+    const hidden = name === "" ? places.zero.intersect(written) : ExtentSet.EMPTY;
+    const remains = unused.union(hidden).subtract(places.kept).intersect(written);
     sharedBytes += remains.intersect(shared).bytes;
+    unwrittenBytes += unused.intersect(unwritten).bytes;
     files.set(name, remains.subtract(shared));
     bytes += files.get(name)!.bytes;
   }
   const guest = look.guest.build().intersect(allocation.owned);
-  return { files, guest, bytes, sharedBytes, compressedBytes: look.compressedBytes };
+  return { files, guest, bytes, sharedBytes, unwrittenBytes, compressedBytes: look.compressedBytes };
 }
 
 /** Where the guest's bytes lie in one file. */
@@ -80,12 +86,12 @@ class Look {
   }
 
   add(run: Run): void {
-    if (run.kind === "hole") return;
+    if (run.kind === "hole" && run.place === undefined) return;
     const free = this.#free.within(run);
     const name = run.place && run.depth === 0 ? this.#names.get(run.place.file) : undefined;
     if (name === undefined) {
       if (run.kind === "compressed" && run.depth === 0) this.compressedBytes += free.bytes;
-      else if (run.kind !== "zero") this.sharedBytes += free.bytes;
+      else if (run.kind === "data") this.sharedBytes += free.bytes;
       return;
     }
     const shift = run.place!.at - run.start;
@@ -101,7 +107,7 @@ class Look {
       this.guest.add(piece.start, piece.end);
     }
     const rest = ExtentSet.of(run).subtract(free);
-    for (const piece of rest) add(run.kind === "zero" ? places.zero : places.kept, piece);
+    for (const piece of rest) add(run.kind === "data" ? places.kept : places.zero, piece);
   }
 
   #placesIn(name: string): Places {

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { readBytes, type Run, wholeMap } from "../device/device.ts";
 import { attached, type Mountable, mounted } from "../testing/mounted.ts";
 import { requires, run, scratch } from "../testing/tools.ts";
-import { LockedFile } from "./file.ts";
+import { LockedFile } from "./locked-file.ts";
 import { SystemError } from "./native.ts";
 import { type Platform, platform } from "./platform.ts";
 import { hostSource } from "./source.ts";
