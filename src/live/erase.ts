@@ -31,7 +31,7 @@ import { overwrite, type Pattern, PATTERN_BYTES_MAX, type PatternName, patternOf
 const COLLECT_MS = 20;
 /** A batch covers at most so many bytes. */
 const BATCH_BYTES = 128 * 1024 * 1024;
-/** Where it ends inside of a range: larger than any block of an image. */
+/** Where it ends inside of a range: a multiple of most images' blocks. */
 const CUT_BYTES = 64 * 1024 * 1024;
 /** From here on the next TRIM waits until there is room. */
 const WAITING_BYTES_MAX = 4 * BATCH_BYTES;
