@@ -79,7 +79,7 @@ test("an image that is held is busy, one with a guard is refused", async (t) => 
   assert.equal(ullage("erase", "--yes", image).exit, 6);
   holder.kill();
   await once(holder, "close");
-  writeFileSync(`${image}.ullage-guard`, "something");
+  writeFileSync(`${image}.ullage-guard`, Buffer.alloc(8192, "something"));
   const { exit, err } = ullage("erase", "--yes", image);
   assert.equal(exit, 5);
   assert.match(err, /guard/);
@@ -122,6 +122,7 @@ for (const format of ["raw", "qcow2"]) {
         "read -P 5 1M 64k",
         "read -P 0 8M 1M",
       );
+      if (words.length > 0) requireGrade(served.socket);
       assert.equal((await served.stop()).code, 0);
       run("sync", ["-f", point]);
       const isLeft = readFileSync(path.join(point, "../image")).includes(SECRET);
@@ -144,4 +145,14 @@ for (const format of ["raw", "qcow2"]) {
       if (format === "qcow2") assert.equal(qemuCheck(image).errors, 0, "leaks at worst");
     }
   });
+}
+
+/** While it is served: how far it is, and what it is worth, which here is no more than that it reads as zeros. */
+function requireGrade(socket: string): void {
+  const { out } = ullage("top", socket, "--once", "--json");
+  const { exports } = JSON.parse(out) as { exports: { erase: Record<string, unknown> }[] };
+  const { grade, reasons, failedBytes } = exports[0]!.erase;
+  assert.deepEqual([grade, failedBytes], ["logical", 0]);
+  assert.match(String(reasons), /loop\d+.*encryption/);
+  assert.match(ullage("top", socket, "--once").out, /erased .*grade "logical"/);
 }

@@ -192,6 +192,19 @@ test("what the image itself left lying about is erased too", async (t) => {
     write(disk, "read -P 0 0 1M", "read -P 9 1M 1M");
     assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
   });
+  await t.test("subclusters that were never written, in clusters that somebody else had", async () => {
+    const disk = join(folder, "pieces.qcow2");
+    run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", disk, "16M"]);
+    write(disk, `write -s ${secrets} 0 1M`);
+    const kept = `driver=qcow2,discard=unmap,pass-discard-request=off,file.driver=file,file.filename=${disk}`;
+    const pieces = Array.from({ length: 16 }, (_, i) => ["-c", `write -P 4 ${4096 + i * 64}k 2k`]).flat();
+    run("qemu-io", ["--image-opts", "-c", "discard 0 1M", ...pieces, kept]);
+    assert.ok(sightings(disk) > 1000, "the new owner of a cluster wrote a piece of it");
+    requireErased(await erase(disk, { ...yes, verify: true }));
+    assert.equal(sightings(disk), 0);
+    write(disk, "read -P 0 0 4M", "read -P 4 4M 2k", "read -P 0 4098k 62k");
+    assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
+  });
 });
 
 test("H35: what the host shares with another file is left, and told", async (t) => {
@@ -263,8 +276,9 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
     },
   });
   assert.deepEqual([refused.applied, refused.erasedBytes, asked], [false, 0, dry.erasedBytes]);
-  writeFileSync(`${disk}.ullage-guard`, "something");
-  await assert.rejects(erase(disk, yes), { kind: "refused", code: "guarded" });
+  writeFileSync(`${disk}.ullage-guard`, Buffer.alloc(8192, "something"));
+  for (const dryRun of [true, false])
+    await assert.rejects(erase(disk, { ...yes, dryRun }), { kind: "refused", code: "guarded" });
   run("rm", [`${disk}.ullage-guard`]);
   assert.ok(untouched());
   run("debugfs", ["-w", "-R", "feature needs_recovery", disk]);

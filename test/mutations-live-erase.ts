@@ -108,6 +108,15 @@ export const OF_ERASE: readonly Mutation[] = [
   },
   {
     hazard: "erase",
+    guard: "a piece of a cluster that its table does not know is overwritten as well",
+    file: "src/disk/erase/remains.ts",
+    from: 'run.kind === "hole" && run.place === undefined',
+    to: 'run.kind === "hole"',
+    tests: WHOLE,
+    only: "left lying about",
+  },
+  {
+    hazard: "erase",
     guard: "everything is overwritten before it is given back",
     file: "src/disk/erase/overwriting.ts",
     from: "      await file.write(at, from);\n",

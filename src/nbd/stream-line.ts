@@ -78,7 +78,7 @@ export class StreamLine implements Line, Sink {
         return;
       }
       if (this.#waiting.length === 0) break;
-      this.#waiting = this.#waiting.subarray(this.#inbox.add(this.#waiting, transmission.headerBytes));
+      this.#waiting = this.#waiting.subarray(this.#inbox.add(this.#waiting));
     }
     if (stream.isPaused()) stream.resume();
   }

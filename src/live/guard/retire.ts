@@ -95,17 +95,15 @@ function* batches(pieces: readonly Piece[], bytesMax: number): Generator<readonl
   if (batch.length > 0) yield batch;
 }
 
-/** With all of the ranges locked; nobody else holds more than one. */
 async function locked(
   vault: Vault,
   ranges: readonly Extent[],
   work: (ranges: readonly Extent[]) => Promise<void>,
 ): Promise<void> {
-  const releases: (() => void)[] = [];
+  const release = await vault.locks.take(...ranges);
   try {
-    for (const range of ranges) releases.push(await vault.locks.take(range));
     await work(ranges);
   } finally {
-    for (const release of releases) release();
+    release();
   }
 }
