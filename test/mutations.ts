@@ -3,6 +3,7 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_BTRFS } from "./mutations-btrfs.ts";
+import { OF_CLIENTS } from "./mutations-live-clients.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
@@ -364,6 +365,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_BTRFS,
+  ...OF_CLIENTS,
   ...OF_FILES,
   ...OF_ERASE,
   ...OF_LIVE_FORMATS,
