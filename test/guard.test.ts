@@ -50,14 +50,14 @@ async function served(path: string, work: (guard: Guard) => Promise<void>, now =
   let sealed = async (): Promise<void> => {};
   {
     await using disk = await openWritable(path, { withGuard: true });
-    const { guard, seal } = await openGuard(disk, new Borrowed(disk.image), {
+    const opened = await openGuard(disk, new Borrowed(disk.image), {
       forMs: 24 * 3600 * 1000,
       maxBytes: 1024 * MIB,
       now,
     });
-    await work(guard);
-    await guard[Symbol.asyncDispose]();
-    sealed = seal;
+    await work(opened.guard);
+    await opened.guard[Symbol.asyncDispose]();
+    sealed = () => opened.seal();
   }
   await sealed();
 }

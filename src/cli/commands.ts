@@ -13,13 +13,13 @@ import {
   addWriteOptions,
   parseAddress,
   parseCount,
+  parseDuration,
   parseKeyValues,
   parseMoment,
   parseOffset,
   parseSector,
   parseShare,
   parseSize,
-  parseTime,
   type ReadFlags,
 } from "./options.ts";
 import type { ServeFlags } from "./serve.ts";
@@ -180,7 +180,7 @@ function serveCommand(ullage: Command): Command {
         "zeros",
       ]),
     )
-    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseTime)
+    .option("--guard-for <time>", "what is freed can be taken back for so long: 24h", parseDuration)
     .option("--guard-max <bytes>", "so many bytes at most: 10GiB", parseSize)
     .option("--guard-writes", "what is written over can be taken back too")
     .option("--alarm-share <share/time>", "alarm when more is trimmed in that time: 25%/10m", parseShare)

@@ -103,7 +103,7 @@ export function parseAddress(value: string): Address {
 const UNITS_MS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** `90s`, `10m`, `24h`, `7d`, in milliseconds. */
-export function parseTime(value: string): number {
+export function parseDuration(value: string): number {
   const [, number, unit] = /^(\d+(?:\.\d+)?)([smhd])$/.exec(value) ?? [];
   if (number === undefined) throw new InvalidArgumentError("Write a time like 90s, 10m, 24h or 7d.");
   return Number(number) * UNITS_MS[unit!]!;
@@ -116,7 +116,7 @@ export function parseShare(value: string): { readonly ofDisk: number; readonly w
   if (time === undefined || !(ofDisk > 0 && ofDisk <= 1)) {
     throw new InvalidArgumentError("Write a share of the disk and a time, like 25%/10m.");
   }
-  return { ofDisk, withinMs: parseTime(time) };
+  return { ofDisk, withinMs: parseDuration(time) };
 }
 
 export function parseCount(value: string): number {

@@ -203,6 +203,19 @@ test("what could not be overwritten or flushed is not punched, and is told", asy
   }
 });
 
+test("a host that says it dropped something, and did not, is found out", async () => {
+  const { file } = disk(4);
+  const failures: unknown[] = [];
+  file.discard = () => Promise.resolve();
+  const write = file.write.bind(file);
+  let writes = 0;
+  file.write = (at, from) => (writes++ === 0 ? write(at, from) : Promise.resolve());
+  const device = new Erasing(file, { pattern: "random", onFailure: (error) => failures.push(error) });
+  await device.discard(block(1));
+  await device.settled();
+  assert.equal((failures as { code?: string }[])[0]?.code, "not-erased");
+});
+
 test("a disk that is closed has erased all that waited", async () => {
   const { file } = disk(4);
   const device = new Erasing(file, { pattern: "random" });

@@ -11,6 +11,7 @@
  * - Overwritten is what the host holds for the range and what is this disk's alone. What a snapshot, a reflink or a
  *   backing image holds as well, and compressed clusters, which have no place of their own, are given back as without
  *   this filter and counted as not erased.
+ * - What was given back is read, and must be zeros.
  * - What cannot be overwritten is not given back, so that its old bytes are not left behind where nobody finds them.
  * - A crash before the discard leaves old bytes, the pattern or a mixture where nothing was used any more.
  * - Zeros that keep their space (NO_HOLE) are made the same way: a host may promise zeros and leave the old bytes where
@@ -24,7 +25,7 @@ import type { Place, WritableDevice, Zeroing } from "../device/device.ts";
 import { Filter } from "../device/filter.ts";
 import { DiskError } from "../error.ts";
 import { type Held, heldOn } from "./held.ts";
-import { overwrite, type Pattern, type PatternName, patternOf } from "./pattern.ts";
+import { overwrite, type Pattern, PATTERN_BYTES_MAX, type PatternName, patternOf } from "./pattern.ts";
 
 /** TRIMs that come within this time share a flush. */
 const COLLECT_MS = 20;
@@ -207,15 +208,33 @@ export class Erasing extends Filter {
       this.#counters.flushes++;
     }
     for (const range of freed) await super.discard(range);
-    if (this.#options.pattern === "zeros") return;
-    // A piece that was too small to be given back holds the pattern: a disk that was trimmed reads old bytes or zeros.
+    if (this.#options.pattern !== "zeros") await this.#blank(erased.intersect(freed));
+    await this.#requireZeros(erased.intersect(freed));
+  }
+
+  /** A piece that was too small to be given back holds the pattern: a disk that was trimmed reads old bytes or zeros. */
+  async #blank(erased: ExtentSet): Promise<void> {
     const left = new ExtentBuilder();
-    for (const range of erased.intersect(freed)) {
+    for (const range of erased) {
       for await (const { start, end, kind } of heldOn(this.below, range)) {
         if (kind === "own") left.add(start, end);
       }
     }
-    await overwrite(left.build(), this.#zeros, write);
+    await overwrite(left.build(), this.#zeros, (at, from) => super.write(at, from));
+  }
+
+  async #requireZeros(erased: ExtentSet): Promise<void> {
+    const found = Buffer.alloc(PATTERN_BYTES_MAX);
+    for (const { start, end } of erased) {
+      for (let at = start; at < end; at += found.length) {
+        const part = found.subarray(0, Math.min(found.length, end - at));
+        await super.read(at, part);
+        if (!part.equals(this.#zeros(part.length)))
+          throw new DiskError("io", `what was erased does not read as zeros at ${at} and behind`, {
+            code: "not-erased",
+          });
+      }
+    }
   }
 
   #count({ start, end, kind }: Held, own: ExtentBuilder): void {

@@ -197,8 +197,8 @@ export class Guard extends Filter {
 
   /** A guard of very many pieces makes no new ones: around a write, all is as if it had been written over with zeros. */
   async #clear(reach: Extent): Promise<Extent> {
-    for (const piece of [...this.#vault.state.tops.within(reach)])
-      if (piece.flags & HIDDEN) await this.below.zero(cut(piece, reach));
+    const pieces = [...this.#vault.state.tops.within(reach)];
+    for (const piece of pieces) if (piece.flags & HIDDEN) await this.below.zero(cut(piece, reach));
     return reach;
   }
 

@@ -2,10 +2,9 @@
  * The transmission phase on a socket, in two ways that share the `Transmission`:
  *
  *   StraightLine   plain system calls on the descriptor, driven by `StraightLoop`      Linux, in the clear
- *   streamLine     Node's stream: TLS, and hosts without the calls
+ *   StreamLine     Node's stream (`stream-line.ts`): TLS, and hosts without the calls
  */
 import { closeSync } from "node:fs";
-import type { Duplex } from "node:stream";
 import { SystemError } from "../host/native.ts";
 import type { PolledLine, SocketCalls } from "../host/straight.ts";
 import { Inbox } from "./inbox.ts";
@@ -78,7 +77,7 @@ export class StraightLine implements Line, PolledLine, Sink {
       onNews: this.#onNews,
     });
     this.#inbox.need(received.length);
-    this.#inbox.add(received, 0);
+    this.#inbox.add(received);
   }
 
   get wantsToReceive(): boolean {
@@ -129,7 +128,7 @@ export class StraightLine implements Line, PolledLine, Sink {
       if (this.#isStuck && wasFull && !transmission.isFull) continue;
       if (this.#takesNoMore) break;
       if (this.#isStuck || isDrained || i >= RECEIVES_MAX) return;
-      const room = inbox.room(transmission.headerBytes);
+      const room = inbox.room();
       const got = this.#calls.receive(this.fd, inbox.bytes, inbox.end, room);
       if (got < 0) return;
       if (got === 0) return this.close();
@@ -159,6 +158,7 @@ export class StraightLine implements Line, PolledLine, Sink {
     if (this.#isClosed) return;
     this.#isClosed = true;
     closeSync(this.fd);
+    this.#transmission.abandon();
     this.#endWhenIdle();
   }
 
@@ -172,85 +172,4 @@ export function whyEnded(error: unknown): string {
   if (error instanceof ProtocolBreach) return `the client broke the protocol: ${error.message}`;
   if (error instanceof SystemError) return `the connection broke off (${error.code})`;
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
-}
-
-/** So much may wait in Node's stream before nothing more is taken up. */
-const STREAM_BYTES_MAX = 4 * 1024 * 1024;
-
-/** Serves a session over a stream. @param received what came in already, after the handshake */
-export function streamLine(
-  stream: Duplex,
-  session: Session,
-  received: Uint8Array,
-  options: LineOptions,
-): Line {
-  const inbox = new Inbox();
-  const outbox = new Outbox();
-  const { promise: closed, resolve: end } = Promise.withResolvers<void>();
-  let takesNoMore = false;
-  const transmission = new Transmission(session, outbox, {
-    ...options,
-    sendsFiles: false,
-    onNews: () => step(),
-  });
-  const sink: Sink = {
-    send(from, offset, bytes) {
-      stream.write(from.slice(offset, offset + bytes));
-      return bytes;
-    },
-  };
-  let waiting: Uint8Array = received;
-
-  function step(): void {
-    try {
-      takeWhatIsThere();
-    } catch (error) {
-      options.log(whyEnded(error));
-      stream.destroy();
-    }
-    if (stream.destroyed && transmission.pending === 0) end();
-  }
-
-  function takeWhatIsThere(): void {
-    for (;;) {
-      const isStuck = !takesNoMore && transmission.take(inbox);
-      const wasFull = transmission.isFull;
-      outbox.flush(sink);
-      if (transmission.isOver) takesNoMore = true;
-      if (takesNoMore) {
-        if (transmission.pending === 0) stream.end(() => stream.destroy());
-        return;
-      }
-      const isBehind = stream.writableLength > STREAM_BYTES_MAX;
-      if (isStuck) {
-        // Where the stream took everything, neither an answer nor a drain would bring us back.
-        if (wasFull && !transmission.isFull && !isBehind) continue;
-        return;
-      }
-      if (waiting.length === 0 || isBehind) break;
-      waiting = waiting.subarray(inbox.add(waiting, transmission.headerBytes));
-    }
-    if (waiting.length === 0 && stream.isPaused()) stream.resume();
-  }
-
-  stream.on("data", (chunk: Uint8Array) => {
-    stream.pause();
-    waiting = chunk;
-    step();
-  });
-  stream.on("drain", step);
-  stream.on("error", () => stream.destroy());
-  stream.on("close", step);
-  stream.on("end", () => stream.destroy());
-  stream.pause();
-  setImmediate(step);
-  return {
-    closed,
-    finish() {
-      takesNoMore = true;
-      step();
-      return closed;
-    },
-    close: () => void stream.destroy(),
-  };
 }

@@ -10,6 +10,8 @@ export interface Part {
   readonly head: Uint8Array;
   readonly body?: Uint8Array;
   readonly file?: { readonly fd: number; readonly at: number; readonly bytes: number };
+  /** It was sent, or never will be. */
+  readonly onGone?: () => void;
 }
 
 /** Where replies go. Each takes what it can. */
@@ -59,6 +61,12 @@ export class Outbox {
     this.#parts.push(part);
   }
 
+  /** Forgets everything. */
+  clear(): void {
+    for (const { onGone } of this.#parts.splice(0)) onGone?.();
+    this.#sent = this.#end = this.#partSent = 0;
+  }
+
   /** Sends what the sink takes. @returns whether everything went */
   flush(sink: Sink): boolean {
     // What was begun has to come to its end first.
@@ -81,7 +89,7 @@ export class Outbox {
   }
 
   #flushPart(sink: Sink): boolean {
-    const { head, body, file } = this.#parts[0]!;
+    const { head, body, file, onGone } = this.#parts[0]!;
     const bodyBytes = body?.length ?? file?.bytes ?? 0;
     while (this.#partSent < head.length + bodyBytes) {
       const done = this.#partSent - head.length;
@@ -94,6 +102,7 @@ export class Outbox {
     }
     this.#parts.shift();
     this.#partSent = 0;
+    onGone?.();
     return true;
   }
 }

@@ -28,6 +28,8 @@ function request(command: number): Request {
     flags: 0,
     cookieHigh: 0xfedcba98,
     cookieLow: 0x76543210,
+    offsetHigh: 0x12,
+    offsetLow: 0x34567890,
     offset: 0x12_3456_7890,
     bytes: 0x200,
   };

@@ -48,7 +48,8 @@ function putChunk(
     view.setUint32(at + 16, payloadBytes);
     return at + CHUNK_BYTES;
   }
-  putOffset(view, at + 16, request.offset);
+  view.setUint32(at + 16, request.offsetHigh);
+  view.setUint32(at + 20, request.offsetLow);
   putOffset(view, at + 24, payloadBytes);
   return at + EXTENDED_BYTES;
 }

@@ -5,7 +5,15 @@
  * one whose range does not lie inside the export.
  */
 import type { Session } from "./export.ts";
-import { CMD, CMD_FLAG, DF_BYTES_MIN, ERRNO } from "./protocol.ts";
+import {
+  CMD,
+  CMD_FLAG,
+  DF_BYTES_MIN,
+  ERRNO,
+  EXTENDED_REQUEST_MAGIC,
+  ProtocolBreach,
+  REQUEST_MAGIC,
+} from "./protocol.ts";
 
 /** One object for all requests of a connection: it is copied where a request is not done at once. */
 export interface Request {
@@ -14,8 +22,32 @@ export interface Request {
   /** The client's name for it, in two halves. */
   cookieHigh: number;
   cookieLow: number;
+  /** As it came: past 2^53 `offset` is only about that. */
+  offsetHigh: number;
+  offsetLow: number;
   offset: number;
   bytes: number;
+}
+
+export function emptyRequest(): Request {
+  const position = { offsetHigh: 0, offsetLow: 0, offset: 0, bytes: 0 };
+  return { command: 0, flags: 0, cookieHigh: 0, cookieLow: 0, ...position };
+}
+
+/** Reads a header into `request`. @throws ProtocolBreach where it has not its magic */
+export function parseRequest(view: DataView, at: number, extended: boolean, request: Request): void {
+  if (view.getUint32(at) !== (extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC)) {
+    throw new ProtocolBreach("a request without its magic");
+  }
+  request.flags = view.getUint16(at + 4);
+  request.command = view.getUint16(at + 6);
+  request.cookieHigh = view.getUint32(at + 8);
+  request.cookieLow = view.getUint32(at + 12);
+  request.offsetHigh = view.getUint32(at + 16);
+  request.offsetLow = view.getUint32(at + 20);
+  request.offset = request.offsetHigh * 2 ** 32 + request.offsetLow;
+  request.bytes = view.getUint32(at + 24);
+  if (extended) request.bytes = request.bytes * 2 ** 32 + view.getUint32(at + 28);
 }
 
 const { FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN } = CMD_FLAG;

@@ -3,7 +3,7 @@
  * allowed (H31).
  *
  *   socket ── StreamChannel ── handshake ── Session ──┬─ StraightLine, where the socket is plain and the host has the calls
- *                                                     └─ streamLine
+ *                                                     └─ StreamLine
  */
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
@@ -11,9 +11,10 @@ import { type SocketCalls, socketCalls } from "../host/straight.ts";
 import { ChannelClosed } from "./channel.ts";
 import type { Export, Exports, Session } from "./export.ts";
 import { handshake, type HandshakePolicy } from "./handshake.ts";
-import { type Line, type LineOptions, StraightLine, streamLine, whyEnded } from "./line.ts";
+import { type Line, type LineOptions, StraightLine, whyEnded } from "./line.ts";
 import { StraightLoop } from "./loop.ts";
 import { type Secure, StreamChannel } from "./stream-channel.ts";
+import { StreamLine } from "./stream-line.ts";
 import { Budget, type Watcher } from "./transmission.ts";
 
 export interface NbdServerOptions extends HandshakePolicy {
@@ -88,7 +89,7 @@ export class NbdServer {
     const { stream, isPlain, received } = channel.release();
     const line =
       (isPlain ? this.#straight(stream, session, received, options) : undefined) ??
-      streamLine(stream, session, received, options);
+      new StreamLine(stream, session, received, options);
     this.#lines.add(line);
     onConnections?.(session.export, 1);
     void line.closed.then(() => {

@@ -12,17 +12,8 @@ import { DiskError, type ErrorKind } from "../error.ts";
 import { HostReader } from "../host/file.ts";
 import type { Session, StatusDescriptor } from "./export.ts";
 import type { Inbox } from "./inbox.ts";
-import type { Outbox } from "./outbox.ts";
-import {
-  CMD,
-  CMD_FLAG,
-  DESCRIPTORS_MAX,
-  ERRNO,
-  EXTENDED_REQUEST_MAGIC,
-  ProtocolBreach,
-  REQUEST_BYTES_MAX,
-  REQUEST_MAGIC,
-} from "./protocol.ts";
+import type { Outbox, Part } from "./outbox.ts";
+import { CMD, CMD_FLAG, DESCRIPTORS_MAX, ERRNO, ProtocolBreach, REQUEST_BYTES_MAX } from "./protocol.ts";
 import {
   doneBytes,
   emptyReply,
@@ -32,7 +23,7 @@ import {
   readHeadBytes,
   statusChunk,
 } from "./reply.ts";
-import { judge, type Request } from "./request.ts";
+import { emptyRequest, judge, parseRequest, type Request } from "./request.ts";
 
 /** Hears of every answer. */
 export interface Watcher {
@@ -40,7 +31,7 @@ export interface Watcher {
   answered(command: number, bytes: number, milliseconds: number, error: number): void;
 }
 
-/** Bytes that all connections of a server may hold for requests on the long way. */
+/** Bytes that all connections of a server may hold for requests on the long way, until their replies are sent. */
 export class Budget {
   left: number;
 
@@ -65,6 +56,7 @@ const CACHE_BYTES_MAX = 32 * 1024 * 1024;
 const CACHE_SLICE_BYTES = 1024 * 1024;
 /** A longer answer is cut: the client asks on. */
 const DESCRIPTORS = Math.min(DESCRIPTORS_MAX, 64 * 1024);
+const DESCRIPTOR_BYTES_MAX = 16;
 
 const ERRORS: Readonly<Record<ErrorKind, number>> = {
   usage: ERRNO.EINVAL,
@@ -76,10 +68,16 @@ const ERRORS: Readonly<Record<ErrorKind, number>> = {
   interrupted: ERRNO.ESHUTDOWN,
 };
 
-/** A bug of ours is the client's EIO, too. */
-function errnoOf(error: unknown): number {
+/** Failures that have a name, among them those that somebody wished for. */
+const NAMED: Readonly<Record<string, number | undefined>> = { ...ERRNO, "no-space": ERRNO.ENOSPC };
+
+/** A bug of ours is the client's EIO, too. ENOTSUP says one thing alone: that zeros would not be fast. */
+function errnoOf(error: unknown, { flags }: Request): number {
   if (!(error instanceof DiskError)) return ERRNO.EIO;
-  return error.code === "no-space" ? ERRNO.ENOSPC : ERRORS[error.kind];
+  const named = NAMED[error.code ?? ""];
+  if (named !== undefined) return named;
+  if (error.kind === "unsupported" && (flags & CMD_FLAG.FAST_ZERO) === 0) return ERRNO.EINVAL;
+  return ERRORS[error.kind];
 }
 
 export class Transmission {
@@ -88,10 +86,11 @@ export class Transmission {
   readonly outbox: Outbox;
   readonly #device: BlockDevice;
   readonly #options: TransmissionOptions;
-  readonly #request: Request = { command: 0, flags: 0, cookieHigh: 0, cookieLow: 0, offset: 0, bytes: 0 };
+  readonly #request = emptyRequest();
   /** When what is being taken up now was received. */
   #now = 0;
   #isOver = false;
+  #isAbandoned = false;
   pending = 0;
 
   constructor(session: Session, outbox: Outbox, options: TransmissionOptions) {
@@ -126,7 +125,7 @@ export class Transmission {
         inbox.need(this.headerBytes);
         return false;
       }
-      this.#parse(inbox);
+      parseRequest(inbox.view, inbox.start, this.session.extended, request);
       const payloadBytes = this.#payloadBytes(request);
       if (bytesAtHand < this.headerBytes + payloadBytes) {
         inbox.need(this.headerBytes + payloadBytes);
@@ -139,22 +138,6 @@ export class Transmission {
       inbox.start += this.headerBytes + payloadBytes;
     }
     return false;
-  }
-
-  #parse(inbox: Inbox): void {
-    const { view, start } = inbox;
-    const { extended } = this.session;
-    const request = this.#request;
-    if (view.getUint32(start) !== (extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC)) {
-      throw new ProtocolBreach("a request without its magic");
-    }
-    request.flags = view.getUint16(start + 4);
-    request.command = view.getUint16(start + 6);
-    request.cookieHigh = view.getUint32(start + 8);
-    request.cookieLow = view.getUint32(start + 12);
-    request.offset = view.getUint32(start + 16) * 2 ** 32 + view.getUint32(start + 20);
-    request.bytes = view.getUint32(start + 24);
-    if (extended) request.bytes = request.bytes * 2 ** 32 + view.getUint32(start + 28);
   }
 
   /** Bytes that follow the header. @throws ProtocolBreach where they are more than anybody may send */
@@ -176,11 +159,12 @@ export class Transmission {
       if (command === CMD.READ && this.#readStraight(request)) return true;
       if (command === CMD.WRITE && this.#writeStraight(request, inbox)) return true;
     } catch (error) {
-      this.#fail(request, errnoOf(error), messageOf(error), this.#now);
+      this.#fail(request, errnoOf(error, request), messageOf(error), this.#now);
       return true;
     }
-    const held = command === CMD.READ || command === CMD.WRITE ? bytes : 0;
-    if (held > this.#options.budget.left && this.pending > 0) return false;
+    const held = this.#heldBytes(request);
+    // Whoever holds nothing may always have one request, so that nobody waits for ever.
+    if (held > this.#options.budget.left && (this.pending > 0 || !this.outbox.isEmpty)) return false;
     const at = inbox.start + this.headerBytes;
     const data = command === CMD.WRITE ? inbox.bytes.slice(at, at + bytes) : undefined;
     void this.#takeTheLongWay({ ...request }, data, held);
@@ -253,23 +237,59 @@ export class Transmission {
     return true;
   }
 
+  /** What a request takes in memory on the long way, at most. */
+  #heldBytes({ command, flags, bytes }: Request): number {
+    switch (command) {
+      case CMD.READ:
+      case CMD.WRITE:
+        return bytes;
+      case CMD.CACHE:
+        return Math.min(bytes, CACHE_SLICE_BYTES);
+      case CMD.BLOCK_STATUS: {
+        const most = (flags & CMD_FLAG.REQ_ONE) !== 0 ? 1 : Math.min(DESCRIPTORS, bytes);
+        return most * DESCRIPTOR_BYTES_MAX * this.session.contexts.length;
+      }
+      default:
+        return 0;
+    }
+  }
+
   async #takeTheLongWay(request: Request, data: Uint8Array | undefined, held: number): Promise<void> {
     const { budget, onNews } = this.#options;
     const began = this.#now;
     this.pending++;
     budget.left -= held;
+    let reply: Part;
     try {
-      await this.#answer(request, data);
+      reply = await this.#answer(request, data);
       this.#answered(request, 0, began);
     } catch (error) {
-      this.#fail(request, errnoOf(error), messageOf(error), began);
+      const errno = errnoOf(error, request);
+      reply = { head: errorReply(this.session, request, errno, messageOf(error)) };
+      this.#answered(request, errno, began);
     }
     budget.left += held;
     this.pending--;
+    this.#push(reply);
     onNews();
   }
 
-  async #answer(request: Request, data: Uint8Array | undefined): Promise<void> {
+  /** A reply counts until it is sent. */
+  #push(reply: Part): void {
+    if (this.#isAbandoned) return;
+    const { budget } = this.#options;
+    const held = reply.head.length + (reply.body?.length ?? 0);
+    budget.left -= held;
+    this.outbox.push({ ...reply, onGone: () => void (budget.left += held) });
+  }
+
+  /** The connection is gone: what is still answered goes nowhere. */
+  abandon(): void {
+    this.#isOver = this.#isAbandoned = true;
+    this.outbox.clear();
+  }
+
+  async #answer(request: Request, data: Uint8Array | undefined): Promise<Part> {
     const { command, flags, offset, bytes } = request;
     const range = { start: offset, end: offset + bytes };
     const disk = this.#device as WritableDevice;
@@ -299,20 +319,17 @@ export class Transmission {
     if ((flags & CMD_FLAG.FUA) !== 0 && !this.session.export.isReadOnly) await disk.flush();
     const done = new Uint8Array(doneBytes(this.session));
     putDone(new DataView(done.buffer), 0, this.session, request);
-    this.outbox.push({ head: done });
+    return { head: done };
   }
 
-  async #read(request: Request): Promise<void> {
+  async #read(request: Request): Promise<Part> {
     const { offset, bytes } = request;
-    if (bytes === 0) {
-      this.outbox.push({ head: emptyReply(this.session, request) });
-      return;
-    }
+    if (bytes === 0) return { head: emptyReply(this.session, request) };
     const body = new Uint8Array(bytes);
     await this.#device.read(offset, body);
     const head = new Uint8Array(readHeadBytes(this.session));
     putReadHead(new DataView(head.buffer), 0, this.session, request);
-    this.outbox.push({ head, body });
+    return { head, body };
   }
 
   /** Advice: reading is what brings bytes into memory. */
@@ -324,7 +341,7 @@ export class Transmission {
     }
   }
 
-  async #status(request: Request): Promise<void> {
+  async #status(request: Request): Promise<Part> {
     const { flags, offset, bytes } = request;
     const { contexts } = this.session;
     const isOne = (flags & CMD_FLAG.REQ_ONE) !== 0;
@@ -335,11 +352,11 @@ export class Transmission {
       const told = isOne ? [within(found[0]!, bytes)] : found;
       chunks.push(statusChunk(this.session, request, id, told, i === contexts.length - 1));
     }
-    this.outbox.push({ head: Buffer.concat(chunks) });
+    return { head: Buffer.concat(chunks) };
   }
 
   #fail(request: Request, error: number, message: string, began: number): void {
-    this.outbox.push({ head: errorReply(this.session, request, error, message) });
+    this.#push({ head: errorReply(this.session, request, error, message) });
     this.#answered(request, error, began);
   }
 

@@ -60,7 +60,7 @@ export class MemoryClient {
   readonly inbox = new Inbox();
   readonly #options: MemoryClientOptions;
   #said: Buffer = Buffer.alloc(0);
-  readonly #waiting = new Map<bigint, (reply: Reply) => void>();
+  readonly #waiting = new Map<bigint, PromiseWithResolvers<Reply>>();
   /** Why the connection ended. */
   broken: unknown;
   isStuck = false;
@@ -80,10 +80,11 @@ export class MemoryClient {
   /** Says a request, and hears its reply some time. */
   ask(question: Question): Promise<Reply> {
     const asked = this.wire.name(question);
-    const { promise, resolve } = Promise.withResolvers<Reply>();
-    this.#waiting.set(asked.cookie, resolve);
+    const waiting = Promise.withResolvers<Reply>();
+    waiting.promise.catch(() => {});
+    this.#waiting.set(asked.cookie, waiting);
     this.say(requestBytes(this.wire.dialect, asked));
-    return promise;
+    return waiting.promise;
   }
 
   /** Any bytes, as if they came off the wire. */
@@ -99,6 +100,7 @@ export class MemoryClient {
       while (this.#stepOnce());
     } catch (error) {
       this.broken = error;
+      for (const { reject } of this.#waiting.values()) reject(error);
     }
   }
 
@@ -111,7 +113,7 @@ export class MemoryClient {
     if (this.isStuck) return wasFull && !this.transmission.isFull;
     if (this.#said.length === 0 || this.transmission.isOver) return false;
     const part = this.#said.subarray(0, this.#options.gives?.() ?? this.#said.length);
-    this.#said = this.#said.subarray(this.inbox.add(part, this.transmission.headerBytes));
+    this.#said = this.#said.subarray(this.inbox.add(part));
     return true;
   }
 
@@ -128,7 +130,7 @@ export class MemoryClient {
     const heard = Buffer.concat(parts);
     this.heardBytes += heard.length;
     for (const reply of this.wire.hear(heard)) {
-      this.#waiting.get(reply.asked.cookie)?.(reply);
+      this.#waiting.get(reply.asked.cookie)?.resolve(reply);
       this.#waiting.delete(reply.asked.cookie);
     }
     return isEmpty;

@@ -62,15 +62,18 @@ export class Changes {
     this.#tables.touch(table, index * l2EntryBytes, (index + 1) * l2EntryBytes);
   }
 
-  /** A table that is owned becomes `after`. */
-  replace(table: CachedTable, after: Uint8Array): void {
+  /** Entries `[first, end)` of a table that is owned become those of `after`. */
+  replace(table: CachedTable, after: Uint8Array, first: number, end: number): void {
+    const { l2EntryBytes } = this.#context.header;
     const before = bytesOf(table.view);
-    for (let at = 0; at < after.length; at += SECTOR_BYTES) {
-      const end = at + SECTOR_BYTES;
-      if (Buffer.compare(before.subarray(at, end), after.subarray(at, end)) !== 0)
-        this.#tables.touch(table, at, end);
+    const start = first * l2EntryBytes - ((first * l2EntryBytes) % SECTOR_BYTES);
+    for (let at = start; at < end * l2EntryBytes; at += SECTOR_BYTES) {
+      const stop = Math.min(at + SECTOR_BYTES, after.length);
+      const sector = after.subarray(at, stop);
+      if (Buffer.compare(before.subarray(at, stop), sector) === 0) continue;
+      this.#tables.touch(table, at, stop);
+      before.set(sector, at);
     }
-    before.set(after);
   }
 
   /** Every host cluster that `[start, end)` touches loses one reference. */
