@@ -12,6 +12,7 @@ import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
+import { OF_LIVE_GUARD } from "./mutations-live-guard.ts";
 import { OF_LIVE_FORMATS } from "./mutations-live-formats.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
@@ -369,6 +370,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_FILES,
   ...OF_ERASE,
   ...OF_LIVE_FORMATS,
+  ...OF_LIVE_GUARD,
   ...OF_LUKS,
   ...OF_HFSPLUS,
   ...OF_XFS,
