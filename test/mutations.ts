@@ -10,6 +10,7 @@ import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
+import { OF_LIVE_NBD } from "./mutations-live-nbd.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
@@ -363,6 +364,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_BTRFS,
   ...OF_FILES,
   ...OF_LUKS,
+  ...OF_LIVE_NBD,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,
