@@ -77,8 +77,8 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
     hazard: "H27",
     guard: "a flush of a qcow2 covers what was written while the one before ran",
     file: "src/formats/qcow2/write.ts",
-    from: "      this.#compressed.forget();\n    });\n  }",
-    to: "      this.#compressed.forget();\n    });\n    this.#isUnflushed = false;\n  }",
+    from: "        this.#compressed.forget();\n      });\n",
+    to: "        this.#compressed.forget();\n      });\n      this.#isUnflushed = false;\n",
     tests: QCOW2,
     only: BESIDE,
   },
@@ -112,7 +112,7 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
   {
     hazard: "H26",
     guard: "the edges of zeros are zeros where the host zeroes whole blocks",
-    file: "src/host/file.ts",
+    file: "src/host/locked-file.ts",
     from: "    await this.#writeEdges(within, inner);\n    if (range.end",
     to: "    if (range.end",
     tests: ["src/host/zero.test.ts"],
@@ -130,7 +130,7 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
   {
     hazard: "H19",
     guard: "what is to stay allocated is not punched",
-    file: "src/host/file.ts",
+    file: "src/host/locked-file.ts",
     from: 'keep: ["zeroRange"],',
     to: 'keep: ["zeroRange", "punch"],',
     tests: ["src/host/zero.test.ts"],
