@@ -61,7 +61,7 @@ async function here(t: TestContext, options: Partial<NbdServerOptions>) {
 }
 
 const within = (milliseconds: number, promise: Promise<unknown>): Promise<boolean> =>
-  Promise.race([promise.then(() => true), pause(milliseconds, false)]);
+  Promise.race([promise.then(() => true), pause(milliseconds, false, { ref: false })]);
 
 for (const straight of [true, false]) {
   describe(straight ? "the straight way" : "streams", () => {

@@ -12,6 +12,7 @@ import { hostError } from "../host/failure.ts";
 import type { Export } from "../nbd/export.ts";
 import { NbdServer } from "../nbd/server.ts";
 import type { Secure } from "../nbd/stream-channel.ts";
+import { Control } from "./control.ts";
 import { ServedImage, type ServedOptions } from "./export.ts";
 
 /** Where a server listens: a UNIX socket, or TCP. */
@@ -39,6 +40,7 @@ export class Served implements AsyncDisposable {
   readonly #nbd: NbdServer;
   readonly #listeners: Server[] = [];
   readonly #startedAt = Date.now();
+  #control: Control | undefined;
   #stopped: Promise<void> | undefined;
 
   private constructor(images: readonly ServedImage[], options: ServeOptions) {
@@ -80,21 +82,17 @@ export class Served implements AsyncDisposable {
     }
   }
 
-  async #listen({ address, control }: ServeOptions): Promise<void> {
+  async #listen({ address, control, log }: ServeOptions): Promise<void> {
     try {
       // A half-open socket is how nbdinfo and others say that they will ask no more.
-      const nbd = createServer({ allowHalfOpen: false, noDelay: true }, (socket) => this.#nbd.accept(socket));
-      await listen(nbd, address);
+      const tcp = { allowHalfOpen: false, noDelay: true, keepAlive: true };
+      const nbd = createServer(tcp, (socket) => this.#nbd.accept(socket));
+      await listen(nbd, address, log);
       this.#listeners.push(nbd);
       if (control === undefined) return;
-      const counters = createServer((socket) => {
-        socket.on("error", () => socket.destroy());
-        socket.on("data", () => {
-          void this.counters().then((all) => void socket.write(`${JSON.stringify(all)}\n`));
-        });
-      });
-      await listen(counters, { path: control });
-      this.#listeners.push(counters);
+      this.#control = new Control(() => this.counters(), log);
+      await listen(this.#control.listener, { path: control }, log);
+      this.#listeners.push(this.#control.listener);
     } catch (error) {
       for (const listener of this.#listeners) listener.close();
       throw error;
@@ -128,6 +126,7 @@ export class Served implements AsyncDisposable {
 
   async #stop(): Promise<void> {
     for (const listener of this.#listeners) listener.close();
+    this.#control?.close();
     await this.#nbd.stop(PATIENCE_MS);
     const failures: unknown[] = [];
     for (const image of this.images) {
@@ -160,14 +159,19 @@ function refuseTwins(images: readonly ServedImage[]): void {
   });
 }
 
-async function listen(server: Server, address: Address): Promise<void> {
+async function listen(server: Server, address: Address, log: (message: string) => void): Promise<void> {
   if ("path" in address) await removeStale(address.path);
   try {
     // A UNIX socket is bound within the call: nobody else may connect, not even before its mode is set.
     const mask = process.umask(0o177);
-    server.listen(address);
-    process.umask(mask);
+    try {
+      server.listen(address);
+    } finally {
+      process.umask(mask);
+    }
     await once(server, "listening");
+    // A client that could not be accepted, for want of descriptors: those that are here stay.
+    server.on("error", (error) => log(`a connection was not accepted: ${error.message}`));
     if ("path" in address) chmodSync(address.path, 0o600);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
@@ -181,10 +185,11 @@ async function listen(server: Server, address: Address): Promise<void> {
 async function removeStale(path: string): Promise<void> {
   const stats = lstatSync(path, { throwIfNoEntry: false });
   if (stats === undefined || !stats.isSocket()) return;
-  const isAlive = await new Promise<boolean>((resolve) => {
-    const probe = connect(path, () => resolve(true));
-    probe.on("error", () => resolve(false));
+  const isDead = await new Promise<boolean>((resolve) => {
+    const probe = connect(path, () => resolve(false));
+    // Any other failure may be a server that is busy.
+    probe.on("error", ({ code }: NodeJS.ErrnoException) => resolve(code === "ECONNREFUSED"));
     probe.on("connect", () => probe.destroy());
   });
-  if (!isAlive) unlinkSync(path);
+  if (isDead) unlinkSync(path);
 }
