@@ -135,4 +135,22 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
     to: 'keep: ["zeroRange", "punch"],',
     tests: ["src/host/zero.test.ts"],
   },
+  {
+    hazard: "H19",
+    guard: "what a full host stopped is free again",
+    file: "src/formats/qcow2/write.ts",
+    from: "if (isFull(error) && this.#failure === undefined) await this.#allocator.giveBack();",
+    to: "if (isFull(error) && this.#failure === undefined) this.#allocator.keep();",
+    tests: ["src/formats/qcow2/write.test.ts"],
+    only: "H19",
+  },
+  {
+    hazard: "H19",
+    guard: "a full host does not end the disk",
+    file: "src/formats/qcow2/write.ts",
+    from: "if (isFull(error) && this.#failure === undefined)",
+    to: "if (isFull(error) && this.#hasBegun === false)",
+    tests: ["src/formats/qcow2/write.test.ts"],
+    only: "H19",
+  },
 ];
