@@ -71,7 +71,7 @@ for (const format of FORMATS) {
       const random = new Random(seed);
       let before = await newFiles(format, random);
       let previous: GuardedDisk | undefined;
-      const options = { writes: random.oneIn(4), forMs: 4000 };
+      const options = { writes: random.oneIn(4), forMs: 4000, slackBytes: random.pick([0, 4096, 1e9]) };
       for (let segment = 0; segment < 3; segment++) {
         const { files: all, trace } = recording(before);
         const image = await imageIn(all, format);
@@ -203,7 +203,7 @@ test(
       const image = new Slow(await imageIn(files, "raw"), random);
       let now = 1_000_000;
       const writes = random.oneIn(3);
-      const settings = { forMs: 20_000, maxBytes: 1e9, writes, now: () => now };
+      const settings = { forMs: 20_000, maxBytes: 1e9, slackBytes: 4096, writes, now: () => now };
       const guard = await Guard.open(image, logIn(files), settings);
       const shadow = await readBytes(guard, 0, DISK_BYTES);
       const stripe = DISK_BYTES / CLIENTS;

@@ -38,6 +38,8 @@ export interface GuardOptions {
   readonly writes?: boolean;
   /** How many pieces it may consist of: each is memory. Default a million. */
   readonly piecesMax?: number;
+  /** So much of the log may be dead. Default 1 MiB. */
+  readonly slackBytes?: number;
   /** A TRIM of less keeps its bytes: the host's block. Default 4096. */
   readonly granuleBytes?: number;
   /** Milliseconds since 1970. */
@@ -62,6 +64,7 @@ export interface GuardCounters {
 }
 
 const PIECES_FULL = 1_000_000;
+const SLACK_BYTES = 1024 * 1024;
 /** What is saved at once, around a write. */
 const REACH_BYTES = 64 * 1024;
 const REACH_BYTES_MAX = 1024 * 1024;
@@ -194,8 +197,8 @@ export class Guard extends Filter {
 
   /** A guard of very many pieces makes no new ones: around a write, all is as if it had been written over with zeros. */
   async #clear(reach: Extent): Promise<Extent> {
-    for (const piece of [...this.#vault.state.tops.within(reach)])
-      if (piece.flags & HIDDEN) await this.below.zero(cut(piece, reach));
+    const pieces = [...this.#vault.state.tops.within(reach)];
+    for (const piece of pieces) if (piece.flags & HIDDEN) await this.below.zero(cut(piece, reach));
     return reach;
   }
 
@@ -225,7 +228,7 @@ export class Guard extends Filter {
     if (this.#room() < saved.bytes || (this.#isCrowded && saved.count + zeros.count > 0)) {
       this.#refuse(range, "write");
       throw new DiskError("io", "the guard is full: what this write would destroy cannot be saved", {
-        code: "ENOSPC",
+        code: "no-space",
         hint: "wait until its time is over, or give it more room: --guard-max",
       });
     }
@@ -343,7 +346,7 @@ export class Guard extends Filter {
     const bytes = await expire(this.#vault, this.below, upTo);
     await settle(this.#vault, this.below, SETTLE_BYTES);
     await this.#renewStamp(now);
-    await this.#vault.shorten();
+    await this.#vault.shorten(this.#options.slackBytes ?? SLACK_BYTES);
     return bytes;
   }
 

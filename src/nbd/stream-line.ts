@@ -83,7 +83,7 @@ export class StreamLine implements Line, Sink {
     if (stream.isPaused()) stream.resume();
   }
 
-  /** The stream keeps what it is given. */
+  /** What the stream cannot send at once it keeps. */
   send(from: Uint8Array, offset: number, bytes: number): number {
     const room = Math.min(bytes, STREAM_BYTES_MAX - this.#stream.writableLength);
     if (room > 0) this.#stream.write(from.slice(offset, offset + room));

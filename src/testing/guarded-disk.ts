@@ -29,6 +29,7 @@ export class GuardedDisk {
   olds: Old[][];
   /** What the disk held when each second began. */
   readonly snapshots = new Map<number, Uint8Array>();
+  /** What happened up to that second may be gone. */
   expired = -1;
   readonly #random: Random;
 
@@ -57,6 +58,7 @@ export class GuardedDisk {
       ...options,
     });
     disk = new GuardedDisk(guard, await readBytes(guard, 0, guard.bytes), start, random, before?.olds);
+    disk.expired = before?.expired ?? -1;
     return disk;
   }
 
