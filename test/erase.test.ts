@@ -120,6 +120,26 @@ for (const format of ["raw", "qcow2"] as const) {
   });
 }
 
+test("on hosts that write elsewhere, or tell nothing, the grade says why it is no more than logical", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const guest = guestWithSecrets(scratch(t));
+  for (const [host, reason] of [
+    ["btrfs", /btrfs is not known to overwrite.*the host moved blocks/],
+    ["tmpfs", /tmpfs is not known to overwrite.*is not known/],
+    ["xfs", /below loop\d+ is not known/],
+  ] as const) {
+    const point = mounted(t, host, 160);
+    if (point === undefined) return;
+    const disk = join(point, "disk");
+    run("cp", ["--reflink=never", guest, disk]);
+    const done = await erase(disk, { ...yes, verify: true });
+    requireErased(done);
+    assert.match(done.reasons.join("; "), reason);
+    assert.doesNotMatch(done.reasons.join("; "), host === "xfs" ? /moved/ : /^$/);
+    assert.equal(sightings(disk), 0);
+  }
+});
+
 test("NTFS: nothing of a deleted file is found after an erasure", async (t) => {
   if (!requires(t, ...NTFS_TOOLS, "qemu-img")) return;
   const folder = scratch(t);
@@ -265,7 +285,7 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
   const blocks = statSync(disk).blocks;
   const untouched = (): boolean => readFileSync(disk).equals(content) && statSync(disk).blocks === blocks;
   const dry = await erase(disk, { dryRun: true });
-  assert.deepEqual([dry.applied, dry.grade, dry.canaries], [false, "none", null]);
+  assert.deepEqual([dry.applied, dry.grade, dry.bestGrade, dry.canaries], [false, "none", "logical", null]);
   assert.ok(dry.erasedBytes > 500 * KIB);
   let asked = 0;
   const refused = await erase(disk, {

@@ -11,7 +11,7 @@ export const OF_ERASE: readonly Mutation[] = [
     hazard: "erase",
     guard: "what is overwritten is flushed before it is given back",
     file: FILTER,
-    from: "      await super.flush();\n",
+    from: "    await super.flush();\n",
     to: "",
     tests: OF_FILTER,
     only: "freed blocks are overwritten",

@@ -3,6 +3,7 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_BTRFS } from "./mutations-btrfs.ts";
+import { OF_CLIENTS } from "./mutations-live-clients.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
@@ -13,10 +14,11 @@ import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LIVE_GUARD } from "./mutations-live-guard.ts";
 import { OF_LIVE_FORMATS } from "./mutations-live-formats.ts";
+import { OF_LIVE_NBD } from "./mutations-live-nbd.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
-import { OF_NBD } from "./mutations-live-nbd.ts";
+import { OF_NBD } from "./mutations-live-handshake.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
 import { OF_VOLUMES } from "./mutations-volumes.ts";
 
@@ -365,11 +367,13 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_BTRFS,
+  ...OF_CLIENTS,
   ...OF_FILES,
   ...OF_ERASE,
   ...OF_LIVE_FORMATS,
   ...OF_LIVE_GUARD,
   ...OF_LUKS,
+  ...OF_LIVE_NBD,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,

@@ -78,19 +78,32 @@ function emptyImage(t: TestContext, name: string, format: string, options: reado
   return path;
 }
 
-const SUBJECTS: readonly { readonly server: Server; readonly format: "qcow2" | "raw" }[] = [
+const GUARD = ["--guard-for", "1h", "--guard-max", "1GiB"];
+
+interface Subject {
+  readonly server: Server;
+  readonly format: "qcow2" | "raw";
+  readonly words?: readonly string[];
+}
+
+const SUBJECTS: readonly Subject[] = [
   { server: "ullage", format: "qcow2" },
   { server: "ullage", format: "raw" },
+  { server: "ullage", format: "qcow2", words: GUARD },
+  { server: "ullage", format: "raw", words: [...GUARD, "--guard-writes"] },
   { server: "qemu-nbd", format: "qcow2" },
   { server: "nbdkit", format: "raw" },
 ];
 
-for (const { server, format } of SUBJECTS) {
-  test(`${server}, ${format}: what a killed server had flushed is there, and the image is whole`, async (t) => {
+for (const { server, format, words = [] } of SUBJECTS) {
+  const subject = [server, format, ...words].join(" ");
+  const options = { server, format, words };
+
+  test(`${subject}: what a killed server had flushed is there, and the image is whole`, async (t) => {
     if (!requiresClients(t, "qemu-nbd", "nbdkit")) return;
-    for (let seed = 1; seed <= 4; seed++) {
+    for (let seed = 1; seed <= 3; seed++) {
       const image = emptyImage(t, `disk.${format}`, format);
-      const served = await serving(t, [image], { server, format });
+      const served = await serving(t, [image], options);
       let flushes = 0;
       const lines = await nbdshAside(served.uri(), lives(seed, 100_000), (line) => {
         if (line === "flushed" && ++flushes === seed * 9) setTimeout(() => void served.kill(), seed);
@@ -98,14 +111,19 @@ for (const { server, format } of SUBJECTS) {
       const { ended, allowed } = lived(lines);
       assert.notEqual(ended, "done");
       if (format === "qcow2") assert.equal(qemuCheck(image).errors, 0);
-      holdsOnly(bytesOf(t, image, format), allowed, `seed ${seed}`);
+      await using again = await serving(t, [image], options);
+      const copy = join(scratch(t), "copy");
+      run("nbdcopy", [again.uri(), copy]);
+      holdsOnly(readFileSync(copy), allowed, `seed ${seed}`);
+      await again.stop();
+      holdsOnly(bytesOf(t, image, format), allowed, `seed ${seed}, read by QEMU`);
     }
   });
 
-  test(`${server}, ${format}: a server that is told to stop leaves the image whole, durable and unlocked`, async (t) => {
+  test(`${subject}: a server that is told to stop leaves the image whole, durable and unlocked`, async (t) => {
     if (!requiresClients(t, "qemu-nbd", "nbdkit")) return;
     const image = emptyImage(t, `disk.${format}`, format);
-    const served = await serving(t, [image], { server, format });
+    const served = await serving(t, [image], options);
     let flushes = 0;
     let stopped: ReturnType<typeof served.stop> | undefined;
     const lines = await nbdshAside(served.uri(), lives(9, 100_000), (line) => {

@@ -78,7 +78,7 @@ test("H31: every option and every error, by `ullage serve`", async (t) => {
   assert.equal(await ask(OPT.STARTTLS), REP.ERR_UNSUP);
   assert.equal(await ask(OPT.EXTENDED_HEADERS), REP.ERR_UNSUP);
   for (const code of [0, 4, 12, 0xffff_ffff]) assert.equal(await ask(code, Buffer.alloc(20)), REP.ERR_UNSUP);
-  assert.equal(await ask(OPT.LIST_META_CONTEXT, contextData("")), REP.ERR_INVALID);
+  assert.equal(await ask(OPT.SET_META_CONTEXT, contextData("")), REP.ERR_INVALID);
   assert.equal(await ask(OPT.STRUCTURED_REPLY), REP.ACK);
   const contexts = await client.option(OPT.LIST_META_CONTEXT, contextData("disk.raw"));
   assert.deepEqual(

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import type { ConnectionOptions } from "node:tls";
 import { CMD, CMD_FLAG, OPT, REP } from "../src/nbd/protocol.ts";
+import { readTlsSettings, secured, Served } from "../src/serve.ts";
 import { granted, NbdClient } from "../src/testing/nbd-client.ts";
 import { contextData, infoData, option, u32 } from "../src/testing/nbd-script.ts";
 import { type Serving, serving } from "../src/testing/serving.ts";
@@ -235,6 +236,36 @@ test("another key, and none: no session, and the server lives on", async (t) => 
   await assert.rejects(open({ rejectUnauthorized: false }));
   await assert.rejects(open({ ...keyed(here.key), maxVersion: "TLSv1.1", minVersion: "TLSv1" }));
   await (await open(keyed(here.key))).close();
+});
+
+test("H31: TLS is part of the handshake's time, and a session has no such limit", async (t) => {
+  if (!requires(t, "psktool", "openssl")) return;
+  const here = place(t);
+  const settings = readTlsSettings({ psk: join(here.folder, "keys.psk") });
+  const path = join(here.folder, "socket");
+  await using served = await Served.start({
+    images: [here.image],
+    open: { format: "raw" },
+    readOnly: true,
+    snapshots: false,
+    address: { path },
+    log: () => {},
+    handshakeMs: 500,
+    tls: { isRequired: true, secure: (socket) => secured(socket, settings) },
+  });
+  const session = await NbdClient.open({ path }, { tls: keyed(here.key) });
+  const silent = await NbdClient.connect({ path });
+  await silent.greet();
+  await silent.startTls(keyed(here.key));
+  const unready = await NbdClient.connect({ path });
+  await unready.greet();
+  unready.raw(option(OPT.STARTTLS));
+  const began = Date.now();
+  await Promise.all([silent.ended(), unready.ended()]);
+  assert.ok(Date.now() - began < 3000);
+  assert.equal((await session.send({ command: CMD.READ, bytes: 512 })).error, 0);
+  await session.close();
+  await served.stop();
 });
 
 test("what `ullage serve` says of files that do not fit, and of a network without TLS", (t) => {

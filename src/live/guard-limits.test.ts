@@ -55,7 +55,7 @@ test("pieces stay in order, disjoint and cut where they should be, as a plain ar
   for (const seed of seeds(20)) {
     const random = new Random(seed);
     const list = new PieceList();
-    const shadow = new Array<number>(3000).fill(0);
+    const shadow = Array.from({ length: 3000 }, () => 0);
     for (let i = 0; i < 400; i++) {
       const start = random.below(2990);
       const range = { start, end: start + 1 + random.below(10) };
@@ -68,7 +68,7 @@ test("pieces stay in order, disjoint and cut where they should be, as a plain ar
       for (let at = range.start; at < range.end; at++)
         if (!keeps || shadow[at] === 0) shadow[at] = time || shadow[at]! * Number(keeps);
     }
-    const found = new Array<number>(3000).fill(0);
+    const found = Array.from({ length: 3000 }, () => 0);
     let last: Piece | undefined;
     let count = 0;
     for (const piece of list) {
@@ -82,7 +82,7 @@ test("pieces stay in order, disjoint and cut where they should be, as a plain ar
     assert.equal(list.count, count);
     const range = { start: 1000, end: 1500 };
     const inside = [...list.within(range)].map((piece) => cut(piece, range));
-    const covered = new Array<number>(3000).fill(0);
+    const covered = Array.from({ length: 3000 }, () => 0);
     for (const { start, end, time } of inside) covered.fill(time, start, end);
     assert.deepEqual(covered.slice(1000, 1500), shadow.slice(1000, 1500));
     assert.ok(covered.every((time, at) => time === 0 || (at >= 1000 && at < 1500)));

@@ -228,7 +228,7 @@ export class Guard extends Filter {
     if (this.#room() < saved.bytes || (this.#isCrowded && saved.count + zeros.count > 0)) {
       this.#refuse(range, "write");
       throw new DiskError("io", "the guard is full: what this write would destroy cannot be saved", {
-        code: "ENOSPC",
+        code: "no-space",
         hint: "wait until its time is over, or give it more room: --guard-max",
       });
     }

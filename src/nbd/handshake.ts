@@ -215,7 +215,6 @@ class Negotiation {
   }
 
   private listContexts(payload: Payload, replies: Replies): void {
-    this.requireStructured();
     const { name, queries } = readContextRequest(payload);
     for (const context of listed(this.find(name).contexts, queries)) {
       replies.add(REP.META_CONTEXT, number32(0), encodeText(context.name));
@@ -223,18 +222,15 @@ class Negotiation {
   }
 
   private selectContexts(payload: Payload, replies: Replies): void {
-    this.requireStructured();
+    if (!this.agreed.structured) {
+      throw new OptionRefused(REP.ERR_INVALID, "block status needs structured replies: ask for them first");
+    }
     const { name, queries } = readContextRequest(payload);
     const chosen = selected(this.find(name).contexts, queries).map((context, i) => ({ id: i + 1, context }));
     for (const { id, context } of chosen) {
       replies.add(REP.META_CONTEXT, number32(id), encodeText(context.name));
     }
     this.agreed = { ...this.agreed, contexts: { exportName: name, selected: chosen } };
-  }
-
-  private requireStructured(): void {
-    if (this.agreed.structured) return;
-    throw new OptionRefused(REP.ERR_INVALID, "block status needs structured replies: ask for them first");
   }
 
   private find(name: string): Export {

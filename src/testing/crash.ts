@@ -19,6 +19,8 @@ export type Files = ReadonlyMap<string, SimulatedFile>;
 
 export interface CrashState {
   readonly files: Map<string, SimulatedFile>;
+  /** So many operations of the trace were begun. */
+  readonly operations: number;
   /** Where the crash was and what survived it: for the message of a failing test. */
   readonly label: string;
 }
@@ -61,18 +63,19 @@ export async function* crashStates(
       pending.push({ index, operation, parts: partsOf(operation, fileOf(durable, operation).blockBytes) });
       continue;
     }
-    yield* statesOf(durable, pending, options);
+    yield* statesOf(durable, pending, index, options);
     for (const done of pending) {
       if (done.operation.file === operation.file) await applyTo(durable, done.operation);
     }
     pending = pending.filter((other) => other.operation.file !== operation.file);
   }
-  yield* statesOf(durable, pending, options);
+  yield* statesOf(durable, pending, trace.length, options);
 }
 
 async function* statesOf(
   durable: Files,
   pending: readonly Pending[],
+  operations: number,
   options: CrashOptions,
 ): AsyncGenerator<CrashState> {
   for (const survivors of choices(pending, options.random, options.statesPerFlush ?? 64)) {
@@ -89,6 +92,7 @@ async function* statesOf(
     const last = pending.at(-1)?.index;
     yield {
       files,
+      operations,
       label: `crash ${last === undefined ? "at a flush" : `by operation ${last}`}; survived: ${label.join("; ") || "nothing"}`,
     };
   }

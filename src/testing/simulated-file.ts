@@ -57,6 +57,10 @@ export class SimulatedFile implements HostFile {
   capacityBytes: number;
   /** The host has no quick way to zeros: they are written. */
   zeroesSlowly = false;
+  /** How many of so many bytes `tryRead` and `tryWrite` move at once. Default: none. */
+  atOnce: ((bytes: number) => number) | undefined;
+  /** Waited for before everything else that takes its time. */
+  lag: (() => Promise<void>) | undefined;
   /** Extents that a reflink shares; a write or punch unshares. */
   shared: ExtentSet = ExtentSet.EMPTY;
   /** Set while somebody holds the lock of `openWritable`. */
@@ -156,6 +160,7 @@ export class SimulatedFile implements HostFile {
   }
 
   async read(at: number, into: Uint8Array): Promise<void> {
+    if (this.lag !== undefined) await this.lag();
     const number = this.reads++;
     if (this.#dead) throw new PowerCut();
     const { read, forever } = this.fault;
@@ -185,19 +190,37 @@ export class SimulatedFile implements HostFile {
   }
 
   async write(at: number, from: Uint8Array): Promise<void> {
+    if (this.lag !== undefined) await this.lag();
     const isFull = this.#wouldOverflow(at, from.length);
     this.#change({ op: "write", at, data: new Uint8Array(from) }, (data) => {
-      if (isFull) throw new DiskError("io", `${this.name}: no space left on device`, { code: "ENOSPC" });
+      if (isFull) throw new DiskError("io", `${this.name}: no space left on device`, { code: "no-space" });
       this.#content.write(at, data);
       this.#bytes = Math.max(this.#bytes, at + data.length);
       this.#unshare({ start: at, end: at + data.length });
     });
   }
 
+  tryRead(at: number, into: Uint8Array, offset: number, bytes: number): number {
+    const got = this.#dead ? 0 : Math.max(0, Math.min(this.atOnce?.(bytes) ?? 0, this.#bytes - at));
+    if (got > 0) this.#content.read(at, into.subarray(offset, offset + got));
+    return got;
+  }
+
+  tryWrite(at: number, from: Uint8Array, offset: number, bytes: number): number {
+    const put = this.atOnce?.(bytes) ?? 0;
+    if (put === 0 || at + bytes > this.#bytes || this.#wouldOverflow(at, bytes)) return 0;
+    this.#change({ op: "write", at, data: from.slice(offset, offset + put) }, (data) => {
+      this.#content.write(at, data);
+      this.#unshare({ start: at, end: at + data.length });
+    });
+    return put;
+  }
+
   async zero(range: Extent, { keep, fast }: Zeroing = {}): Promise<void> {
     this.#mustLieInside(range);
     if (fast && this.zeroesSlowly) throw new DiskError("unsupported", `${this.name}: zeros would be written`);
     if (keep === false) return this.punch(range);
+    if (this.lag !== undefined) await this.lag();
     this.#change({ op: "zero", range }, () => {
       this.#content.zero(range);
       this.#unshare(range);
@@ -205,6 +228,7 @@ export class SimulatedFile implements HostFile {
   }
 
   async punch(range: Extent): Promise<void> {
+    if (this.lag !== undefined) await this.lag();
     this.#mustLieInside(range);
     this.#change({ op: "punch", range }, () => {
       this.#content.punch(range);
@@ -232,6 +256,7 @@ export class SimulatedFile implements HostFile {
   }
 
   async flush(): Promise<void> {
+    if (this.lag !== undefined) await this.lag();
     this.#change({ op: "flush" }, () => {});
   }
 

@@ -52,6 +52,7 @@ export class Changes {
     l1.view.setBigUint64(index * 8, BigInt(at));
     l1.view.setUint32(index * 8, l1.view.getUint32(index * 8) | COPIED_HIGH);
     this.#l1Sectors.add(Math.floor((index * 8) / SECTOR_BYTES) * SECTOR_BYTES);
+    this.#allocator.keep();
     if (old !== 0) this.drop(old, old + header.clusterBytes);
     return table;
   }
