@@ -12,6 +12,7 @@ import { f2fs } from "./f2fs.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { nbdHandshake } from "./nbd-handshake.ts";
+import { nbdTransmission } from "./nbd-transmission.ts";
 import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -50,4 +51,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   xfs,
   xfsLog,
   nbdHandshake,
+  nbdTransmission,
 ];
