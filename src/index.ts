@@ -11,7 +11,7 @@
  * ```
  *
  * - `survey`, `plan`, `explain`, `info` and `check` only read; they take no lock and work on an image in use.
- * - `reclaim`, `create` and `check` with `repair` write, under a lock. Without `confirm` nobody is asked.
+ * - `reclaim`, `erase`, `create` and `check` with `repair` write, under a lock. Without `confirm` nobody is asked.
  * - `convert` makes a copy of what is used, and only reads its source.
  * - `open` gives the guest's disk as a device with its volumes, for programs that read the bytes themselves; `slice`,
  *   `overlay`, `cache`, `traced` and `checked` stack on any device.

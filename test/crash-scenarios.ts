@@ -60,6 +60,7 @@ const SHAPES: readonly Shape[] = [
 const ERASED: readonly Shape[] = [
   { name: "raw, erase", deed: "erase" },
   { name: "v3, erase", options: "cluster_size=4k", deed: "erase" },
+  { name: "v3, subclusters, erase", options: "cluster_size=64k,extended_l2=on", deed: "erase" },
   { name: "v3, snapshot, erase", options: "cluster_size=4k", deed: "erase", past: "snapshot" },
   { name: "v3, compressed, erase", options: "cluster_size=4k", deed: "erase", past: "compressed" },
   { name: "v3, leaks, erase", options: "cluster_size=4k", deed: "erase", past: "leaks" },

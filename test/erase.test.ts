@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
-import { convert, erase, type Erased, type EraseOptions, survey } from "../src/disk.ts";
+import { convert, erase, type Erased, type EraseOptions, reclaim, survey } from "../src/disk.ts";
 import { openWritable } from "../src/disk/open.ts";
 import { Erasing } from "../src/live/erase.ts";
 import { mounted } from "../src/testing/mounted.ts";
@@ -98,6 +98,48 @@ for (const format of ["raw", "qcow2", "vhdx", "vmdk"] as const) {
   });
 }
 
+for (const format of ["raw", "qcow2"] as const) {
+  test(`${format}: a hole leaves a deleted file on the device below, an erasure does not`, async (t) => {
+    if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+    const source = join(scratch(t), "source");
+    const guest = guestWithSecrets(scratch(t));
+    if (format === "raw") copyFileSync(guest, source);
+    else await convert(guest, source, { format: "raw", to: format, includeFree: true });
+    for (const give of [reclaim, erase]) {
+      const point = mounted(t, "ext4", 64);
+      if (point === undefined) return;
+      const disk = join(point, "disk");
+      run("cp", [source, disk]);
+      run("sync", ["-f", point]);
+      await give(disk, {});
+      run("sync", ["-f", point]);
+      const left = sightings(join(point, "../image"));
+      if (give === reclaim) assert.ok(left > 1000, `${left}`);
+      else assert.equal(left, 0);
+    }
+  });
+}
+
+test("on hosts that write elsewhere, or tell nothing, the grade says why it is no more than logical", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs")) return;
+  const guest = guestWithSecrets(scratch(t));
+  for (const [host, reason] of [
+    ["btrfs", /btrfs is not known to overwrite.*the host moved blocks/],
+    ["tmpfs", /tmpfs is not known to overwrite.*is not known/],
+    ["xfs", /below loop\d+ is not known/],
+  ] as const) {
+    const point = mounted(t, host, 160);
+    if (point === undefined) return;
+    const disk = join(point, "disk");
+    run("cp", ["--reflink=never", guest, disk]);
+    const done = await erase(disk, { ...yes, verify: true });
+    requireErased(done);
+    assert.match(done.reasons.join("; "), reason);
+    assert.doesNotMatch(done.reasons.join("; "), host === "xfs" ? /moved/ : /^$/);
+    assert.equal(sightings(disk), 0);
+  }
+});
+
 test("NTFS: nothing of a deleted file is found after an erasure", async (t) => {
   if (!requires(t, ...NTFS_TOOLS, "qemu-img")) return;
   const folder = scratch(t);
@@ -170,28 +212,49 @@ test("what the image itself left lying about is erased too", async (t) => {
     write(disk, "read -P 0 0 1M", "read -P 9 1M 1M");
     assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
   });
+  await t.test("subclusters that were never written, in clusters that somebody else had", async () => {
+    const disk = join(folder, "pieces.qcow2");
+    run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", disk, "16M"]);
+    write(disk, `write -s ${secrets} 0 1M`);
+    const kept = `driver=qcow2,discard=unmap,pass-discard-request=off,file.driver=file,file.filename=${disk}`;
+    const pieces = Array.from({ length: 16 }, (_, i) => ["-c", `write -P 4 ${4096 + i * 64}k 2k`]).flat();
+    run("qemu-io", ["--image-opts", "-c", "discard 0 1M", ...pieces, kept]);
+    assert.ok(sightings(disk) > 1000, "the new owner of a cluster wrote a piece of it");
+    requireErased(await erase(disk, { ...yes, verify: true }));
+    assert.equal(sightings(disk), 0);
+    write(disk, "read -P 0 0 4M", "read -P 4 4M 2k", "read -P 0 4098k 62k");
+    assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
+  });
 });
 
 test("H35: what the host shares with another file is left, and told", async (t) => {
   const point = mounted(t, "xfs", 300);
   if (point === undefined || !requires(t, "mke2fs", "debugfs", "qemu-img")) return;
-  const guest = guestWithSecrets(scratch(t));
-  const disk = join(point, "disk.raw");
-  run("cp", ["--sparse=never", guest, disk]);
-  const copy = join(point, "copy.raw");
+  const folder = scratch(t);
+  const guest = guestWithSecrets(folder);
+  const image = join(folder, "image.qcow2");
+  await convert(guest, image, { format: "raw", includeFree: true });
+  await leavesReflinks(point, guest);
+  await leavesReflinks(point, image);
+});
+
+async function leavesReflinks(point: string, source: string): Promise<void> {
+  const disk = join(point, "disk");
+  run("rm", ["-f", disk]);
+  run("cp", ["--sparse=never", source, disk]);
+  const copy = join(point, "copy");
   run("cp", ["--reflink=always", disk, copy]);
   const before = readFileSync(copy);
-  writeFileSync(join(point, "x"), "");
   const shared = await erase(disk, { ...yes, dryRun: true });
   assert.ok(shared.sharedBytes > 500 * KIB, `${shared.sharedBytes}`);
   assert.equal(shared.erasedBytes, 0, "all of it is shared");
-  run("cp", ["--reflink=never", guest, disk]);
+  run("cp", ["--reflink=never", source, disk]);
   const done = await erase(disk, { ...yes, verify: true });
   assert.equal(done.sharedBytes, 0);
   requireErased(done);
   assert.equal(sightings(disk), 0);
   assert.ok(readFileSync(copy).equals(before));
-});
+}
 
 test("an erasure that is stopped leaves a whole image, and the next one does the rest", async (t) => {
   if (!requires(t, "mke2fs", "debugfs", "e2fsck", "qemu-img")) return;
@@ -222,7 +285,7 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
   const blocks = statSync(disk).blocks;
   const untouched = (): boolean => readFileSync(disk).equals(content) && statSync(disk).blocks === blocks;
   const dry = await erase(disk, { dryRun: true });
-  assert.deepEqual([dry.applied, dry.grade, dry.canaries], [false, "none", null]);
+  assert.deepEqual([dry.applied, dry.grade, dry.bestGrade, dry.canaries], [false, "none", "logical", null]);
   assert.ok(dry.erasedBytes > 500 * KIB);
   let asked = 0;
   const refused = await erase(disk, {
@@ -233,8 +296,9 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
     },
   });
   assert.deepEqual([refused.applied, refused.erasedBytes, asked], [false, 0, dry.erasedBytes]);
-  writeFileSync(`${disk}.ullage-guard`, "something");
-  await assert.rejects(erase(disk, yes), { kind: "refused", code: "guarded" });
+  writeFileSync(`${disk}.ullage-guard`, Buffer.alloc(8192, "something"));
+  for (const dryRun of [true, false])
+    await assert.rejects(erase(disk, { ...yes, dryRun }), { kind: "refused", code: "guarded" });
   run("rm", [`${disk}.ullage-guard`]);
   assert.ok(untouched());
   run("debugfs", ["-w", "-R", "feature needs_recovery", disk]);

@@ -4,7 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync, statSync, utimesSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync, statSync, utimesSync } from "node:fs";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
 import { readBytes } from "../src/device/device.ts";
@@ -50,14 +50,14 @@ async function served(path: string, work: (guard: Guard) => Promise<void>, now =
   let sealed = async (): Promise<void> => {};
   {
     await using disk = await openWritable(path, { withGuard: true });
-    const { guard, seal } = await openGuard(disk, new Borrowed(disk.image), {
+    const opened = await openGuard(disk, new Borrowed(disk.image), {
       forMs: 24 * 3600 * 1000,
       maxBytes: 1024 * MIB,
       now,
     });
-    await work(guard);
-    await guard[Symbol.asyncDispose]();
-    sealed = seal;
+    await work(opened.guard);
+    await opened.guard[Symbol.asyncDispose]();
+    sealed = () => opened.seal();
   }
   await sealed();
 }
@@ -174,8 +174,14 @@ for (const format of ["raw", "qcow2"]) {
 test("writers are refused while something is guarded, and readers see what the guest does", async (t) => {
   if (!requires(t, "mke2fs", "qemu-img")) return;
   const { folder, path } = imageOf(t, "qcow2");
+  chmodSync(path, 0o600);
   await served(path, (guard) => guard.discard({ start: 0, end: 8 * MIB }));
-  for (const refused of [() => reclaim(path), () => openWritable(path)]) {
+  assert.equal(statSync(`${path}.ullage-guard`).mode & 0o777, 0o600, "old bytes are as private as the image");
+  for (const refused of [
+    () => reclaim(path),
+    () => reclaim(path, { dryRun: true }),
+    () => openWritable(path),
+  ]) {
     await assert.rejects(refused, (error: DiskError) => error.kind === "refused" && error.code === "guarded");
   }
   await using disk = await open(path);

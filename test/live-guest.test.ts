@@ -53,11 +53,11 @@ async function filled(t: TestContext): Promise<Filled | undefined> {
 
 async function fill(t: TestContext): Promise<Filled | undefined> {
   const disks = [...blankDisks(folder, "qcow2"), ...blankDisks(folder, "raw")];
-  const script = `each make; each mount_with nodiscard; each fill first 40; each delete first; ${COMMITS}; ${PRINT}`;
+  const script = `each make; each mount_with nodiscard; each fill first 24; each delete first; ${COMMITS}; ${PRINT}`;
   const printed = await lives(t, disks, script);
   if (printed === undefined) return undefined;
   const prints = printsOf(printed);
-  assert.ok(prints.length === disks.length && prints.every((print) => print.split("\n").length === 42));
+  assert.ok(prints.length === disks.length && prints.every((print) => print.split("\n").length === 26));
   return { disks, prints };
 }
 
@@ -108,7 +108,7 @@ test("fstrim gives back what survey promised; reclaim finds nothing more", async
   for (const [i, after] of (await surveys(disks)).entries()) {
     const name = nameOf(disks[i]!);
     const { hostBytes, reclaimableBytes, regions } = before[i]!;
-    assert.ok(reclaimableBytes > 3 * MiB, `${name}: ${reclaimableBytes} bytes promised`);
+    assert.ok(reclaimableBytes > MiB, `${name}: ${reclaimableBytes} bytes promised`);
     assert.equal(after.reclaimableBytes, 0, name);
     // What may differ: what the guest wrote where nothing was stored, its log when it mounted; and for Btrfs, which
     // moves its trees, what it freed itself, and what it wrote into space that was promised.
@@ -129,7 +129,7 @@ test("mounted with discard, what is deleted goes back at once", async (t) => {
   const disks = [...blankDisks(own, "qcow2"), ...blankDisks(own, "raw")];
   // What mkfs wrote and left free is none of the mount's business.
   const made = "each make; each mount_with discard; each trim";
-  const script = `${made}; each fill first 40; each delete first; ${COMMITS}; ${PRINT}`;
+  const script = `${made}; each fill first 24; each delete first; ${COMMITS}; ${PRINT}`;
   const printed = await lives(t, disks, script);
   if (printed === undefined) return;
   for (const [i, { reclaimableBytes }] of (await surveys(disks)).entries()) {
@@ -186,7 +186,7 @@ test("a guest that discards its whole disks: undo restores every file", async (t
   const guard = ["--guard-for", "24h", "--guard-max", "4GiB"];
   const script = `
     each mount_with nodiscard; each fill second 8; ${PRINT}
-    wipe() { /sbin/blkdiscard -f $device; cmp -s -n 67108864 $device /dev/zero && echo "zeros $disk"; }
+    wipe() { /sbin/blkdiscard -f $device; cmp -s -n 16777216 $device /dev/zero && echo "zeros $disk"; }
     sync; each wipe`;
   const printed = await lives(t, disks, script, guard);
   assert.equal(printed!.match(/^zeros /gm)?.length, disks.length, printed);
@@ -227,7 +227,7 @@ test("a guest that cannot trim: reclaim gives back afterwards what it deleted", 
   assert.equal(printed!.match(/^refused$/gm)?.length, disks.length);
   for (const disk of disks) {
     const done = await reclaim(disk.path, { format: disk.format, verify: true });
-    assert.ok(done.reclaimedBytes > 3 * MiB, nameOf(disk));
+    assert.ok(done.reclaimedBytes > MiB, nameOf(disk));
     assert.equal(done.reclaimedBytes, done.predictedBytes, nameOf(disk));
   }
   allIsWell(t, disks);

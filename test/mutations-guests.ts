@@ -94,7 +94,7 @@ export const OF_GUESTS: readonly Mutation[] = [
   {
     hazard: "H17",
     guard: "a group is not judged through a damaged image",
-    file: "src/disk/reclaim.ts",
+    file: "src/disk/safe.ts",
     from: "if (errors === 0) return;",
     to: "if (errors >= 0) return;",
     tests: ["test/groups.test.ts"],

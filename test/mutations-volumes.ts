@@ -77,8 +77,8 @@ export const OF_VOLUMES: readonly Mutation[] = [
     hazard: "H36",
     guard: "what lies in several places is not written through one of them",
     file: "src/volumes/mapped.ts",
-    from: 'access === "write" ? "every copy" : "first copies"',
-    to: '"first copies" as const',
+    from: 'access === "write" && this.#map.copiesAt(at) > 1',
+    to: "false",
     tests: ["src/volumes/mapped.test.ts"],
   },
   {

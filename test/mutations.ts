@@ -3,17 +3,22 @@
  * A guard that moves takes its line here with it; the mutation check fails until it does.
  */
 import { OF_BTRFS } from "./mutations-btrfs.ts";
+import { OF_CLIENTS } from "./mutations-live-clients.ts";
 import { OF_FAT } from "./mutations-fat.ts";
 import { OF_APFS } from "./mutations-apfs.ts";
 import { OF_F2FS } from "./mutations-f2fs.ts";
+import { OF_ERASE } from "./mutations-live-erase.ts";
 import { OF_FILES } from "./mutations-files.ts";
 import { OF_GUESTS } from "./mutations-guests.ts";
 import { OF_HFSPLUS } from "./mutations-hfsplus.ts";
 import { OF_IMAGES } from "./mutations-images.ts";
+import { OF_LIVE_GUARD } from "./mutations-live-guard.ts";
+import { OF_LIVE_FORMATS } from "./mutations-live-formats.ts";
 import { OF_LIVE_NBD } from "./mutations-live-nbd.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
+import { OF_NBD } from "./mutations-live-handshake.ts";
 import { OF_NTFS } from "./mutations-ntfs.ts";
 import { OF_VOLUMES } from "./mutations-volumes.ts";
 
@@ -236,17 +241,17 @@ export const MUTATIONS: readonly Mutation[] = [
     hazard: "H12",
     guard: "a writer's entries become durable after what they refer to",
     file: "src/formats/blocks/write.ts",
-    from: "    if (!this.#dirty) return;\n    await file.flush();",
-    to: "    if (!this.#dirty) return;",
+    from: "    await file.flush();\n    if (this.#changed.size === 0) return;",
+    to: "    if (this.#changed.size === 0) return;",
     tests: ["src/formats/blocks/blocks.test.ts"],
     only: "every crash of a writer",
   },
   {
     hazard: "H12",
     guard: "a writer uses a freed place again only after its entry is gone",
-    file: "src/formats/blocks/write.ts",
-    from: "    this.#dropped.push(this.#layout.table.get(block));",
-    to: "    this.#spare.push(this.#layout.table.get(block));",
+    file: "src/formats/blocks/slots.ts",
+    from: "    this.#dropped.push(slot);",
+    to: "    this.#spare.push(slot);",
     tests: ["src/formats/blocks/blocks.test.ts"],
     only: "every crash of a writer",
   },
@@ -362,12 +367,17 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_GUESTS,
   ...OF_IMAGES,
   ...OF_BTRFS,
+  ...OF_CLIENTS,
   ...OF_FILES,
+  ...OF_ERASE,
+  ...OF_LIVE_FORMATS,
+  ...OF_LIVE_GUARD,
   ...OF_LUKS,
   ...OF_LIVE_NBD,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,
+  ...OF_NBD,
   ...OF_NTFS,
   ...OF_FAT,
   ...OF_VOLUMES,

@@ -78,19 +78,32 @@ function emptyImage(t: TestContext, name: string, format: string, options: reado
   return path;
 }
 
-const SUBJECTS: readonly { readonly server: Server; readonly format: "qcow2" | "raw" }[] = [
+const GUARD = ["--guard-for", "1h", "--guard-max", "1GiB"];
+
+interface Subject {
+  readonly server: Server;
+  readonly format: "qcow2" | "raw";
+  readonly words?: readonly string[];
+}
+
+const SUBJECTS: readonly Subject[] = [
   { server: "ullage", format: "qcow2" },
   { server: "ullage", format: "raw" },
+  { server: "ullage", format: "qcow2", words: GUARD },
+  { server: "ullage", format: "raw", words: [...GUARD, "--guard-writes"] },
   { server: "qemu-nbd", format: "qcow2" },
   { server: "nbdkit", format: "raw" },
 ];
 
-for (const { server, format } of SUBJECTS) {
-  test(`${server}, ${format}: what a killed server had flushed is there, and the image is whole`, async (t) => {
+for (const { server, format, words = [] } of SUBJECTS) {
+  const subject = [server, format, ...words].join(" ");
+  const options = { server, format, words };
+
+  test(`${subject}: what a killed server had flushed is there, and the image is whole`, async (t) => {
     if (!requiresClients(t, "qemu-nbd", "nbdkit")) return;
-    for (let seed = 1; seed <= 4; seed++) {
+    for (let seed = 1; seed <= 3; seed++) {
       const image = emptyImage(t, `disk.${format}`, format);
-      const served = await serving(t, [image], { server, format });
+      const served = await serving(t, [image], options);
       let flushes = 0;
       const lines = await nbdshAside(served.uri(), lives(seed, 100_000), (line) => {
         if (line === "flushed" && ++flushes === seed * 9) setTimeout(() => void served.kill(), seed);
@@ -98,14 +111,19 @@ for (const { server, format } of SUBJECTS) {
       const { ended, allowed } = lived(lines);
       assert.notEqual(ended, "done");
       if (format === "qcow2") assert.equal(qemuCheck(image).errors, 0);
-      holdsOnly(bytesOf(t, image, format), allowed, `seed ${seed}`);
+      await using again = await serving(t, [image], options);
+      const copy = join(scratch(t), "copy");
+      run("nbdcopy", [again.uri(), copy]);
+      holdsOnly(readFileSync(copy), allowed, `seed ${seed}`);
+      await again.stop();
+      holdsOnly(bytesOf(t, image, format), allowed, `seed ${seed}, read by QEMU`);
     }
   });
 
-  test(`${server}, ${format}: a server that is told to stop leaves the image whole, durable and unlocked`, async (t) => {
+  test(`${subject}: a server that is told to stop leaves the image whole, durable and unlocked`, async (t) => {
     if (!requiresClients(t, "qemu-nbd", "nbdkit")) return;
     const image = emptyImage(t, `disk.${format}`, format);
-    const served = await serving(t, [image], { server, format });
+    const served = await serving(t, [image], options);
     let flushes = 0;
     let stopped: ReturnType<typeof served.stop> | undefined;
     const lines = await nbdshAside(served.uri(), lives(9, 100_000), (line) => {
@@ -118,6 +136,72 @@ for (const { server, format } of SUBJECTS) {
     holdsOnly(bytesOf(t, image, format), possible, "stopped");
     if (format === "qcow2") assert.deepEqual(qemuCheck(image), { errors: 0, leaks: 0 });
     run("qemu-io", ["-f", format, "-c", "write -P 1 0 64k", "-c", "flush", image]);
+  });
+}
+
+interface AtOnce {
+  readonly blockBytes: number;
+  readonly pieces: number;
+  readonly requests: number;
+}
+
+/**
+ * Many requests at once, from four connections, to pieces of 4 KiB of which two lie in each block of `blockBytes`. No two
+ * requests that are under way meet in a piece: so what each piece may hold is known.
+ */
+const atOnce = (uri: string, { blockBytes, pieces, requests }: AtOnce): string => `
+import random
+random.seed(1)
+clients = [nbd.NBD() for _ in range(4)]
+for one in clients: one.connect_uri("${uri}")
+PIECE, STRIDE, COUNT = 4096, ${blockBytes} // 2, ${pieces}
+may = [{0}] * COUNT
+free = list(range(COUNT))
+wrong = []
+def start(client):
+    piece = free.pop(random.randrange(len(free)))
+    at = piece * STRIDE
+    kind = random.choices(["write", "zero", "trim", "read"], [5, 0.2, 8, 2])[0]
+    value = random.randrange(1, 256)
+    buffer = nbd.Buffer.from_bytearray(bytearray([value]) * PIECE)
+    def done(error):
+        if error.value if hasattr(error, "value") else error: wrong.append([piece, kind, "failed"])
+        if kind == "write": may[piece] = {value}
+        elif kind == "zero": may[piece] = {0}
+        elif kind == "trim": may[piece] = may[piece] | {0}
+        else:
+            found = set(bytes(buffer.to_bytearray()))
+            if not found <= may[piece]: wrong.append([piece, kind, [*found], [*may[piece]]])
+        free.append(piece)
+        return 1
+    if kind == "write": client.aio_pwrite(buffer, at, done)
+    elif kind == "read": client.aio_pread(buffer, at, done)
+    elif kind == "trim": client.aio_trim(PIECE, at, done)
+    else: client.aio_zero(PIECE, at, done)
+left = ${requests}
+while (left > 0 or len(free) < COUNT) and not wrong:
+    while left > 0 and len(free) > COUNT // 5:
+        start(clients[left % 4]); left -= 1
+    for one in clients:
+        if one.aio_in_flight(): one.poll(0)
+for one in clients: one.flush()
+print(json.dumps(wrong))`;
+
+for (const [format, blockBytes, pieces, requests] of [
+  ["qcow2", 64 * KiB, 48, 8000],
+  ["raw", 64 * KiB, 48, 8000],
+  ["vhdx", MiB, 28, 1500],
+] as const) {
+  test(`H14: writes and TRIMs meet in a block of ${format}, from several connections`, async (t) => {
+    if (!requiresClients(t)) return;
+    const image = join(scratch(t), `disk.${format}`);
+    const options: Readonly<Record<string, string>> = format === "vhdx" ? { block_size: "1M" } : {};
+    await create({ path: image, virtualBytes: 16 * MiB, format, options });
+    const served = await serving(t, [image], { format });
+    assert.deepEqual(nbdsh(served.uri(), atOnce(served.uri(), { blockBytes, pieces, requests })), []);
+    assert.equal((await served.stop()).code, 0);
+    const { errors, leaks } = await check(image, { format });
+    assert.deepEqual([errors, leaks], [0, 0]);
   });
 }
 

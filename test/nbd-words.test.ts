@@ -1,5 +1,5 @@
 /**
- * What the options of `ullage serve` do, as clients that others wrote see it: TLS, filters, the meter, our own context.
+ * What the options of `ullage serve` do, as clients that others wrote see it: filters, the meter, our own context.
  */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -9,8 +9,7 @@ import { CLASSES, survey } from "../src/disk.ts";
 import { makeGuest } from "../src/testing/guest.ts";
 import { nbdMap, nbdsh, nbdshAside, requiresClients } from "../src/testing/nbd-clients.ts";
 import { qemuCheck } from "../src/testing/qemu.ts";
-import { freePort, serving } from "../src/testing/serving.ts";
-import { makeCertificates, makeKeys } from "../src/testing/tls-keys.ts";
+import { serving } from "../src/testing/serving.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const MiB = 1024 * 1024;
@@ -22,50 +21,6 @@ function patterned(t: TestContext): string {
   run("qemu-io", ["-f", "qcow2", "-c", "write -P 5 1M 3M", "-c", "write -P 6 10000k 777k", image]);
   return image;
 }
-
-test("H31: libnbd and QEMU come by TLS, with certificates and with keys; nobody comes without", async (t) => {
-  if (!requiresClients(t) || !requires(t, "openssl", "psktool")) return;
-  const image = patterned(t);
-  const folder = scratch(t);
-  makeCertificates(folder);
-  makeKeys(folder);
-  const at = (name: string): string => join(folder, name);
-  const certified = ["--tls-cert", at("server-cert.pem"), "--tls-key", at("server-key.pem")];
-  const kinds = [
-    {
-      words: [...certified, "--tls-ca", at("ca-cert.pem"), "--tls-verify"],
-      user: "",
-      query: `tls-certificates=${folder}`,
-      object: `tls-creds-x509,id=tls,endpoint=client,dir=${folder}`,
-      wrong: `tls-certificates=${at("stranger")}`,
-    },
-    {
-      words: ["--tls-psk", at("keys.psk")],
-      user: "alice@",
-      query: `tls-psk-file=${at("keys.psk")}`,
-      object: `tls-creds-psk,id=tls,endpoint=client,dir=${folder},username=alice`,
-      wrong: `tls-certificates=${folder}`,
-    },
-  ];
-  for (const { words, user, query, object, wrong } of kinds) {
-    const port = await freePort();
-    const served = await serving(t, [image], { port, words });
-    const uri = `nbds://${user}localhost:${port}/?`;
-    const copy = join(scratch(t), "copy");
-    run("nbdcopy", ["--connections=3", uri + query, copy]);
-    run("qemu-img", ["compare", "-f", "raw", "-F", "qcow2", "-U", copy, image]);
-    const options = `driver=nbd,host=localhost,port=${port},tls-creds=tls`;
-    const io = ["-c", "read -P 5 1M 3M", "-c", "write -P 5 2M 1M", "-c", "flush"];
-    run("qemu-io", ["--object", object, ...io, "--image-opts", options]);
-    const [plain, stranger] = [`nbd://localhost:${port}`, uri + wrong].map((each) =>
-      attempt("nbdinfo", [each]),
-    );
-    assert.equal(plain!.status, 1);
-    assert.match(plain!.stderr, /not supported/);
-    assert.equal(stranger!.status, 1, "another authority, or another kind");
-    assert.equal((await served.stop()).code, 0);
-  }
-});
 
 test("ullage:usage says over NBD what survey says", async (t) => {
   if (!requiresClients(t) || !requires(t, "mke2fs", "debugfs")) return;

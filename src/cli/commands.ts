@@ -15,11 +15,11 @@ import {
   parseCount,
   parseDuration,
   parseKeyValues,
+  parseMoment,
   parseOffset,
   parseSector,
   parseShare,
   parseSize,
-  parseTime,
   type ReadFlags,
 } from "./options.ts";
 import type { ServeFlags } from "./serve.ts";
@@ -207,7 +207,7 @@ function undoCommand(ullage: Command): Command {
     .command("undo")
     .description("take back what a guest trimmed, zeroed or wrote over while it was guarded")
     .argument("<image>", "disk image; it must not be in use")
-    .option("--since <time>", "everything since then: 10:42, 10:42:05 or 2026-11-26T10:42", parseTime)
+    .option("--since <time>", "everything since then: 10:42, 10:42:05 or 2026-11-26T10:42", parseMoment)
     .addOption(new Option("--last", "the last burst of it").conflicts(["since", "forget"]))
     .option("--to <file>", "into a new qcow2 overlay of that name; the image stays as it is")
     .option("--over-writes", "also where the guest has written something else since")

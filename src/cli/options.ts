@@ -126,7 +126,7 @@ export function parseCount(value: string): number {
 }
 
 /** `10:42`, `10:42:05` today or yesterday, or any time of ISO 8601. @returns milliseconds since 1970 */
-export function parseTime(value: string): number {
+export function parseMoment(value: string): number {
   const [, hours, minutes, seconds = "0"] = /^(\d{1,2}):(\d{2})(?::(\d{2}))?$/.exec(value) ?? [];
   const now = new Date();
   if (hours === undefined) {

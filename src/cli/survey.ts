@@ -88,10 +88,12 @@ function sums(survey: Survey, screen: Screen): string[] {
     // Tables that were never written are not on the host's disk.
     const stored = Math.max(0, survey.hostBytes - survey.reclaimableBytes);
     const tables = Math.min(survey.tableBytes, stored);
-    const kept = stored - tables;
+    const guarded = Math.min(survey.guard?.maskedBytes ?? 0, stored - tables);
+    const kept = stored - tables - guarded;
     const parts = [
       { bytes: kept, words: survey.unknownBytes === 0 ? "used" : "kept" },
       { bytes: survey.reclaimableBytes, words: "returnable" },
+      { bytes: guarded, words: "guarded" },
       { bytes: tables, words: "image tables" },
     ];
     lines.push(...wrap(label("on disk"), sum(survey.hostBytes, parts), screen.columns));

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { size } from "../bytes/sizes.ts";
 import { DiskError } from "../error.ts";
 import type { Face } from "./terminal.ts";
+import { notes } from "./survey.ts";
 import { type Column, padEnd, printable, type Screen, table } from "./text.ts";
 
 export interface TopFlags {
@@ -29,6 +30,12 @@ interface ExportCounters extends Readonly<Record<(typeof SHOWN)[number], Counted
   readonly connections: number;
   readonly returnedBytes: number;
   readonly guardedBytes: number;
+  readonly erase:
+    | (Readonly<Record<"overwrittenBytes" | "waitingBytes" | "sharedBytes" | "compressedBytes", number>> & {
+        readonly grade: string;
+        readonly reasons: readonly string[];
+      })
+    | null;
   readonly latency: { readonly p50: number; readonly p99: number };
   readonly alarms: readonly { readonly at: number; readonly code: string; readonly message: string }[];
 }
@@ -125,8 +132,18 @@ function rows(
     `${padEnd("latency", 10)}half below ${latency.p50} us, 99 % below ${latency.p99} us`,
     `${padEnd("returned", 10)}${size(now.returnedBytes)}`,
     ...(now.guardedBytes > 0 ? [`${padEnd("guarded", 10)}${size(now.guardedBytes)}`] : []),
+    ...erased(now.erase, screen),
     ...now.alarms.slice(-5).map(({ at, message }) => `ALARM     ${clock(at)} ${printable(message, screen)}`),
   ];
+}
+
+function erased(erase: ExportCounters["erase"], screen: Screen): string[] {
+  if (erase === null) return [];
+  const { overwrittenBytes, waitingBytes, sharedBytes, compressedBytes, grade, reasons } = erase;
+  const spared = sharedBytes + compressedBytes;
+  const left = spared > 0 ? `, ${size(spared)} shared or compressed and not erased` : "";
+  const figures = `${size(overwrittenBytes)}, ${size(waitingBytes)} waiting${left}; grade "${grade}"`;
+  return [`${padEnd("erased", 10)}${figures}`, ...notes("note", reasons, screen)];
 }
 
 function clock(at: number): string {

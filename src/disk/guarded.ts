@@ -17,6 +17,7 @@ import {
   type LastChange,
   lastChangeBelow,
   lastChangeOf,
+  protectLike,
   realPath,
   realPathOf,
   removeFile,
@@ -161,8 +162,10 @@ export async function openGuard(
     throw new DiskError("usage", "a part of a file cannot be guarded: guard the whole file");
   const place = guardPathOf(file);
   const source = hostSource(place);
-  const log: HostFile = await (identityAt(place) === undefined ? source.create() : source.openWritable());
+  const isNew = identityAt(place) === undefined;
+  const log: HostFile = await (isNew ? source.create() : source.openWritable());
   try {
+    if (isNew) protectLike(place, file);
     const stamp = stamper(file, image);
     const blockBytes = await granuleOf(image);
     const guard = await Guard.open(device, log, {

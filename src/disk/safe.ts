@@ -5,16 +5,18 @@
 import { DiskError } from "../error.ts";
 import type { Image } from "../formats/format.ts";
 import { identitiesOf, refuseParents } from "./children.ts";
+import { refuseGuarded } from "./guarded.ts";
 import { type Disk, refuseGuess } from "./open.ts";
 import type { OpenOptions } from "./results.ts";
 
-/** The image's own structures are whole, and no other image leans on it (H17, H33). */
+/** The image's own structures are whole, no other image leans on it, and no guard holds anything of it (H17, H33, H32). */
 export async function requireSafe(disk: Disk, options: OpenOptions): Promise<void> {
   if (!options.allow?.children) {
     const identities = await identitiesOf(disk.image);
     await refuseParents({ path: disk.path, identities, identifiers: disk.image.identifiers ?? [] });
   }
   refuseGuess(disk);
+  if (disk.guard !== undefined) await refuseGuarded(disk.path);
   await requireWhole(disk.image, "the image");
 }
 

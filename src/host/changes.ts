@@ -1,7 +1,15 @@
 /**
  * When a file was last written to: how somebody notices that another program did. Block devices do not tell.
  */
-import { type BigIntStats, readdirSync, readlinkSync, realpathSync, statSync, unlinkSync } from "node:fs";
+import {
+  type BigIntStats,
+  chmodSync,
+  readdirSync,
+  readlinkSync,
+  realpathSync,
+  statSync,
+  unlinkSync,
+} from "node:fs";
 import { join } from "node:path";
 import type { ReadableFile } from "../device/device.ts";
 import { codeOf, hostError } from "./failure.ts";
@@ -50,6 +58,11 @@ export function lastChangeBelow(folder: string): LastChange {
     }
   });
   return { bytes: Number(bytes), modified: String(modified), identity: identityOf(top) };
+}
+
+/** Nobody may read a file who may not read that other one. @throws DiskError `io` */
+export function protectLike(path: string, other: string): void {
+  attempt(path, () => chmodSync(path, statSync(other).mode & 0o666));
 }
 
 /** Removes a file that may be gone already. @throws DiskError `io` */

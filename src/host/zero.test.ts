@@ -9,6 +9,7 @@ import type { Zeroing } from "../device/device.ts";
 import { windowed } from "../device/window.ts";
 import { scratch } from "../testing/tools.ts";
 import { LockedFile } from "./locked-file.ts";
+import { mediumOf } from "./medium.ts";
 import { SystemError } from "./native.ts";
 import { type Platform, platform } from "./platform.ts";
 import { hostSource } from "./source.ts";
@@ -70,6 +71,20 @@ test("what is to stay allocated is never punched", async (t) => {
   assert.equal(blocks(), before);
   await file.zero(RANGE, { fast: true });
   assert.ok(blocks() < before, "any means: a hole is the quick one");
+});
+
+test("where the host zeroes whole blocks alone, the edges are written", async (t) => {
+  const path = join(scratch(t), "a");
+  const content = Buffer.alloc(BYTES, 0xab);
+  writeFileSync(path, content);
+  const fd = openSync(path, "r+");
+  await using file = new LockedFile(fd, path, platform()!, { ...mediumOf(fd, path), alignBytes: 4096 });
+  for (const how of [{}, { keep: true }, { keep: false }]) {
+    await file.write(0, content.fill(0xab));
+    await file.zero(RANGE, how);
+    const isExact = readFileSync(path).equals(content.fill(0, RANGE.start, RANGE.end));
+    assert.ok(isExact, JSON.stringify(how));
+  }
 });
 
 test("a hole is one until somebody writes there, durable or not", async (t) => {

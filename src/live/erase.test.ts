@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { type Extent, ExtentSet } from "../bytes/extents.ts";
 import type { WritableDevice } from "../device/device.ts";
 import { Filter } from "../device/filter.ts";
+import { DiskError } from "../error.ts";
 import { crashStates } from "../testing/crash.ts";
 import { Random, seeds } from "../testing/seeds.ts";
 import { type Operation, SimulatedFile } from "../testing/simulated-file.ts";
@@ -201,6 +202,31 @@ test("what could not be overwritten or flushed is not punched, and is told", asy
     await device.zero(block(2));
     assert.ok(isZero(file.peek(2 * BLOCK, BLOCK)));
   }
+});
+
+test("a host that says it dropped something, and did not, is found out", async () => {
+  const { file } = disk(4);
+  const failures: unknown[] = [];
+  file.discard = () => Promise.resolve();
+  const write = file.write.bind(file);
+  let writes = 0;
+  file.write = (at, from) => (writes++ === 0 ? write(at, from) : Promise.resolve());
+  const device = new Erasing(file, { pattern: "random", onFailure: (error) => failures.push(error) });
+  await device.discard(block(1));
+  await device.settled();
+  assert.equal((failures as { code?: string }[])[0]?.code, "not-erased");
+});
+
+test("a TRIM that fails is not the failure of zeros in the same batch", async () => {
+  const { file } = disk(4);
+  const device = new Erasing(file, { pattern: "zeros" });
+  const write = file.write.bind(file);
+  file.write = (at, from) => (at === 0 ? Promise.reject(new DiskError("io", "broken")) : write(at, from));
+  await device.discard(block(0));
+  await device.zero(block(2));
+  await device.settled();
+  assert.ok(isZero(file.peek(2 * BLOCK, BLOCK)));
+  assert.equal(device.counters.failedBytes, BLOCK);
 });
 
 test("a disk that is closed has erased all that waited", async () => {

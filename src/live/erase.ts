@@ -11,6 +11,7 @@
  * - Overwritten is what the host holds for the range and what is this disk's alone. What a snapshot, a reflink or a
  *   backing image holds as well, and compressed clusters, which have no place of their own, are given back as without
  *   this filter and counted as not erased.
+ * - What was given back is read, and must be zeros.
  * - What cannot be overwritten is not given back, so that its old bytes are not left behind where nobody finds them.
  * - A crash before the discard leaves old bytes, the pattern or a mixture where nothing was used any more.
  * - Zeros that keep their space (NO_HOLE) are made the same way: a host may promise zeros and leave the old bytes where
@@ -24,13 +25,13 @@ import type { Place, WritableDevice, Zeroing } from "../device/device.ts";
 import { Filter } from "../device/filter.ts";
 import { DiskError } from "../error.ts";
 import { type Held, heldOn } from "./held.ts";
-import { overwrite, type Pattern, type PatternName, patternOf } from "./pattern.ts";
+import { overwrite, type Pattern, PATTERN_BYTES_MAX, type PatternName, patternOf } from "./pattern.ts";
 
 /** TRIMs that come within this time share a flush. */
 const COLLECT_MS = 20;
 /** A batch covers at most so many bytes. */
 const BATCH_BYTES = 128 * 1024 * 1024;
-/** Where it ends inside of a range: larger than any block of an image. */
+/** Where it ends inside of a range: a multiple of most images' blocks. */
 const CUT_BYTES = 64 * 1024 * 1024;
 /** From here on the next TRIM waits until there is room. */
 const WAITING_BYTES_MAX = 4 * BATCH_BYTES;
@@ -170,52 +171,83 @@ export class Erasing extends Filter {
     this.#worker = undefined;
   }
 
+  /** Whoever waits for zeros goes first, and does not share the fate of what nobody waits for. */
   async #batch(): Promise<void> {
     const zeroing = this.#zeroing;
     this.#zeroing = [];
+    const zeroed = ExtentSet.from(zeroing.map(({ range }) => range));
     const freed = firstOf(this.#waiting.subtract(this.#held));
     this.#waiting = this.#waiting.subtract(freed);
     this.#held = this.#held.union(freed);
-    const zeroed = ExtentSet.from(zeroing.map(({ range }) => range));
     try {
-      await this.#erase(freed, zeroed);
+      await this.#overwrite(zeroed);
       for (const { range, how } of zeroing) await super.zero(range, how);
       for (const { done } of zeroing) done();
     } catch (error) {
-      this.#counters.failedBytes += freed.bytes;
       for (const { failed } of zeroing) failed(error);
-      if (freed.count > 0) this.#options.onFailure?.(error, freed.bytes);
-    } finally {
-      this.#held = this.#held.subtract(freed).subtract(zeroed);
-      const turns = this.#turns;
-      this.#turns = [];
-      for (const resolve of turns) resolve();
     }
+    this.#release(zeroed);
+    try {
+      await this.#free(freed);
+    } catch (error) {
+      this.#counters.failedBytes += freed.bytes;
+      this.#options.onFailure?.(error, freed.bytes);
+    }
+    this.#release(freed);
   }
 
-  /** @param freed is given back; @param zeroed is left to the caller */
-  async #erase(freed: ExtentSet, zeroed: ExtentSet): Promise<void> {
+  #release(set: ExtentSet): void {
+    this.#held = this.#held.subtract(set);
+    const turns = this.#turns;
+    this.#turns = [];
+    for (const resolve of turns) resolve();
+  }
+
+  async #free(freed: ExtentSet): Promise<void> {
+    const erased = await this.#overwrite(freed);
+    for (const range of freed) await super.discard(range);
+    if (this.#options.pattern !== "zeros") await this.#blank(erased);
+    await this.#requireZeros(erased);
+  }
+
+  /** @returns what of `ranges` this disk alone held: all of that is durably overwritten */
+  async #overwrite(ranges: ExtentSet): Promise<ExtentSet> {
     const own = new ExtentBuilder();
-    for (const range of freed.union(zeroed)) {
+    for (const range of ranges) {
       for await (const held of heldOn(this.below, range)) this.#count(held, own);
     }
     const erased = own.build();
+    if (erased.count === 0) return erased;
     const write = (at: number, from: Uint8Array) => super.write(at, from);
     this.#counters.overwrittenBytes += await overwrite(erased, this.#pattern, write);
-    if (erased.count > 0) {
-      await super.flush();
-      this.#counters.flushes++;
-    }
-    for (const range of freed) await super.discard(range);
-    if (this.#options.pattern === "zeros") return;
-    // A piece that was too small to be given back holds the pattern: a disk that was trimmed reads old bytes or zeros.
+    await super.flush();
+    this.#counters.flushes++;
+    return erased;
+  }
+
+  /** A piece that was too small to be given back holds the pattern: a disk that was trimmed reads old bytes or zeros. */
+  async #blank(erased: ExtentSet): Promise<void> {
     const left = new ExtentBuilder();
-    for (const range of erased.intersect(freed)) {
+    for (const range of erased) {
       for await (const { start, end, kind } of heldOn(this.below, range)) {
         if (kind === "own") left.add(start, end);
       }
     }
-    await overwrite(left.build(), this.#zeros, write);
+    await overwrite(left.build(), this.#zeros, (at, from) => super.write(at, from));
+  }
+
+  async #requireZeros(erased: ExtentSet): Promise<void> {
+    const found = Buffer.alloc(PATTERN_BYTES_MAX);
+    for (const { start, end } of erased) {
+      for (let at = start; at < end; at += found.length) {
+        const part = found.subarray(0, Math.min(found.length, end - at));
+        await super.read(at, part);
+        if (!part.equals(this.#zeros(part.length)))
+          throw new DiskError("io", `what was erased does not read as zeros at ${at} and behind`, {
+            code: "not-erased",
+          });
+      }
+    }
   }
 
   #count({ start, end, kind }: Held, own: ExtentBuilder): void {

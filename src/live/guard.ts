@@ -36,6 +36,10 @@ export interface GuardOptions {
   readonly maxBytes: number;
   /** Plain writes save what they write over, too. */
   readonly writes?: boolean;
+  /** How many pieces it may consist of: each is memory. Default a million. */
+  readonly piecesMax?: number;
+  /** So much of the log may be dead. Default 1 MiB. */
+  readonly slackBytes?: number;
   /** A TRIM of less keeps its bytes: the host's block. Default 4096. */
   readonly granuleBytes?: number;
   /** Milliseconds since 1970. */
@@ -59,11 +63,13 @@ export interface GuardCounters {
   readonly refused: number;
 }
 
-/** More pieces are not begun: each is memory. */
 const PIECES_FULL = 1_000_000;
+const SLACK_BYTES = 1024 * 1024;
 /** What is saved at once, around a write. */
 const REACH_BYTES = 64 * 1024;
 const REACH_BYTES_MAX = 1024 * 1024;
+/** What is copied to the log in one go of `expire`, where the guest was promised zeros. */
+const SETTLE_BYTES = 64 * 1024 * 1024;
 
 export class Guard extends Filter {
   readonly #vault: Vault;
@@ -76,6 +82,7 @@ export class Guard extends Filter {
   /** Nothing was written since the last stamp, which may be old. */
   #isIdle = false;
   #isSettled = false;
+  #expiring: Promise<number> | undefined;
   #lastWriteEnd = -1;
   #reachBytes = REACH_BYTES;
   /** With `writes`: what was saved in this second needs not be saved again. */
@@ -178,13 +185,25 @@ export class Guard extends Filter {
       const time = this.#second();
       const zeros = this.#options.writes ? await this.#saveData(range, time) : ExtentSet.EMPTY;
       await saveTops(this.#vault, this.below, reach);
+      const written = this.#isCrowded ? await this.#clear(reach) : range;
       await this.below.write(at, from);
-      this.#written(range);
+      this.#written(written);
       for (const each of zeros) this.#vault.addZeros(each, time);
     } finally {
       release();
     }
     await this.#limitPending();
+  }
+
+  /** A guard of very many pieces makes no new ones: around a write, all is as if it had been written over with zeros. */
+  async #clear(reach: Extent): Promise<Extent> {
+    const pieces = [...this.#vault.state.tops.within(reach)];
+    for (const piece of pieces) if (piece.flags & HIDDEN) await this.below.zero(cut(piece, reach));
+    return reach;
+  }
+
+  get #isCrowded(): boolean {
+    return this.#vault.state.count >= (this.#options.piecesMax ?? PIECES_FULL);
   }
 
   /** A write needs more than itself saved, so that those that follow need not wait for the log again. */
@@ -206,10 +225,10 @@ export class Guard extends Filter {
     const { data } = await this.#partsOf(range);
     const saved = data.subtract(recent);
     const zeros = ExtentSet.of(range).subtract(data).subtract(recent);
-    if (this.#room() < saved.bytes) {
+    if (this.#room() < saved.bytes || (this.#isCrowded && saved.count + zeros.count > 0)) {
       this.#refuse(range, "write");
       throw new DiskError("io", "the guard is full: what this write would destroy cannot be saved", {
-        code: "ENOSPC",
+        code: "no-space",
         hint: "wait until its time is over, or give it more room: --guard-max",
       });
     }
@@ -285,8 +304,7 @@ export class Guard extends Filter {
   }
 
   #room(): number {
-    const { bytes, count } = this.#vault.state;
-    return count >= PIECES_FULL ? 0 : Math.max(0, this.#options.maxBytes - bytes);
+    return this.#isCrowded ? 0 : Math.max(0, this.#options.maxBytes - this.#vault.state.bytes);
   }
 
   /** As much of the beginning as may be guarded. */
@@ -313,15 +331,22 @@ export class Guard extends Filter {
   }
 
   /**
-   * What is to be done now and then, every few seconds: lets go of what is too old, renews the stamp, shortens the log.
-   * @returns the bytes that went back to the image
+   * What is to be done now and then, every few seconds: makes the image read as the guest was promised, lets go of what is
+   * too old, renews the stamp, shortens the log.
+   * Who calls it again meanwhile waits for the same. @returns the bytes that went back to the image
    */
-  async expire(now: number = this.#now()): Promise<number> {
+  expire(now: number = this.#now()): Promise<number> {
+    this.#expiring ??= this.#tidy(now).finally(() => (this.#expiring = undefined));
+    return this.#expiring;
+  }
+
+  async #tidy(now: number): Promise<number> {
     const upTo = Math.floor((now - this.#options.forMs) / 1000);
     if (this.#isIdle && this.#vault.state.hasUpTo(upTo)) await this.#putStamp(false);
     const bytes = await expire(this.#vault, this.below, upTo);
+    await settle(this.#vault, this.below, SETTLE_BYTES);
     await this.#renewStamp(now);
-    await this.#vault.shorten();
+    await this.#vault.shorten(this.#options.slackBytes ?? SLACK_BYTES);
     return bytes;
   }
 
@@ -349,6 +374,7 @@ export class Guard extends Filter {
   override async [Symbol.asyncDispose](): Promise<void> {
     try {
       await settle(this.#vault, this.below);
+      await this.#vault.commit();
       this.#isSettled = true;
     } finally {
       await super[Symbol.asyncDispose]();

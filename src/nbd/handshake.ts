@@ -15,7 +15,6 @@
 import type { Channel } from "./channel.ts";
 import { ChannelClosed } from "./channel.ts";
 import type { Export, Exports, Session } from "./export.ts";
-import type { InfoRequest } from "./handshake/info.ts";
 import {
   addInformation,
   addServers,
@@ -52,6 +51,9 @@ const OPTION_BYTES_MAX = 64 * 1024;
 const INPUT_BYTES_MAX = 64 * 1024 * 1024;
 const SKIP_BYTES = 64 * 1024;
 
+/** Options whose data matter. */
+const KNOWN: ReadonlySet<number> = new Set(Object.values(OPT));
+
 const FLAGS = HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES;
 
 /**
@@ -75,10 +77,10 @@ export async function handshake(
 interface Agreed {
   readonly structured: boolean;
   readonly extended: boolean;
-  readonly contexts?: { readonly exportName: string; readonly selected: Session["contexts"] };
+  readonly contexts: { readonly exportName: string; readonly selected: Session["contexts"] } | undefined;
 }
 
-const NOTHING: Agreed = { structured: false, extended: false };
+const NOTHING: Agreed = { structured: false, extended: false, contexts: undefined };
 
 /** What an option leads to, besides its replies: nothing, TLS, the end. */
 type Outcome = Session | "tls" | "leave" | undefined;
@@ -156,46 +158,88 @@ class Negotiation {
     if (this.policy.tls === "require" && !this.isTls && option !== OPT.STARTTLS) {
       throw new OptionRefused(REP.ERR_TLS_REQD, "this server speaks through TLS only"); // (1)
     }
-    const carry = CARRY_OUT.get(option);
-    if (carry === undefined) throw new OptionRefused(REP.ERR_UNSUP, `option ${option} is not supported`);
-    if (option === OPT.SET_META_CONTEXT) this.agree({ contexts: undefined });
-    if (data === undefined) {
+    // Also when it fails.
+    if (option === OPT.SET_META_CONTEXT) this.agreed = { ...this.agreed, contexts: undefined };
+    if (data === undefined && KNOWN.has(option)) {
       throw new OptionRefused(REP.ERR_TOO_BIG, `more than ${OPTION_BYTES_MAX} bytes of data`);
     }
-    return carry(this, new Payload(data), replies);
+    const payload = new Payload(data ?? new Uint8Array());
+    switch (option) {
+      case OPT.LIST:
+        payload.end();
+        addServers(replies, this.exports.list());
+        return undefined;
+      case OPT.STARTTLS:
+        payload.end();
+        this.requireTls();
+        return "tls";
+      case OPT.INFO:
+        this.inform(payload, replies);
+        return undefined;
+      case OPT.GO:
+        return this.inform(payload, replies);
+      case OPT.STRUCTURED_REPLY:
+        payload.end();
+        this.agreed = { ...this.agreed, structured: true };
+        return undefined;
+      case OPT.EXTENDED_HEADERS:
+        if (!this.policy.allowExtended)
+          throw new OptionRefused(REP.ERR_UNSUP, "this server has no 64-bit headers");
+        payload.end();
+        this.agreed = { ...this.agreed, structured: true, extended: true };
+        return undefined;
+      case OPT.LIST_META_CONTEXT:
+        this.listContexts(payload, replies);
+        return undefined;
+      case OPT.SET_META_CONTEXT:
+        this.selectContexts(payload, replies);
+        return undefined;
+      default:
+        throw new OptionRefused(REP.ERR_UNSUP, `option ${option} is not supported`);
+    }
   }
 
-  agree(more: { structured?: true; extended?: true; contexts?: Agreed["contexts"] | undefined }): void {
-    const { contexts, ...rest } = { ...this.agreed, ...more };
-    this.agreed = contexts === undefined ? rest : { ...rest, contexts };
-  }
-
-  get isStructured(): boolean {
-    return this.agreed.structured;
-  }
-
-  get allowsExtended(): boolean {
-    return this.policy.allowExtended;
-  }
-
-  list(): readonly Export[] {
-    return this.exports.list();
-  }
-
-  find(name: string): Export {
-    const found = this.exports.find(name);
-    if (found === undefined) throw new OptionRefused(REP.ERR_UNKNOWN, `there is no export of that name`);
-    return found;
-  }
-
-  mayStartTls(): void {
+  private requireTls(): void {
     if (this.isTls) throw new OptionRefused(REP.ERR_INVALID, "TLS is running already");
     if (this.policy.tls === "off" || this.channel.startTls === undefined) {
       throw new OptionRefused(REP.ERR_UNSUP, "this server has no TLS");
     }
   }
 
-  session(name: string, offered: Export): Session {
+  /** @returns the session that GO would begin */
+  private inform(payload: Payload, replies: Replies): Session {
+    const request = readInfoRequest(payload);
+    const offered = this.find(request.name);
+    addInformation(replies, offered, request, this.agreed.structured);
+    return this.session(request.name, offered);
+  }
+
+  private listContexts(payload: Payload, replies: Replies): void {
+    const { name, queries } = readContextRequest(payload);
+    for (const context of listed(this.find(name).contexts, queries)) {
+      replies.add(REP.META_CONTEXT, number32(0), encodeText(context.name));
+    }
+  }
+
+  private selectContexts(payload: Payload, replies: Replies): void {
+    if (!this.agreed.structured) {
+      throw new OptionRefused(REP.ERR_INVALID, "block status needs structured replies: ask for them first");
+    }
+    const { name, queries } = readContextRequest(payload);
+    const chosen = selected(this.find(name).contexts, queries).map((context, i) => ({ id: i + 1, context }));
+    for (const { id, context } of chosen) {
+      replies.add(REP.META_CONTEXT, number32(id), encodeText(context.name));
+    }
+    this.agreed = { ...this.agreed, contexts: { exportName: name, selected: chosen } };
+  }
+
+  private find(name: string): Export {
+    const found = this.exports.find(name);
+    if (found === undefined) throw new OptionRefused(REP.ERR_UNKNOWN, "there is no export of that name");
+    return found;
+  }
+
+  private session(name: string, offered: Export): Session {
     const { structured, extended, contexts } = this.agreed;
     const isSame = contexts?.exportName === name; // (3)
     return { export: offered, structured, extended, contexts: isSame ? contexts.selected : [] };
@@ -226,97 +270,4 @@ class Negotiation {
     await this.channel.write(exportNameAnswer(session.export, session.structured, isPadded));
     return session;
   }
-}
-
-type CarryOut = (negotiation: Negotiation, payload: Payload, replies: Replies) => Outcome;
-
-const CARRY_OUT: ReadonlyMap<number, CarryOut> = new Map<number, CarryOut>([
-  [
-    OPT.LIST,
-    (negotiation, payload, replies) => {
-      payload.end();
-      addServers(replies, negotiation.list());
-      return undefined;
-    },
-  ],
-  [
-    OPT.STARTTLS,
-    (negotiation, payload) => {
-      payload.end();
-      negotiation.mayStartTls();
-      return "tls";
-    },
-  ],
-  [
-    OPT.INFO,
-    (negotiation, payload, replies) => {
-      inform(negotiation, payload, replies);
-      return undefined;
-    },
-  ],
-  [
-    OPT.GO,
-    (negotiation, payload, replies) => {
-      const { offered, request } = inform(negotiation, payload, replies);
-      return negotiation.session(request.name, offered);
-    },
-  ],
-  [
-    OPT.STRUCTURED_REPLY,
-    (negotiation, payload) => {
-      payload.end();
-      negotiation.agree({ structured: true });
-      return undefined;
-    },
-  ],
-  [
-    OPT.EXTENDED_HEADERS,
-    (negotiation, payload) => {
-      if (!negotiation.allowsExtended) {
-        throw new OptionRefused(REP.ERR_UNSUP, "this server has no 64-bit headers");
-      }
-      payload.end();
-      negotiation.agree({ structured: true, extended: true });
-      return undefined;
-    },
-  ],
-  [OPT.LIST_META_CONTEXT, listContexts],
-  [OPT.SET_META_CONTEXT, setContexts],
-]);
-
-function inform(
-  negotiation: Negotiation,
-  payload: Payload,
-  replies: Replies,
-): { offered: Export; request: InfoRequest } {
-  const request = readInfoRequest(payload);
-  const offered = negotiation.find(request.name);
-  addInformation(replies, offered, request, negotiation.isStructured);
-  return { offered, request };
-}
-
-function listContexts(negotiation: Negotiation, payload: Payload, replies: Replies): undefined {
-  requireStructured(negotiation);
-  const { name, queries } = readContextRequest(payload);
-  for (const context of listed(negotiation.find(name).contexts, queries)) {
-    replies.add(REP.META_CONTEXT, number32(0), encodeText(context.name));
-  }
-}
-
-function setContexts(negotiation: Negotiation, payload: Payload, replies: Replies): undefined {
-  requireStructured(negotiation);
-  const { name, queries } = readContextRequest(payload);
-  const chosen = selected(negotiation.find(name).contexts, queries).map((context, i) => ({
-    id: i + 1,
-    context,
-  }));
-  for (const { id, context } of chosen) {
-    replies.add(REP.META_CONTEXT, number32(id), encodeText(context.name));
-  }
-  negotiation.agree({ contexts: { exportName: name, selected: chosen } });
-}
-
-function requireStructured(negotiation: Negotiation): void {
-  if (negotiation.isStructured) return;
-  throw new OptionRefused(REP.ERR_INVALID, "block status needs structured replies: ask for them first");
 }

@@ -9,8 +9,10 @@ import { fixedMemory } from "../host/memory.ts";
 const BYTES_DEFAULT = 256 * 1024;
 /** A client that sent large writes once goes on to do so; the rare giant's memory is given back. */
 const BYTES_KEPT = 4 * 1024 * 1024;
-/** A cut request is moved to the front where less room than this is left. */
-const ROOM_BYTES_MIN = 16 * 1024;
+/** So much is received at once of requests that are short. */
+const RECEIVE_BYTES = 64 * 1024;
+/** A request from this length on is a long one. */
+const LONG_BYTES = 16 * 1024;
 
 export class Inbox {
   bytes = fixedMemory(BYTES_DEFAULT);
@@ -19,10 +21,13 @@ export class Inbox {
   end = 0;
   /** So many bytes from `start` on make the next request whole, as far as is known. */
   #needed = 0;
+  /** The length of the last long request: the next one is likely to be as long. */
+  #typical = RECEIVE_BYTES;
 
   /** Makes room for the rest of a request of so many bytes from `start` on. */
   need(bytes: number): void {
     this.#needed = bytes;
+    if (bytes > LONG_BYTES) this.#typical = bytes;
     const isGiant = this.bytes.length > BYTES_KEPT && bytes <= BYTES_KEPT;
     if (bytes <= this.bytes.length && !isGiant) return;
     const kept = this.bytes.subarray(this.start, this.end);
@@ -34,24 +39,26 @@ export class Inbox {
   }
 
   /**
-   * How many bytes may be received at `end` now. Of a long request just the rest, so that hardly anything is ever moved.
-   * @param headerBytes those of a request without data
+   * How many bytes may be received at `end` now. Long requests are received one by one, each at the front of the buffer, which
+   * then stays in the processor's cache, and hardly anything is ever moved.
    */
-  room(headerBytes: number): number {
-    if (this.start === this.end) this.start = this.end = 0;
+  room(): number {
+    if (this.start === this.end) {
+      this.start = this.end = 0;
+      return Math.min(this.bytes.length, Math.max(this.#typical, RECEIVE_BYTES));
+    }
     const missing = this.#needed - (this.end - this.start);
-    if (this.start > 0 && this.bytes.length - this.end < Math.max(missing, ROOM_BYTES_MIN)) {
+    if (this.start > 0 && this.bytes.length - this.end < Math.max(missing, LONG_BYTES)) {
       this.bytes.copyWithin(0, this.start, this.end);
       this.end -= this.start;
       this.start = 0;
     }
-    const room = this.bytes.length - this.end;
-    return missing > ROOM_BYTES_MIN ? Math.min(room, missing + headerBytes) : room;
+    return missing > LONG_BYTES ? missing : this.bytes.length - this.end;
   }
 
   /** Adds what was received elsewhere; as much as there is room for. @returns how much that is */
-  add(from: Uint8Array, headerBytes: number): number {
-    const part = from.subarray(0, this.room(headerBytes));
+  add(from: Uint8Array): number {
+    const part = from.subarray(0, this.room());
     this.bytes.set(part, this.end);
     this.end += part.length;
     return part.length;

@@ -77,7 +77,7 @@ export class StraightLine implements Line, PolledLine, Sink {
       onNews: this.#onNews,
     });
     this.#inbox.need(received.length);
-    this.#inbox.add(received, 0);
+    this.#inbox.add(received);
   }
 
   get wantsToReceive(): boolean {
@@ -128,7 +128,7 @@ export class StraightLine implements Line, PolledLine, Sink {
       if (this.#isStuck && wasFull && !transmission.isFull) continue;
       if (this.#takesNoMore) break;
       if (this.#isStuck || isDrained || i >= RECEIVES_MAX) return;
-      const room = inbox.room(transmission.headerBytes);
+      const room = inbox.room();
       const got = this.#calls.receive(this.fd, inbox.bytes, inbox.end, room);
       if (got < 0) return;
       if (got === 0) return this.close();

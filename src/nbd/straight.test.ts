@@ -144,7 +144,7 @@ async function answered(t: TestContext, place: Partial<Place>, fileBytes: number
     sendsFiles: true,
     onNews() {},
   });
-  inbox.add(requestBytes("structured", wire.name({ command: CMD.READ, offset: 4096, bytes: 128 * KiB })), 28);
+  inbox.add(requestBytes("structured", wire.name({ command: CMD.READ, offset: 4096, bytes: 128 * KiB })));
   transmission.take(inbox);
   while (transmission.pending > 0) await new Promise((resolve) => setImmediate(resolve));
   let sentAsFile = 0;

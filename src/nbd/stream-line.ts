@@ -70,15 +70,15 @@ export class StreamLine implements Line, Sink {
       const isStuck = transmission.take(this.#inbox);
       const wasFull = transmission.isFull;
       if (!this.#outbox.flush(this)) return;
-      // Where the stream took everything, neither an answer nor a drain would bring us back.
+      // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
       if (isStuck && wasFull && !transmission.isFull) continue;
       if (isStuck) return;
-      if (this.#takesNoMore || transmission.isOver) {
+      if (transmission.isOver || this.#takesNoMore) {
         if (transmission.pending === 0) stream.end(() => stream.destroy());
         return;
       }
       if (this.#waiting.length === 0) break;
-      this.#waiting = this.#waiting.subarray(this.#inbox.add(this.#waiting, transmission.headerBytes));
+      this.#waiting = this.#waiting.subarray(this.#inbox.add(this.#waiting));
     }
     if (stream.isPaused()) stream.resume();
   }

@@ -10,6 +10,7 @@
 import { ExtentSet } from "../bytes/extents.ts";
 import type { WritableDevice } from "../device/device.ts";
 import { Borrowed } from "../device/filter.ts";
+import { type Graded, servedGrade } from "../disk/erase/grade.ts";
 import { openGuard, type OpenGuard } from "../disk/guarded.ts";
 import { type Disk, open, openWritable } from "../disk/open.ts";
 import type { OpenOptions } from "../disk/results.ts";
@@ -19,6 +20,7 @@ import { DiskError } from "../error.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
 import { HostReader } from "../host/file.ts";
 import { Delayed, type Delays } from "../live/delay.ts";
+import { stackOf } from "../host/stack.ts";
 import { Erasing } from "../live/erase.ts";
 import { Failing, type FailureRules } from "../live/error.ts";
 import type { GuardOptions } from "../live/guard.ts";
@@ -58,6 +60,7 @@ export class Stack implements AsyncDisposable {
   #device: WritableDevice;
   #guard: OpenGuard | undefined;
   #erasing: Erasing | undefined;
+  #grade: Graded | undefined;
   #expiry: NodeJS.Timeout | undefined;
   #expiring: Promise<unknown> = Promise.resolve();
 
@@ -110,7 +113,9 @@ export class Stack implements AsyncDisposable {
     readonly erase: object | null;
   } {
     const guard = this.#guard?.guard.counters ?? null;
-    return { guardedBytes: guard?.guardedBytes ?? 0, guard, erase: this.#erasing?.counters ?? null };
+    const erasing = this.#erasing;
+    const erase = erasing === undefined ? null : { ...erasing.counters, ...this.#grade };
+    return { guardedBytes: guard?.guardedBytes ?? 0, guard, erase };
   }
 
   async #addGuard({ share, ...wish }: GuardWish): Promise<void> {
@@ -146,6 +151,7 @@ export class Stack implements AsyncDisposable {
       const onFailure = (error: unknown, bytes: number): void =>
         this.#tellFailure("not-erased", `${bytes} bytes are neither erased nor given back`, error);
       this.#device = this.#erasing = new Erasing(this.#device, { pattern, onFailure });
+      this.#grade = servedGrade(stackOf(this.disk.path));
     }
     this.guest.seeThrough(this.#device);
     if (failures) this.#device = new Failing(this.#device, failures, {});

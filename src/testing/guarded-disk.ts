@@ -29,6 +29,8 @@ export class GuardedDisk {
   olds: Old[][];
   /** What the disk held when each second began. */
   readonly snapshots = new Map<number, Uint8Array>();
+  /** What happened up to that second may be gone. */
+  expired = -1;
   readonly #random: Random;
 
   private constructor(guard: Guard, content: Uint8Array, now: number, random: Random, olds?: Old[][]) {
@@ -56,6 +58,7 @@ export class GuardedDisk {
       ...options,
     });
     disk = new GuardedDisk(guard, await readBytes(guard, 0, guard.bytes), start, random, before?.olds);
+    disk.expired = before?.expired ?? -1;
     return disk;
   }
 
@@ -122,11 +125,10 @@ export class GuardedDisk {
     this.versions = [this.content];
   }
 
-  /** What was guarded up to that second is gone. */
+  /** What was guarded up to that second may be gone. */
   async expire(upTo: number): Promise<void> {
-    await this.guard.expire();
-    for (const [sector, olds] of this.olds.entries())
-      this.olds[sector] = olds.filter(({ time }) => time > upTo);
+    await this.guard.expire(this.now * 1000);
+    this.expired = upTo;
   }
 
   /** Offset of the first sector of `content` that holds none of what it may hold after a crash; -1: none does. */

@@ -161,8 +161,10 @@ export class NbdClient {
     demand(this.contexts.size === named.length, "two contexts of one id");
   }
 
-  async startTls(options: ConnectionOptions): Promise<void> {
-    granted(await this.option(OPT.STARTTLS));
+  /** @param injected what is said in the clear behind STARTTLS, as an attacker on the way would */
+  async startTls(options: ConnectionOptions, injected: Uint8Array = new Uint8Array()): Promise<void> {
+    this.raw(option(OPT.STARTTLS), injected);
+    granted([await this.#reply(OPT.STARTTLS)]);
     demand(this.#bytesAtHand === 0, "words in the clear behind STARTTLS");
     const plain = this.#socket;
     plain.removeAllListeners();

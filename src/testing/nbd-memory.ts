@@ -116,7 +116,7 @@ export class MemoryClient {
     if (this.isStuck) return wasFull && !this.transmission.isFull;
     if (this.#said.length === 0 || this.transmission.isOver) return false;
     const part = this.#said.subarray(0, this.#options.gives?.() ?? this.#said.length);
-    this.#said = this.#said.subarray(this.inbox.add(part, this.transmission.headerBytes));
+    this.#said = this.#said.subarray(this.inbox.add(part));
     return true;
   }
 

@@ -193,7 +193,7 @@ export class SimulatedFile implements HostFile {
     if (this.lag !== undefined) await this.lag();
     const isFull = this.#wouldOverflow(at, from.length);
     this.#change({ op: "write", at, data: new Uint8Array(from) }, (data) => {
-      if (isFull) throw new DiskError("io", `${this.name}: no space left on device`, { code: "ENOSPC" });
+      if (isFull) throw new DiskError("io", `${this.name}: no space left on device`, { code: "no-space" });
       this.#content.write(at, data);
       this.#bytes = Math.max(this.#bytes, at + data.length);
       this.#unshare({ start: at, end: at + data.length });

@@ -9,6 +9,7 @@ import { ext } from "./ext.ts";
 import { hfsplus } from "./hfsplus.ts";
 import { exfat, fat } from "./fat.ts";
 import { f2fs } from "./f2fs.ts";
+import { guard } from "./guard.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { nbdHandshake } from "./nbd-handshake.ts";
@@ -44,6 +45,7 @@ export const TARGETS: readonly FuzzTarget[] = [
   exfat,
   apfs,
   f2fs,
+  guard,
   journal,
   sets,
   volumes,

@@ -46,13 +46,26 @@ test("one canary that is left is found, also where the search's pieces meet", as
   const all = { start: 0, end: file.bytes };
   await file.write(0, new Random(1).bytes(file.bytes));
   const planted = await plant(new Map([["", file]]), new Map([["", ExtentSet.of(all)]]));
-  await file.zero(all);
-  for (const at of [0, 2 ** 20 - 20, 2 ** 21 - 32, file.bytes - 32]) {
+  const noise = new Random(2).bytes(file.bytes);
+  await file.write(0, noise);
+  // The host tells of it in two pieces.
+  file.shared = ExtentSet.of({ start: 3 * 2 ** 20, end: 3 * 2 ** 20 + 4096 });
+  const runs = file.shared;
+  for (const at of [
+    0,
+    3 * 2 ** 20 - 9,
+    3 * 2 ** 20 + 4096 - 31,
+    2 ** 20 - 20,
+    2 ** 21 - 32,
+    file.bytes - 32,
+  ]) {
     await file.write(at, planted.tag);
     await file.write(2 ** 20 + 777, planted.samples[0]!);
+    file.shared = runs;
     const { canaries, samples } = await search(new Map([["", file]]), planted);
     assert.deepEqual([canaries, samples], [1, 1], `${at}`);
-    await file.zero(all);
+    await file.write(0, noise);
+    file.shared = runs;
   }
 });
 

@@ -115,36 +115,60 @@ export interface SearchOptions {
 /** Searches all that the host holds of the files. @throws DiskError `interrupted`, `io` */
 export async function search(
   files: ReadonlyMap<string, ReadableFile>,
-  { tag, samples }: Planted,
+  planted: Planted,
   { signal, onProgress }: SearchOptions = {},
 ): Promise<Sighted> {
-  const margin = Math.max(TAG_BYTES, SAMPLE_BYTES) - 1;
-  const buffer = Buffer.alloc(margin + CHUNK_BYTES);
-  const seen = new Set<Buffer>();
-  let canaries = 0;
-  let searchedBytes = 0;
+  const look = new Look(planted);
   for (const file of files.values()) {
     file.forget?.();
+    look.begin();
     for await (const runs of file.map({ start: 0, end: file.bytes })) {
       for (const { start, end, kind } of runs) {
         if (kind === "hole") continue;
-        let kept = 0;
         for (let at = start; at < end; at += CHUNK_BYTES) {
           if (signal?.aborted)
             throw new DiskError("interrupted", "interrupted while searching; all is erased");
-          const bytes = Math.min(CHUNK_BYTES, end - at);
-          await file.read(at, buffer.subarray(kept, kept + bytes));
-          const read = buffer.subarray(0, kept + bytes);
-          for (let found = read.indexOf(tag); found >= 0; found = read.indexOf(tag, found + 1)) canaries++;
-          for (const sample of samples) if (!seen.has(sample) && read.includes(sample)) seen.add(sample);
-          searchedBytes += bytes;
-          onProgress?.(searchedBytes);
-          // The end of this chunk is looked at again: shorter than what is searched for, it is counted once.
-          kept = Math.min(margin, read.length);
-          buffer.copyWithin(0, read.length - kept, read.length);
+          await look.at(file, at, Math.min(CHUNK_BYTES, end - at));
+          onProgress?.(look.searchedBytes);
         }
       }
     }
   }
-  return { canaries, samples: seen.size, searchedBytes };
+  return { canaries: look.canaries, samples: look.samples.size, searchedBytes: look.searchedBytes };
+}
+
+/** Of what was read, so much is looked at again with what follows: less than is searched for, so that it counts once. */
+const MARGIN_BYTES = Math.min(TAG_BYTES, SAMPLE_BYTES) - 1;
+
+class Look {
+  readonly #planted: Planted;
+  readonly #buffer = Buffer.alloc(MARGIN_BYTES + CHUNK_BYTES);
+  #kept = 0;
+  #end = 0;
+  canaries = 0;
+  searchedBytes = 0;
+  readonly samples = new Set<Buffer>();
+
+  constructor(planted: Planted) {
+    this.#planted = planted;
+  }
+
+  /** With a new file. */
+  begin(): void {
+    this.#kept = 0;
+  }
+
+  async at(file: ReadableFile, at: number, bytes: number): Promise<void> {
+    const kept = at === this.#end ? this.#kept : 0;
+    await file.read(at, this.#buffer.subarray(kept, kept + bytes));
+    const read = this.#buffer.subarray(0, kept + bytes);
+    const { tag, samples } = this.#planted;
+    for (let found = read.indexOf(tag); found >= 0; found = read.indexOf(tag, found + 1)) this.canaries++;
+    for (const sample of samples)
+      if (!this.samples.has(sample) && read.includes(sample)) this.samples.add(sample);
+    this.searchedBytes += bytes;
+    this.#end = at + bytes;
+    this.#kept = Math.min(MARGIN_BYTES, read.length);
+    this.#buffer.copyWithin(0, read.length - this.#kept, read.length);
+  }
 }

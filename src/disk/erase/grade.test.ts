@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Stack } from "../../host/stack.ts";
-import { bestGrade, gradeOf } from "./grade.ts";
+import { bestGrade, gradeOf, servedGrade } from "./grade.ts";
 
 const TURNING: Stack = {
   filesystem: "ext4",
@@ -47,6 +47,7 @@ test("what was seen while it was done can only lower the grade", () => {
     assert.match(reasons.join("; "), reason);
   }
   assert.equal(bestGrade(TURNING).grade, "overwritten");
+  assert.equal(servedGrade(TURNING).grade, "logical");
 });
 
 test("every report says what the host does with what is freed, and what the real answer is", () => {

@@ -45,6 +45,11 @@ export function bestGrade(stack: Stack): Graded {
   return gradeOf(stack, { stayedInPlace: true, unwrittenBytes: 0 });
 }
 
+/** Of a disk that is served, at best: while it is written to, its map shows neither places nor reflinks. */
+export function servedGrade(stack: Stack): Graded {
+  return gradeOf(stack, { stayedInPlace: undefined, unwrittenBytes: 0 });
+}
+
 const ANSWER = "encryption, with its key destroyed, is the real answer to forensics; erasing is not";
 
 function doubtsOf({ filesystem, journalsData, devices, opaque }: Stack): string[] {

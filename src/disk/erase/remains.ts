@@ -86,12 +86,12 @@ class Look {
   }
 
   add(run: Run): void {
-    if (run.kind === "hole") return;
+    if (run.kind === "hole" && run.place === undefined) return;
     const free = this.#free.within(run);
     const name = run.place && run.depth === 0 ? this.#names.get(run.place.file) : undefined;
     if (name === undefined) {
       if (run.kind === "compressed" && run.depth === 0) this.compressedBytes += free.bytes;
-      else if (run.kind !== "zero") this.sharedBytes += free.bytes;
+      else if (run.kind === "data") this.sharedBytes += free.bytes;
       return;
     }
     const shift = run.place!.at - run.start;
@@ -107,7 +107,7 @@ class Look {
       this.guest.add(piece.start, piece.end);
     }
     const rest = ExtentSet.of(run).subtract(free);
-    for (const piece of rest) add(run.kind === "zero" ? places.zero : places.kept, piece);
+    for (const piece of rest) add(run.kind === "data" ? places.kept : places.zero, piece);
   }
 
   #placesIn(name: string): Places {

@@ -27,6 +27,8 @@ export class Allocator {
   readonly #changed: ChangedTables;
   /** No cluster before it is free. */
   #hint = 0;
+  /** Claimed, and nothing leads there yet. */
+  #fresh: { readonly at: number; readonly clusters: number }[] = [];
 
   constructor(context: Qcow2Context<HostFile>) {
     this.#context = context;
@@ -58,9 +60,28 @@ export class Allocator {
         while (end - first < clustersMax && isFree(end)) end++;
         this.#state(block, { start: first, end }, 1);
         this.#hint = number * blockEntries + end;
-        return { at: (number * blockEntries + first) * header.clusterBytes, clusters: end - first };
+        const run = { at: (number * blockEntries + first) * header.clusterBytes, clusters: end - first };
+        this.#fresh.push(run);
+        return run;
       }
       this.#hint = (number + 1) * blockEntries;
+    }
+  }
+
+  /** What was claimed has found its owner. */
+  keep(): void {
+    this.#fresh = [];
+  }
+
+  /** What was claimed since and found no owner is free again. */
+  async giveBack(): Promise<void> {
+    const { file, header } = this.#context;
+    const fresh = this.#fresh;
+    this.#fresh = [];
+    for (const { at, clusters } of fresh) {
+      const end = Math.min(at + clusters * header.clusterBytes, file.bytes);
+      if (at < end) await file.discard({ start: at, end });
+      for (let i = 0; i < clusters; i++) await this.drop(at / header.clusterBytes + i, 1);
     }
   }
 
@@ -93,9 +114,10 @@ export class Allocator {
     writeRefcount(block, refcounts.order, this.#hint % refcounts.blockEntries, 1);
     await file.write(at, bytesOf(block));
     await file.flush();
-    const table = await refcounts.table();
-    table.setBigUint64(number * 8, BigInt(at));
-    await file.write(refcounts.tableAt + number * 8, bytesOf(table).subarray(number * 8, number * 8 + 8));
+    const entry = viewOf(new Uint8Array(8));
+    entry.setBigUint64(0, BigInt(at));
+    await file.write(refcounts.tableAt + number * 8, bytesOf(entry));
+    (await refcounts.table()).setBigUint64(number * 8, BigInt(at));
     return (await refcounts.block(number))!;
   }
 

@@ -52,6 +52,7 @@ export class Changes {
     l1.view.setBigUint64(index * 8, BigInt(at));
     l1.view.setUint32(index * 8, l1.view.getUint32(index * 8) | COPIED_HIGH);
     this.#l1Sectors.add(Math.floor((index * 8) / SECTOR_BYTES) * SECTOR_BYTES);
+    this.#allocator.keep();
     if (old !== 0) this.drop(old, old + header.clusterBytes);
     return table;
   }
@@ -62,15 +63,18 @@ export class Changes {
     this.#tables.touch(table, index * l2EntryBytes, (index + 1) * l2EntryBytes);
   }
 
-  /** A table that is owned becomes `after`. */
-  replace(table: CachedTable, after: Uint8Array): void {
+  /** Entries `[first, end)` of a table that is owned become those of `after`. */
+  replace(table: CachedTable, after: Uint8Array, first: number, end: number): void {
+    const { l2EntryBytes } = this.#context.header;
     const before = bytesOf(table.view);
-    for (let at = 0; at < after.length; at += SECTOR_BYTES) {
-      const end = at + SECTOR_BYTES;
-      if (Buffer.compare(before.subarray(at, end), after.subarray(at, end)) !== 0)
-        this.#tables.touch(table, at, end);
+    const start = first * l2EntryBytes - ((first * l2EntryBytes) % SECTOR_BYTES);
+    for (let at = start; at < end * l2EntryBytes; at += SECTOR_BYTES) {
+      const stop = Math.min(at + SECTOR_BYTES, after.length);
+      const sector = after.subarray(at, stop);
+      if (Buffer.compare(before.subarray(at, stop), sector) === 0) continue;
+      this.#tables.touch(table, at, stop);
+      before.set(sector, at);
     }
-    before.set(after);
   }
 
   /** Every host cluster that `[start, end)` touches loses one reference. */

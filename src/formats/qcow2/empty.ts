@@ -17,7 +17,7 @@ import { readsZeros } from "../../device/zeros.ts";
 import { DiskError } from "../../error.ts";
 import type { Changes } from "./changes.ts";
 import type { Qcow2Context } from "./context.ts";
-import { SUBCLUSTERS } from "./header.ts";
+import { type Header, SUBCLUSTERS } from "./header.ts";
 import { entryOf } from "./place.ts";
 import { l2TableAt } from "./tables.ts";
 import { type Consequences, ownedByFlag, UNHEARD, type Unwanted, Unmapping } from "./unmap.ts";
@@ -51,9 +51,10 @@ export class Emptying {
       const refusal = await this.#zeroFast(spans, how);
       if (refusal !== undefined) return refusal;
     }
+    const punches = how.keep === false || (how.keep !== true && this.#context.header.rawExternalData);
     for (const { index, span } of spans) {
       await this.#ownTable(index);
-      const { blanked, unreachable } = await this.#unmap(index, asked(span, how), how.keep !== true);
+      const { blanked, unreachable } = await this.#unmap(index, asked(span, how), punches);
       for (const host of how.fast ? [] : blanked) await this.zeroHost(host, how);
       for (const { start, end } of unreachable) {
         for (let from = start; from < end; from += ZEROS.length) {
@@ -211,11 +212,22 @@ export class Emptying {
     };
     const unmapping = new Unmapping(this.#context, ownedByFlag(this.#context), wish);
     const revised = await unmapping.revise(index, consequences);
-    if (revised) this.#changes.replace(await l2.get(revised.at), revised.after);
-    // Of these clusters nothing is given to anybody else: their holes need no order.
-    for (const host of discarded) await this.#discardHost(host);
+    if (revised) {
+      const { first, end } = entriesOf(wish.free.union(wish.blank), index, header);
+      this.#changes.replace(await l2.get(revised.at), revised.after, first, end);
+    }
+    // Of these clusters nothing is given to anybody else: their holes need no order. Subclusters are smaller than the
+    // host's blocks.
+    for (const host of ExtentSet.from(discarded)) await this.#discardHost(host);
     return { blanked, unreachable };
   }
+}
+
+/** Which entries of an L2 table a wish inside its span is about. */
+function entriesOf(set: ExtentSet, index: number, { clusterBytes, l2Entries }: Header) {
+  const base = index * l2Entries;
+  const first = Math.floor(set.start(0) / clusterBytes) - base;
+  return { first, end: Math.ceil(set.end(set.count - 1) / clusterBytes) - base };
 }
 
 function asked(blank: ExtentSet, { keep }: Zeroing): Unwanted {

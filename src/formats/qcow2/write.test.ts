@@ -13,8 +13,12 @@ import {
 } from "../../testing/qcow2-kinds.ts";
 import { guestBytes, qemuCheck } from "../../testing/qemu.ts";
 import { Random, seeds } from "../../testing/seeds.ts";
+import { SimulatedFile } from "../../testing/simulated-file.ts";
+import { simulatedSource } from "../../testing/simulated-source.ts";
 import { requires, scratch } from "../../testing/tools.ts";
+import type { OpenParent } from "../format.ts";
 import { qcow2 } from "../qcow2.ts";
+import { raw } from "../raw.ts";
 
 /** A disk beside a buffer that has to hold the same. */
 class Model {
@@ -108,3 +112,44 @@ for (const kind of KINDS) {
     }
   });
 }
+
+test("H19: a full host fails the write, and nothing else: with room again the disk goes on, and nothing has leaked", async () => {
+  const virtualBytes = 16 * 2 ** 20;
+  for (const backing of [false, true]) {
+    const files = new Map<string, SimulatedFile>();
+    const source = (name: string) => simulatedSource(files, name);
+    const open: OpenParent = (name) => raw.open(source(name), open);
+    const base = Buffer.alloc(virtualBytes, 3);
+    if (backing) files.set("base", SimulatedFile.from(base, { name: "base" }));
+    const options: Record<string, string> = { cluster_size: "4096" };
+    if (backing) Object.assign(options, { backing_file: "base", backing_fmt: "raw" });
+    const image = await qcow2.create!(source("disk"), { virtualBytes, options }, open);
+    await image.write(0, Buffer.alloc(8192, 7));
+    await image.flush();
+    const file = files.get("disk")!;
+    const failed: number[] = [];
+    // One block of room more each time: the claim, the content, the table run out of it in turn.
+    for (let room = 0; room < 6; room++) {
+      file.capacityBytes = file.hostBytes + room * 4096;
+      const at = (16 + 600 * room) * 4096;
+      const wrote = await image.write(at, Buffer.alloc(4 * 4096, 9)).then(
+        () => true,
+        (error: { code?: string }) => error.code !== "no-space",
+      );
+      if (!wrote) failed.push(room);
+      file.capacityBytes = Infinity;
+      await image.write(at, Buffer.alloc(4 * 4096, 9));
+    }
+    assert.ok(failed.includes(0) && failed.length > 2, `failed with ${failed.join(", ")} blocks of room`);
+    await image.flush();
+    for await (const { message } of image.check()) assert.fail(message);
+    await image[Symbol.asyncDispose]();
+    await using again = await qcow2.open(source("disk"), open);
+    const content = Buffer.alloc(virtualBytes, backing ? 3 : 0);
+    content.fill(7, 0, 8192);
+    for (let room = 0; room < 6; room++) content.fill(9, (16 + 600 * room) * 4096, (20 + 600 * room) * 4096);
+    const read = Buffer.alloc(virtualBytes);
+    await again.read(0, read);
+    assert.ok(read.equals(content));
+  }
+});

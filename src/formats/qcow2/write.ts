@@ -136,13 +136,19 @@ export class Qcow2Writer {
       forgetInspection(this.#context);
       this.#bitmaps.mark(range);
       this.#isUnflushed = true;
-      await act();
-      this.#busyEnd = 0;
+      try {
+        await act();
+      } finally {
+        this.#busyEnd = 0;
+      }
       await this.#commitWhenLarge();
     });
   }
 
-  /** One change after the other; after a failure none (H13). */
+  /**
+   * One change after the other; after a failure none (H13). Only a host without room stops a change before anything leads
+   * to what it wrote: the next one may find room.
+   */
   #exclusive(act: () => Promise<void>): Promise<void> {
     const done = this.#last.then(async () => {
       if (this.#failure !== undefined) {
@@ -152,13 +158,18 @@ export class Qcow2Writer {
       try {
         await act();
       } catch (error) {
-        if (this.#hasBegun) this.#failure = error;
-        this.#isOpen = false;
+        if (isFull(error) && this.#failure === undefined) await this.#allocator.giveBack();
+        else this.#fail(error);
         throw error;
       }
     });
     this.#last = done.catch(() => {});
     return done;
+  }
+
+  #fail(error: unknown): void {
+    if (this.#hasBegun) this.#failure ??= error;
+    this.#isOpen = false;
   }
 
   /** Before the first change. @throws DiskError `refused`, `unsupported`, `corrupt` (H17) */
@@ -167,7 +178,12 @@ export class Qcow2Writer {
     refuseEncrypted(this.#context);
     await countedReferences(this.#context);
     this.#hasBegun = true;
-    await this.#bitmaps.open();
+    try {
+      await this.#bitmaps.open();
+    } catch (error) {
+      this.#fail(error);
+      throw error;
+    }
     this.#isOpen = true;
   }
 
@@ -182,10 +198,15 @@ export class Qcow2Writer {
     if (!this.#isUnflushed) return;
     // Before the first await: what is written meanwhile is the next commit's.
     this.#isUnflushed = false;
-    await this.#changes.commit(async () => {
-      await Promise.all(this.#readers);
-      this.#compressed.forget();
-    });
+    try {
+      await this.#changes.commit(async () => {
+        await Promise.all(this.#readers);
+        this.#compressed.forget();
+      });
+    } catch (error) {
+      this.#fail(error);
+      throw error;
+    }
   }
 
   async #claim({ start, end }: Extent): Promise<ClaimedPlace | undefined> {
@@ -211,6 +232,7 @@ export class Qcow2Writer {
       table.view.setUint32(index * header.l2EntryBytes + 4, host % 2 ** 32);
       this.#changes.touch(table, index);
     }
+    this.#allocator.keep();
     return { file: data, at: run.at, bytes };
   }
 
@@ -319,6 +341,7 @@ export class Qcow2Writer {
       table.view.setUint32(offset + 12, placed | (isOwned ? entry.alloc : 0));
     }
     this.#changes.touch(table, index);
+    this.#allocator.keep();
     if (!isOwned && entry.host >= 0 && !externalData)
       this.#changes.drop(entry.host, entry.host + entry.hostBytes);
   }
@@ -337,6 +360,10 @@ export class Qcow2Writer {
 }
 
 const ALL = 0xffffffff;
+
+function isFull(error: unknown): boolean {
+  return error instanceof DiskError && error.code === "no-space";
+}
 
 /** A guest cluster as it was, and whether its host cluster is nobody else's. */
 interface Owned {

@@ -6,7 +6,7 @@
  * the blocks that still hold old bytes. Where nothing is guarded any more the file is cut to its header.
  */
 import { randomBytes } from "node:crypto";
-import { assert } from "../../error.ts";
+import { assert, DiskError } from "../../error.ts";
 import { type Extent, ExtentBuilder, ExtentSet } from "../../bytes/extents.ts";
 import type { HostFile } from "../../device/device.ts";
 import {
@@ -24,19 +24,17 @@ import type { Block, Piece } from "./pieces.ts";
 import type { Replayed } from "./replay.ts";
 import type { GuardState } from "./state.ts";
 
-/** Records that are dead may take so much, and as much again as those that live. */
-const SLACK_BYTES = 1024 * 1024;
-
 export class Journal {
   readonly #file: HostFile;
-  readonly #identity: Uint8Array;
+  #identity: Uint8Array;
   readonly #diskBytes: number;
   #end: number;
   #number: number;
   #chain: number;
   #durable: number;
-  /** Bytes of records since `start`, without data. */
+  /** Bytes of records since its beginning, without data. */
   #recordBytes = 0;
+  #isBroken = false;
 
   private constructor(
     file: HostFile,
@@ -72,6 +70,8 @@ export class Journal {
 
   /** @returns for each record where its data lie */
   async append(records: readonly LogRecord[]): Promise<readonly Block[]> {
+    if (this.#isBroken)
+      throw new DiskError("io", "the guard's log could not be begun anew: no more is recorded");
     const blocks: Block[] = [];
     const parts: Uint8Array[] = [];
     let [at, number, chain] = [this.#end, this.#number, this.#chain];
@@ -101,23 +101,37 @@ export class Journal {
     const end = this.#end;
     if (end === this.#durable) return;
     await this.#file.flush();
-    this.#durable = Math.max(this.#durable, end);
+    this.#durable = end;
   }
 
-  /** Whether the log should be begun anew. */
-  isLong(state: GuardState): boolean {
-    return this.#recordBytes > SLACK_BYTES + 4 * state.count * ENTRY_BYTES;
+  /** Whether the log should be begun anew: records that are dead take more than `slackBytes`, and than those that live. */
+  isLong(state: GuardState, slackBytes: number): boolean {
+    return this.#recordBytes > slackBytes + 4 * state.count * ENTRY_BYTES;
   }
 
-  /** Begins the log anew with `state`, as it is at this moment, which must be durable but for what stands in it. */
+  /**
+   * Begins the log anew with `records`, which make the whole state, and are durable but for what stands in them. They belong
+   * to no log until the header says so: with an identity of their own they continue nothing.
+   */
   async restart(records: readonly LogRecord[], live: ExtentSet): Promise<void> {
-    const [start, chain, number] = [this.#end, this.#chain, this.#number];
-    this.#recordBytes = 0;
-    for (let i = 0; i < records.length; i += 16) await this.append(records.slice(i, i + 16));
-    await this.flush();
-    const header = { identity: this.#identity, diskBytes: this.#diskBytes, start, chain, number };
+    const start = this.#end;
+    const before = [this.#identity, this.#number, this.#chain, this.#recordBytes] as const;
+    const header = { identity: randomBytes(8), diskBytes: this.#diskBytes, start, chain: 0, number: 0 };
+    [this.#identity, this.#number, this.#chain, this.#recordBytes] = [header.identity, 0, 0, 0];
+    try {
+      for (let i = 0; i < records.length; i += 16) await this.append(records.slice(i, i + 16));
+      await this.flush();
+    } catch (error) {
+      this.#end = start;
+      this.#durable = Math.min(this.#durable, start);
+      [this.#identity, this.#number, this.#chain, this.#recordBytes] = before;
+      throw error;
+    }
+    // Which of the two a failure here leaves, nobody knows.
+    this.#isBroken = true;
     await this.#file.write(0, encodeHeader(header));
     await this.#file.flush();
+    this.#isBroken = false;
     const old = ExtentSet.of({ start: SECTOR_BYTES, end: start }).subtract(live);
     await this.#giveBack(old);
   }
@@ -141,7 +155,6 @@ export function recordsOf(state: GuardState): LogRecord[] {
   const blocks = new Set<Block>();
   for (const { block } of piecesOf(state)) if (block !== undefined) blocks.add(block);
   return [
-    { kind: "reset", entries: [] },
     ...inRecords("block", [...blocks].map(entryOfBlock)),
     ...inRecords("top", Array.from(state.tops, entryOf)),
     ...inRecords("under", state.under.map(entryOf)),

@@ -1,10 +1,11 @@
 /**
  * What of the disk is being changed right now. Who wants to change a range that overlaps waits for those who came
- * before; nobody holds one range while he waits for another.
+ * before, and whoever wants several ranges takes them at once: so nobody waits for one who waits for him.
  */
 import type { Extent } from "../../bytes/extents.ts";
 
-interface Held extends Extent {
+interface Held {
+  readonly ranges: readonly Extent[];
   readonly released: Promise<void>;
 }
 
@@ -12,15 +13,17 @@ export class RangeLocks {
   readonly #held = new Set<Held>();
 
   touches(range: Extent): boolean {
-    for (const held of this.#held) if (overlap(held, range)) return true;
+    for (const { ranges } of this.#held) if (ranges.some((each) => overlap(each, range))) return true;
     return false;
   }
 
-  /** @returns gives the range back */
-  async take(range: Extent): Promise<() => void> {
+  /** Takes all of them; who waits stands in line already. @returns gives them back */
+  async take(...ranges: readonly Extent[]): Promise<() => void> {
     const { promise: released, resolve } = Promise.withResolvers<void>();
-    const before = [...this.#held].filter((held) => overlap(held, range));
-    const own = { ...range, released };
+    const before = [...this.#held].filter((held) =>
+      held.ranges.some((each) => ranges.some((range) => overlap(each, range))),
+    );
+    const own = { ranges, released };
     this.#held.add(own);
     for (const held of before) await held.released;
     return () => {

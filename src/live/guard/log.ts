@@ -59,6 +59,8 @@ export const ENTRIES_MAX = 65_536;
 export const DATA_BYTES_MAX = 4 * 1024 * 1024;
 /** So much is appended at most between two flushes. */
 export const TAIL_BYTES_MAX = 64 * 1024 * 1024;
+/** Behind the end lies at most what was appended, and a state that was to begin the log anew. */
+const SCAN_BYTES_MAX = 1024 * 1024 * 1024;
 
 export const KINDS = [
   "mask",
@@ -70,7 +72,6 @@ export const KINDS = [
   "release",
   "expire",
   "stamp",
-  "reset",
   "block",
   "top",
   "under",
@@ -265,7 +266,7 @@ function decodeEntries(bytes: Uint8Array, count: number): LogEntry[] {
 
 /** Whether something behind `end` shows that the log went on, and was durable further than that. */
 export async function goesOnBehind(file: BlockDevice, { identity }: Header, end: number): Promise<boolean> {
-  if (file.bytes - end > 2 * TAIL_BYTES_MAX) return true;
+  if (file.bytes - end > SCAN_BYTES_MAX) return true;
   const window = new Window(file);
   for (let at = end; at + SECTOR_BYTES <= file.bytes; at += SECTOR_BYTES) {
     const sector = await window.take(at, SECTOR_BYTES);

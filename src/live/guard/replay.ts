@@ -10,7 +10,7 @@ import type { BlockDevice } from "../../device/device.ts";
 import { readBytes } from "../../device/device.ts";
 import { DiskError } from "../../error.ts";
 import { damaged, goesOnBehind, type Header, type PlacedRecord, readHeader, recordsOf } from "./log.ts";
-import { type Block, type Piece, WRITE } from "./pieces.ts";
+import { type Block, DOOMED, HIDDEN, KEEP, type Piece, PROMISED, WRITE, ZEROS } from "./pieces.ts";
 import { parseStamp, type Stamp } from "./stamp.ts";
 import { GuardState, zerosAt } from "./state.ts";
 
@@ -53,11 +53,11 @@ export async function replay(file: BlockDevice): Promise<Replayed | undefined> {
 }
 
 class Replayer {
-  state = new GuardState();
+  readonly state = new GuardState();
   stamp: Stamp | undefined;
   readonly #diskBytes: number;
-  /** Those of a snapshot, by their place. */
-  #blocks = new Map<number, Block>();
+  /** Those of a log that was begun anew, by their place. */
+  readonly #blocks = new Map<number, Block>();
 
   constructor({ diskBytes }: Header) {
     this.#diskBytes = diskBytes;
@@ -65,10 +65,7 @@ class Replayer {
 
   apply(record: PlacedRecord, data: Uint8Array | undefined): void {
     const { kind, entries } = record;
-    if (kind === "reset") {
-      this.state = new GuardState();
-      this.#blocks = new Map();
-    } else if (kind === "stamp") this.stamp = parseStamp(data!);
+    if (kind === "stamp") this.stamp = parseStamp(data!);
     else if (kind === "save") this.#save(record);
     else if (kind === "block") {
       for (const { at, end, word } of entries) this.#blocks.set(at, { at, bytes: end, crc: word, live: 0 });
@@ -83,13 +80,13 @@ class Replayer {
       const { start, end, time, flags, at } = entry;
       this.#mustLieInside(entry);
       if (at + end - start > dataBytes) throw damaged(`a record saves ${end - start} bytes, and holds less`);
-      if (flags & WRITE) this.state.cover({ start, end, time, flags, block, offset: at });
+      if (flags & WRITE) this.state.cover({ start, end, time, flags: WRITE, block, offset: at });
       else this.state.save({ start, end }, block, at);
     }
   }
 
   #applyRange(
-    kind: Exclude<PlacedRecord["kind"], "reset" | "stamp" | "save" | "block">,
+    kind: Exclude<PlacedRecord["kind"], "stamp" | "save" | "block">,
     entry: PlacedRecord["entries"][number],
   ): void {
     this.#mustLieInside(entry);
@@ -104,14 +101,24 @@ class Replayer {
     else if (kind === "release") state.release(range, flags === 0 ? Infinity : time);
     else if (kind === "expire") state.expireUnder(time);
     else if (kind === "top")
-      state.tops.rewrite(range, { piece: (piece) => piece, gap: () => this.#piece(entry) });
-    else state.cover(this.#piece(entry));
+      state.tops.rewrite(range, { piece: (piece) => piece, gap: () => this.#piece(kind, entry) });
+    else state.cover(this.#piece(kind, entry));
   }
 
-  #piece({ start, end, time, flags, at, word: offset }: PlacedRecord["entries"][number]): Piece {
+  #piece(
+    kind: "top" | "under",
+    { start, end, time, flags, at, word: offset }: PlacedRecord["entries"][number],
+  ): Piece {
     const block = at === 0 ? undefined : this.#blocks.get(at);
     if (at !== 0 && (block === undefined || offset + end - start > block.bytes))
       throw damaged(`a piece at ${start} lies in no block`);
+    const isTop = kind === "top";
+    const known = isTop ? PROMISED | KEEP | HIDDEN | DOOMED : PROMISED | KEEP | WRITE | ZEROS;
+    // Old bytes lie in the log, or in the image, or were zeros.
+    const isSomewhere = isTop
+      ? block !== undefined || flags & HIDDEN
+      : ((flags & ZEROS) === 0) === (block !== undefined);
+    if ((flags & ~known) !== 0 || !isSomewhere) throw damaged(`a piece at ${start} makes no sense`);
     return { start, end, time, flags, block, offset };
   }
 

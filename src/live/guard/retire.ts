@@ -1,6 +1,6 @@
 /**
- * How guarded bytes leave the image: because their time is over, or because the server stops and other tools are to read
- * zeros where the guest was promised zeros.
+ * How guarded bytes leave the image: because their time is over, or because the guest was promised zeros, and other tools
+ * are to read them as well.
  *
  *   expire   lock → doom, durable → zero, discard → release (pending) → flush
  *   settle   lock → save, durable → zero, discard → settle  (pending) → flush
@@ -48,15 +48,19 @@ export async function expire(vault: Vault, below: WritableDevice, upTo: number):
   return bytes;
 }
 
-/** Where the guest was promised zeros, the image holds them. */
-export async function settle(vault: Vault, below: WritableDevice): Promise<void> {
+/** Where the guest was promised zeros, the image holds them: up to about `bytesMax` of it. */
+export async function settle(vault: Vault, below: WritableDevice, bytesMax = Infinity): Promise<void> {
   const { state } = vault;
   const promised = [...state.tops].filter(({ flags }) => flags & HIDDEN && flags & PROMISED);
+  let bytes = 0;
   for (const batch of batches(promised, SETTLE_BYTES)) {
+    if (bytes >= bytesMax) break;
+    bytes += batch.reduce((sum, { start, end }) => sum + end - start, 0);
     await locked(vault, batch, async (ranges) => {
       for (const range of ranges) {
         await saveTops(vault, below, range);
         for (const piece of [...state.tops.within(range)].map((each) => cut(each, range))) {
+          if ((piece.flags & HIDDEN) === 0) continue;
           await empty(below, piece);
           state.settle(piece);
           vault.pending.add("settle", { start: piece.start, end: piece.end });
@@ -64,7 +68,7 @@ export async function settle(vault: Vault, below: WritableDevice): Promise<void>
       }
     });
   }
-  await vault.commit();
+  if (bytes > 0) await vault.commit();
 }
 
 async function empty(below: WritableDevice, { start, end, flags }: Piece): Promise<void> {
@@ -91,17 +95,15 @@ function* batches(pieces: readonly Piece[], bytesMax: number): Generator<readonl
   if (batch.length > 0) yield batch;
 }
 
-/** With all of the ranges locked; nobody else holds more than one. */
 async function locked(
   vault: Vault,
   ranges: readonly Extent[],
   work: (ranges: readonly Extent[]) => Promise<void>,
 ): Promise<void> {
-  const releases: (() => void)[] = [];
+  const release = await vault.locks.take(...ranges);
   try {
-    for (const range of ranges) releases.push(await vault.locks.take(range));
     await work(ranges);
   } finally {
-    for (const release of releases) release();
+    release();
   }
 }

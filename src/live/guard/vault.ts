@@ -156,8 +156,8 @@ export class Vault {
   }
 
   /** Begins the log anew where it is mostly dead. */
-  async shorten(): Promise<void> {
-    if (!this.#journal.isLong(this.state)) return;
+  async shorten(slackBytes: number): Promise<void> {
+    if (!this.#journal.isLong(this.state, slackBytes)) return;
     await this.#turns.take(async () => {
       const changes = this.pending.take("all");
       this.state.takeDead();

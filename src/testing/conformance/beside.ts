@@ -30,6 +30,7 @@ export async function writesBesideChanges(bench: Bench): Promise<void> {
   const before = copyOf(files);
   const model = new Uint8Array(bench.sample.content);
   const image = await bench.openWritable(files);
+  const snapshots = await contents(image);
   let found = 0;
   for (let i = 0; i < ROUNDS; i++) {
     const [changed, beside] = neighbours(image, random);
@@ -57,10 +58,23 @@ export async function writesBesideChanges(bench: Bench): Promise<void> {
     mustBeFlushed(trace, `${label} flush ${i}`);
   }
   mustEqual(await readBytes(image, 0, image.bytes), model, 0, label);
+  for (const [i, now] of (await contents(image)).entries()) {
+    mustEqual(now, snapshots[i]!, 0, `${label}: snapshot ${i} keeps what it holds`);
+  }
   assert.ok(found > 0 || image.parent !== undefined, `${label}: some writes found a place`);
   const survivor = await bench.open(await durable(before, trace));
   mustEqual(await readBytes(survivor, 0, image.bytes), model, 0, `${label}: what was flushed is durable`);
   await image[Symbol.asyncDispose]();
+}
+
+/** What the snapshots hold. */
+async function contents(image: WritableImage): Promise<Uint8Array[]> {
+  const found: Uint8Array[] = [];
+  for (const snapshot of await image.snapshots()) {
+    await using device = await snapshot.open();
+    found.push(await readBytes(device, 0, device.bytes));
+  }
+  return found;
 }
 
 /** The last piece of a block is trimmed, so that it may lose its entry, while somebody writes to another one. */
