@@ -45,10 +45,10 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
   },
   {
     hazard: "H32",
-    guard: "a log that is begun anew belongs to no older one",
+    guard: "a log that is begun anew is durable before the header points there",
     file: "src/live/guard/journal.ts",
-    from: "const header = { identity: randomBytes(8), diskBytes: this.#diskBytes, start, chain: 0, number: 0 };\n    [this.#identity, this.#number, this.#chain, this.#recordBytes] = [header.identity, 0, 0, 0];",
-    to: "const header = { identity: this.#identity, diskBytes: this.#diskBytes, start, chain: this.#chain, number: this.#number };\n    this.#recordBytes = 0;",
+    from: "await this.append(records.slice(i, i + 16));\n      await this.flush();",
+    to: "await this.append(records.slice(i, i + 16));",
     tests: CRASH,
     only: "raw: a crash",
   },

@@ -62,7 +62,6 @@ async function live(kind: ImageKind, seed: number, isStraight: boolean): Promise
       inFlightMax: 1 + random.below(24),
       grains: [1, 512, 4096, kind.grain],
       bytesMax: 256 * 1024,
-      ...(dialect !== "simple" && { allocation: 7 }),
       label,
     });
     await life.live();

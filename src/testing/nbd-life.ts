@@ -8,6 +8,8 @@ import type { Random } from "./seeds.ts";
 import type { Change, ShadowDisk } from "./shadow-disk.ts";
 
 export interface Asker {
+  /** Number of the context `base:allocation`; undefined: not agreed on. */
+  readonly allocation: number | undefined;
   ask(question: Question): Promise<Reply>;
 }
 
@@ -18,8 +20,6 @@ export interface LifeOptions {
   readonly grains: readonly number[];
   /** The longest request in bytes. */
   readonly bytesMax: number;
-  /** Number of the context `base:allocation`; undefined: not asked for. */
-  readonly allocation?: number;
   /** For messages: what replays this. */
   readonly label: string;
   /** Waited for now and then, so that others get their turn. */
@@ -164,7 +164,7 @@ export class Life {
 
   /** H28: what is said to be zeros reads as zeros. */
   async #status(asker: Asker, start: number, end: number, label: string): Promise<void> {
-    const { allocation } = this.#options;
+    const { allocation } = asker;
     if (allocation === undefined) return;
     const look = this.#shadow.look(start, end);
     const question = { command: CMD.BLOCK_STATUS, offset: start, bytes: end - start };
