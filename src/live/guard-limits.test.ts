@@ -120,7 +120,7 @@ test("with guarded writes a full guard fails the write, and the disk stays as it
   const { guard, image } = await guarded({ maxBytes: 8 * KIB, writes: true });
   await guard.write(0, new Uint8Array(8 * KIB).fill(1));
   const before = image.peek();
-  const full = (error: DiskError): boolean => error.kind === "io" && error.code === "ENOSPC";
+  const full = (error: DiskError): boolean => error.kind === "io" && error.code === "no-space";
   await assert.rejects(guard.write(16 * KIB, new Uint8Array(512)), full);
   same(image.peek(), before);
   await guard.write(0, new Uint8Array(8 * KIB).fill(2));

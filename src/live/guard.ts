@@ -342,7 +342,7 @@ export class Guard extends Filter {
 
   async #tidy(now: number): Promise<number> {
     const upTo = Math.floor((now - this.#options.forMs) / 1000);
-    if (this.#isIdle && this.#vault.state.hasUpTo(upTo)) await this.#putStamp(false);
+    if (this.#isIdle && this.#vault.state.oldest <= upTo) await this.#putStamp(false);
     const bytes = await expire(this.#vault, this.below, upTo);
     await settle(this.#vault, this.below, SETTLE_BYTES);
     await this.#renewStamp(now);
