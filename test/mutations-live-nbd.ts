@@ -75,8 +75,7 @@ export const OF_LIVE_NBD: readonly Mutation[] = [
     file: "src/nbd/transmission.ts",
     from: "if (device.locate === undefined || (flags & CMD_FLAG.FUA) !== 0) return false;",
     to: "if (device.locate === undefined) return false;",
-    tests: ["test/nbd-crash.test.ts"],
-    only: "^raw.*: no crash",
+    tests: ["src/nbd/straight.test.ts"],
   },
   {
     hazard: "H20",

@@ -58,8 +58,13 @@ for (const straight of [true, false]) {
     const slow = knock(path);
     slow.socket.resume();
     const drip = setInterval(() => slow.socket.write(Buffer.alloc(1)), 50);
-    await within(5000, "the end of the silent", silent.socket.resume() && silent.closed);
-    await within(5000, "the end of the slow", slow.closed).finally(() => clearInterval(drip));
+    t.after(() => {
+      clearInterval(drip);
+      for (const { socket } of [silent, slow]) socket.destroy();
+    });
+    silent.socket.resume();
+    await within(5000, "the end of the silent", silent.closed);
+    await within(5000, "the end of the slow", slow.closed);
     await isServed(path);
   });
 

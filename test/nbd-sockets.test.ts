@@ -42,8 +42,8 @@ for (const [format, options] of KINDS) {
         const random = new Random(seed);
         const path = join(scratch(t), "disk");
         const source = hostSource(path);
-        const made = FORMATS.find((each) => each.name === format)!.create!;
-        await (await made(source, { virtualBytes: BYTES, options }))[Symbol.asyncDispose]();
+        const made = FORMATS.find((each) => each.name === format)!;
+        await (await made.create!(source, { virtualBytes: BYTES, options }))[Symbol.asyncDispose]();
         const shadow = new ShadowDisk(new Uint8Array(BYTES));
         await lives(path, format, straight, { shadow, random, label: `SEED=${seed}` }, t);
         await using disk = await open(path, { format });
@@ -67,8 +67,8 @@ async function lives(
   const { image } = disk;
   for (const file of image.files.values()) if (file instanceof HostReader) file.isLive = true;
   const { export: served } = sessionOf(image, { contexts: [allocation(image)] });
-  const { path: socket, stop, log } = await servedOn(t, served, { straight });
-  const clients = await Promise.all(DIALECTS.map((dialect) => SocketClient.connect(socket, dialect)));
+  const server = await servedOn(t, served, { straight });
+  const clients = await Promise.all(DIALECTS.map((dialect) => SocketClient.connect(server.path, dialect)));
   const allocations = clients.map((client) => client.allocation);
   assert.deepEqual([allocations[0], allocations[1] === undefined], [undefined, false]);
   const life = new Life(clients, shadow, random, {
@@ -82,6 +82,6 @@ async function lives(
   await life.live();
   t.diagnostic(JSON.stringify(life.answered));
   await Promise.all(clients.map((client) => client.leave()));
-  await stop();
-  assert.deepEqual(log, []);
+  await server.stop();
+  assert.deepEqual(server.log, []);
 }

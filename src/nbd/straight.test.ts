@@ -17,7 +17,7 @@ import { SimulatedFile } from "../testing/simulated-file.ts";
 import { scratch } from "../testing/tools.ts";
 import { Inbox } from "./inbox.ts";
 import { Outbox } from "./outbox.ts";
-import { CMD, ERRNO } from "./protocol.ts";
+import { CMD, CMD_FLAG, ERRNO } from "./protocol.ts";
 import { Budget, Transmission } from "./transmission.ts";
 
 const KiB = 1024;
@@ -100,6 +100,19 @@ test("H20: what is in memory in part, or not at all, takes the long way as a who
   }
 });
 
+test("H27: with FUA it is not enough that the host's memory has the bytes", async () => {
+  const { disk } = swapped();
+  disk.file.atOnce = (bytes) => bytes;
+  disk.file.trace = [];
+  const client = new MemoryClient(sessionOf(disk));
+  const write = { command: CMD.WRITE, offset: 0, data: new Uint8Array(512), flags: CMD_FLAG.FUA };
+  assert.equal((await client.ask(write)).error, 0);
+  assert.deepEqual(
+    disk.file.trace.map(({ op }) => op),
+    ["write", "flush"],
+  );
+});
+
 test("H20: a failure on the straight way is told", async () => {
   const { disk } = swapped();
   disk.file.atOnce = () => {
@@ -131,7 +144,7 @@ async function answered(t: TestContext, place: Partial<Place>, fileBytes: number
     sendsFiles: true,
     onNews() {},
   });
-  inbox.add(requestBytes("structured", wire.name({ command: CMD.READ, offset: 4096, bytes: 128 * KiB })), 28);
+  inbox.add(requestBytes("structured", wire.name({ command: CMD.READ, offset: 4096, bytes: 128 * KiB })));
   transmission.take(inbox);
   while (transmission.pending > 0) await new Promise((resolve) => setImmediate(resolve));
   let sentAsFile = 0;

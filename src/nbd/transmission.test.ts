@@ -392,7 +392,7 @@ test("H31: what a gone connection still asked for is answered to nobody, and hel
   const budget = new Budget(4 * MiB);
   const device = disk();
   const open = gated(device);
-  const client = new MemoryClient(sessionOf(device), { budget });
+  const client = new MemoryClient(sessionOf(device), { budget, takes: () => 0 });
   void client.ask({ command: READ, offset: 0, bytes: 2 * MiB });
   client.transmission.abandon();
   open();
