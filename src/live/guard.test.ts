@@ -74,6 +74,12 @@ test("random changes read as on a plain disk, and any second of them can be brou
       assert.equal(firstDifference(content, disk.content), -1, `SEED=${seed}: change ${i}`);
       if (random.oneIn(6)) await disk.flush();
     }
+    if (writes) {
+      // A server that is killed leaves behind what it wrote, flushed or not.
+      const first = disk.snapshots.get(Math.min(...disk.snapshots.keys()))!;
+      const at = firstDifference(await afterRestore(all, EVERYTHING), first);
+      assert.equal(at, -1, `SEED=${seed}: killed, and all taken back`);
+    }
     await disk.flush();
     assert.deepEqual(await replayed(all), told(disk.guard), `SEED=${seed}: the log tells the state`);
     const since = random.pick([...disk.snapshots.keys()]);

@@ -22,6 +22,7 @@ const SETTLE_BYTES = 4 * 1024 * 1024;
 /** Lets go of everything up to that second, oldest first. @returns the bytes of the disk that were zeroed */
 export async function expire(vault: Vault, below: WritableDevice, upTo: number): Promise<number> {
   const { state } = vault;
+  if (state.oldest > upTo) return 0;
   const due = [...state.tops].filter(({ time }) => time <= upTo).sort((a, b) => a.time - b.time);
   let bytes = 0;
   for (const batch of batches(due, BATCH_BYTES)) {
@@ -45,12 +46,14 @@ export async function expire(vault: Vault, below: WritableDevice, upTo: number):
     vault.pending.add("expire", { start: 0, end: below.bytes }, upTo);
     await vault.commit();
   }
+  state.findOldest();
   return bytes;
 }
 
 /** Where the guest was promised zeros, the image holds them: up to about `bytesMax` of it. */
 export async function settle(vault: Vault, below: WritableDevice, bytesMax = Infinity): Promise<void> {
   const { state } = vault;
+  if (state.promisedBytes === 0) return;
   const promised = [...state.tops].filter(({ flags }) => flags & HIDDEN && flags & PROMISED);
   let bytes = 0;
   for (const batch of batches(promised, SETTLE_BYTES)) {
