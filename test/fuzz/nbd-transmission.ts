@@ -98,10 +98,7 @@ async function run(stream: Uint8Array, random: Random, { name }: Sample): Promis
       const isStuck = isSent && transmission.take(inbox);
       assert(budget.left > -BUDGET_BYTES, "what a client holds is bounded");
       if (!isStuck && isSent && at < stream.length && !transmission.isOver) {
-        at += inbox.add(
-          stream.subarray(at, at + 1 + random.below(random.pick([5, 60, 9000]))),
-          transmission.headerBytes,
-        );
+        at += inbox.add(stream.subarray(at, at + 1 + random.below(random.pick([5, 60, 9000]))));
       } else if (transmission.pending === 0 && outbox.isEmpty && !isStuck) break;
       await (random.oneIn(2) ? Promise.resolve() : new Promise((resolve) => setImmediate(resolve)));
     }
