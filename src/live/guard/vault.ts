@@ -69,7 +69,7 @@ export class Vault {
     const { needsImage } = this.pending;
     const changes = this.pending.take("all");
     const dead = this.state.takeDead();
-    if (changes.length === 0) return await this.#below.flush();
+    if (changes.length === 0) return await allOf([this.#below.flush(), this.#journal.flush()]);
     const log = async (): Promise<void> => {
       await this.#journal.append(recordsFor(changes));
       await this.#journal.flush();
