@@ -182,10 +182,7 @@ export async function openGuard(
     });
     return {
       guard,
-      async seal() {
-        await guard.seal();
-        if (guard.state.isEmpty) removeFile(place);
-      },
+      seal: () => guard.seal(() => removeFile(place)),
     };
   } catch (error) {
     await log[Symbol.asyncDispose]();

@@ -241,6 +241,9 @@ test("a stamp: exact after a clean stop, a minute's grace after a crash, renewed
   const open = { ...closed, isClosed: false };
   assert.equal(whyStale(open, [file(5000 + STAMP_SLACK_MS, 2)]), undefined);
   assert.match(whyStale(open, [file(5001 + STAMP_SLACK_MS)])!, /died/);
+  const late = { ...open, time: 90_000_000, files: [file(90_000_000)] };
+  assert.equal(whyStale(late, [file(90_000_000 - STAMP_SLACK_MS)]), undefined);
+  assert.match(whyStale(late, [file(89_999_999 - STAMP_SLACK_MS)])!, /older/);
   assert.notEqual(whyStale(open, undefined), undefined);
 
   let modified = 1_000_000;
