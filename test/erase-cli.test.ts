@@ -10,6 +10,7 @@ import test from "node:test";
 import { mounted } from "../src/testing/mounted.ts";
 import { qemuCheck } from "../src/testing/qemu.ts";
 import { serving } from "../src/testing/serving.ts";
+import { onTerminal } from "../src/testing/terminal.ts";
 import { requires, run, scratch } from "../src/testing/tools.ts";
 import { DELETED_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
 
@@ -40,7 +41,7 @@ test("the contract: exit codes, one JSON document, and words for people", (t) =>
   const dry = ullage("erase", "--dry-run", image);
   assert.equal(dry.exit, 0);
   assert.match(dry.out, /erases +20\.\d MiB, with random bytes, before it is returned/);
-  assert.match(dry.out, /grade +at best "\w+"/);
+  assert.match(dry.out, /grade +at best "logical"/);
   assert.match(dry.out, /encryption, with its key destroyed/);
   assert.equal(statSync(image).mtimeMs, before.mtimeMs);
   const { exit, out } = ullage("erase", "--yes", "--verify", "--json", image);
@@ -68,6 +69,22 @@ test("the contract: exit codes, one JSON document, and words for people", (t) =>
   assert.ok(!readFileSync(image).includes("gonegonegone"));
   const again = ullage("erase", "--yes", image);
   assert.equal(again.exit, 0);
+});
+
+test("on a terminal it asks, and only y acts", async (t) => {
+  if (!requires(t, ...DISK_TOOLS, "script")) return;
+  const image = makeDisk(scratch(t), "disk.qcow2");
+  const before = readFileSync(image);
+  const answer = (key: string) =>
+    onTerminal([process.execPath, BINARY, "erase", image], [[/Overwrite 20\.\d MiB and return it to/, key]]);
+  const no = await answer("n\r");
+  assert.equal(no.exit, 0);
+  assert.match(no.out, /Nothing was changed/);
+  assert.ok(readFileSync(image).equals(before));
+  const yes = await answer("y\r");
+  assert.equal(yes.exit, 0);
+  assert.match(yes.out, /grade +"logical"/);
+  assert.ok(!readFileSync(image).includes("gonegonegone"));
 });
 
 test("an image that is held is busy, one with a guard is refused", async (t) => {

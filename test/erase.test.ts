@@ -285,7 +285,7 @@ test("a dry run and a no change nothing; guard and erasure exclude each other; d
   const blocks = statSync(disk).blocks;
   const untouched = (): boolean => readFileSync(disk).equals(content) && statSync(disk).blocks === blocks;
   const dry = await erase(disk, { dryRun: true });
-  assert.deepEqual([dry.applied, dry.grade, dry.canaries], [false, "none", null]);
+  assert.deepEqual([dry.applied, dry.grade, dry.bestGrade, dry.canaries], [false, "none", "logical", null]);
   assert.ok(dry.erasedBytes > 500 * KIB);
   let asked = 0;
   const refused = await erase(disk, {

@@ -11,7 +11,7 @@ import { readBytes } from "../src/device/device.ts";
 import { Borrowed } from "../src/device/filter.ts";
 import { openGuard } from "../src/disk/guarded.ts";
 import { open, openWritable } from "../src/disk/open.ts";
-import { convert, reclaim, survey, undo } from "../src/disk.ts";
+import { convert, explain, reclaim, survey, undo } from "../src/disk.ts";
 import type { DiskError } from "../src/error.ts";
 import type { Guard } from "../src/live/guard.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -184,6 +184,16 @@ test("writers are refused while something is guarded, and readers see what the g
   ]) {
     await assert.rejects(refused, (error: DiskError) => error.kind === "refused" && error.code === "guarded");
   }
+  const seen = await survey(path);
+  assert.equal(seen.usedBytes + seen.freeBytes + seen.unknownBytes, seen.virtualBytes);
+  assert.equal(
+    [...seen.regions.values()].reduce((sum, set) => sum + set.bytes, 0),
+    seen.virtualBytes,
+  );
+  assert.equal(seen.reclaimableBytes, 0);
+  const { start } = [...seen.regions.get("guarded")!][0]!;
+  const [explained] = (await explain(path, { offsets: [start] })).offsets;
+  assert.equal(explained!.class, "guarded");
   await using disk = await open(path);
   assert.ok((await readBytes(disk.image, 0, 8 * MIB)).every((byte) => byte === 0));
   const copy = join(folder, "copy.raw");
@@ -239,4 +249,26 @@ test("a copy of image and guard fits; an image that only looks older does not", 
   assert.equal((await undo(copy, { last: true, dryRun: true })).doubt, null);
   utimesSync(copy, new Date(0), new Date(0));
   assert.notEqual((await undo(copy, { last: true, dryRun: true })).doubt, null);
+});
+
+test("the command shows, asks, brings back, and says so in JSON and by its exit code", async (t) => {
+  if (!requires(t, "mke2fs", "qemu-img")) return;
+  const { folder, raw, path } = imageOf(t, "qcow2");
+  const ullage = (...words: string[]) =>
+    attempt(process.execPath, [join(import.meta.dirname, "../src/cli/main.ts"), "undo", path, ...words]);
+  assert.equal(ullage().status, 2, "nothing is guarded");
+  await served(path, (guard) => guard.discard({ start: 0, end: DISK_BYTES }));
+  const listed = ullage();
+  assert.equal(listed.status, 0);
+  assert.match(listed.stdout, /trimmed/);
+  assert.equal(ullage("--last").status, 2, "nobody can be asked");
+  assert.equal(ullage("--since", "yesterday").status, 2);
+  assert.equal(ullage("--over-writes").status, 2, "nothing says what to take back");
+  const dry = ullage("--last", "--dry-run", "--json");
+  const [plan] = (JSON.parse(dry.stdout) as { images: { applied: boolean; restoredBytes: number }[] }).images;
+  assert.ok(!plan!.applied && plan!.restoredBytes > 3 * MIB);
+  const done = ullage("--since", "2026-01-01", "--yes");
+  assert.equal(done.status, 0, done.stderr);
+  assert.match(done.stdout, /are back/);
+  assert.equal(readFileSync(rawOf(folder, path, "qcow2")).compare(readFileSync(raw)), 0);
 });

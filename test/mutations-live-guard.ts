@@ -5,6 +5,7 @@ const WALK = ["src/live/guard.test.ts"];
 const LIMITS = ["src/live/guard-limits.test.ts"];
 const CRASH = ["test/guard-crash.test.ts"];
 const IMAGES = ["test/guard.test.ts"];
+const FAILING = ["test/guard-failing.test.ts"];
 
 export const OF_LIVE_GUARD: readonly Mutation[] = [
   {
@@ -45,10 +46,10 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
   },
   {
     hazard: "H32",
-    guard: "a log that is begun anew belongs to no older one",
+    guard: "a log that is begun anew is durable before the header points there",
     file: "src/live/guard/journal.ts",
-    from: "const header = { identity: randomBytes(8), diskBytes: this.#diskBytes, start, chain: 0, number: 0 };\n    [this.#identity, this.#number, this.#chain, this.#recordBytes] = [header.identity, 0, 0, 0];",
-    to: "const header = { identity: this.#identity, diskBytes: this.#diskBytes, start, chain: this.#chain, number: this.#number };\n    this.#recordBytes = 0;",
+    from: "await this.append(records.slice(i, i + 16));\n      await this.flush();",
+    to: "await this.append(records.slice(i, i + 16));",
     tests: CRASH,
     only: "raw: a crash",
   },
@@ -101,7 +102,7 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
     hazard: "H32",
     guard: "who writes after a pause renews the stamp first",
     file: "src/live/guard.ts",
-    from: "if (this.#isIdle) await this.#putStamp(false);\n    if (!this.#options.writes",
+    from: "if (this.#stamping.isIdle) await this.#stamping.put();\n    if (!this.#options.writes",
     to: "if (!this.#options.writes",
     tests: LIMITS,
     only: "a stamp",
@@ -123,6 +124,51 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
     to: "for (const piece of state.under)",
     tests: WALK,
     only: "any second",
+  },
+  {
+    hazard: "H32",
+    guard: "a log is removed only where the image durably holds all of it",
+    file: "src/live/guard.ts",
+    from: "if (this.#isSettled && this.state.isEmpty) remove();",
+    to: "if (this.state.isEmpty) remove();",
+    tests: FAILING,
+    only: "is not removed",
+  },
+  {
+    hazard: "H32",
+    guard: "who writes for long renews the stamp",
+    file: "src/live/guard/stamping.ts",
+    from: "if (this.#isDue) await this.put();",
+    to: "",
+    tests: FAILING,
+    only: "renews the stamp",
+  },
+  {
+    hazard: "H32",
+    guard: "nothing is undone below an image that is built on it",
+    file: "src/disk/undo.ts",
+    from: "await requireSafe(disk, options);",
+    to: "",
+    tests: FAILING,
+    only: "built on it",
+  },
+  {
+    hazard: "H32",
+    guard: "after a crash an image that looks older than it was is another one",
+    file: "src/live/guard/stamp.ts",
+    from: "if (modified < earliest)",
+    to: "if (modified < 0n)",
+    tests: LIMITS,
+    only: "a stamp",
+  },
+  {
+    hazard: "H32",
+    guard: "a flush makes durable what an append that failed has left",
+    file: "src/live/guard/vault.ts",
+    from: "if (changes.length === 0) return await allOf([this.#below.flush(), this.#journal.flush()]);",
+    to: "if (changes.length === 0) return await this.#below.flush();",
+    tests: FAILING,
+    only: "append that failed",
   },
   {
     hazard: "H24",

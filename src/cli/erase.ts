@@ -102,17 +102,16 @@ function intended({ pattern, bytes, grade, reasons }: EraseIntent, screen: Scree
 }
 
 export function render(result: Erased, flags: EraseFlags, screen: Screen): string {
-  const { applied, erasedBytes, survey, grade, reasons } = result;
+  const { applied, erasedBytes, survey, grade, bestGrade, reasons } = result;
   if (flags.dryRun === true && erasedBytes > 0) {
-    const intent = { pattern: result.pattern, bytes: erasedBytes, grade, reasons };
+    const intent = { pattern: result.pattern, bytes: erasedBytes, grade: bestGrade, reasons };
     const plan = `${renderPlan(survey, screen, { locked: false })}\n${intended(intent, screen)}`;
     return `${plan}\n\n Nothing was changed: this was a dry run.`;
   }
   if (!applied) {
-    const why = flags.dryRun === true || erasedBytes === 0 ? ": nothing to erase" : "";
-    return wrap(" ", `${printable(result.path, screen)}${why}; nothing was changed.`, screen.columns).join(
-      "\n",
-    );
+    if (survey.reclaimableBytes > 0) return " Nothing was changed.";
+    const text = `${printable(result.path, screen)}: nothing to erase; nothing was changed.`;
+    return wrap(" ", text, screen.columns).join("\n");
   }
   const rows = [
     ["erased", `${size(erasedBytes)}, with ${PATTERN_WORDS[result.pattern]}`],

@@ -81,6 +81,7 @@ class Erasure implements Attendant {
     return {
       pattern: this.#name,
       ...this.#graded,
+      bestGrade: bestGrade(this.#stack).grade,
       erasedBytes: applied || this.#options.dryRun === true ? bytes : 0,
       sharedBytes,
       compressedBytes,

@@ -151,7 +151,8 @@ export interface OpenGuard {
 /**
  * Opens the guard of an image, or begins one.
  * @param device the image, or filters over it
- * @throws DiskError `refused` where somebody else wrote to the image, `corrupt` for a damaged log, `busy`, `io`
+ * @throws DiskError `refused` where somebody else wrote to the image, `corrupt` for a damaged log, `unsupported` for a
+ * block device, `busy`, `io`
  */
 export async function openGuard(
   { path: file, image, options }: Pick<Disk, "path" | "image" | "options">,
@@ -160,13 +161,18 @@ export async function openGuard(
 ): Promise<OpenGuard> {
   if (options.window)
     throw new DiskError("usage", "a part of a file cannot be guarded: guard the whole file");
+  const stamp = stamper(file, image);
+  if (stamp() === undefined) {
+    throw new DiskError("unsupported", "a block device cannot be guarded: it does not tell who wrote to it", {
+      hint: "guard images that are files",
+    });
+  }
   const place = guardPathOf(file);
   const source = hostSource(place);
   const isNew = identityAt(place) === undefined;
   const log: HostFile = await (isNew ? source.create() : source.openWritable());
   try {
     if (isNew) protectLike(place, file);
-    const stamp = stamper(file, image);
     const blockBytes = await granuleOf(image);
     const guard = await Guard.open(device, log, {
       ...settings,
@@ -176,10 +182,7 @@ export async function openGuard(
     });
     return {
       guard,
-      async seal() {
-        await guard.seal();
-        if (guard.state.isEmpty) removeFile(place);
-      },
+      seal: () => guard.seal(() => removeFile(place)),
     };
   } catch (error) {
     await log[Symbol.asyncDispose]();

@@ -225,6 +225,8 @@ export interface Erased extends Reclaimed {
   readonly pattern: PatternName;
   /** What was proved; `none` where nothing was done. */
   readonly grade: Grade;
+  /** What the host allows at best. */
+  readonly bestGrade: Grade;
   /** Why it is not more, and what it is worth: sentences. In a dry run, of the best that the host allows. */
   readonly reasons: readonly string[];
   /** Bytes of the image's files that were overwritten; in a dry run, that would be. */

@@ -24,6 +24,7 @@ import { causeOf, GuardState } from "../live/guard/state.ts";
 import { type GuardView, guardPathOf, type OpenGuard, openGuard, removeGuard, viewGuard } from "./guarded.ts";
 import { formatNamed, openImage, openWritable, parentsOf, sourceOf } from "./open.ts";
 import type { OpenOptions, Progress } from "./results.ts";
+import { requireSafe } from "./safe.ts";
 import { requireTestedHost } from "./survey.ts";
 
 export type Cause = "trim" | "zero" | "write";
@@ -216,6 +217,7 @@ async function locked<T>(file: string, options: UndoOptions, work: (guard: Guard
   await using stack = new AsyncDisposableStack();
   stack.defer(async () => await opened?.seal());
   const disk = stack.use(await openWritable(file, { ...options, withGuard: true }));
+  await requireSafe(disk, options);
   opened = await openGuard(disk, new Borrowed(disk.image), KEEPING);
   stack.use(opened.guard);
   return await work(opened.guard);

@@ -44,7 +44,7 @@ export interface SocketCalls {
 }
 
 export interface PollSet {
-  /** What to wait for, anew. */
+  /** What to wait for, anew; not while somebody sleeps. */
   set(lines: readonly PolledLine[]): void;
   /** Waits so long at most. @returns how many are ready */
   wait(milliseconds: number): number;
@@ -181,6 +181,7 @@ class LinuxPollSet implements PollSet {
   readonly #eight = fixedMemory(8);
   /** The first descriptor is the one that wakes. */
   #table = new DataView(fixedMemory(8 * 16).buffer);
+  #address = addressOf(new Uint8Array(this.#table.buffer));
   #count = 1;
 
   constructor(library: NativeLibrary) {
@@ -196,9 +197,9 @@ class LinuxPollSet implements PollSet {
 
   set(lines: readonly PolledLine[]): void {
     this.#count = lines.length + 1;
-    // Whoever still sleeps on the old table keeps it.
     if (this.#table.byteLength < this.#count * 8) {
       this.#table = new DataView(fixedMemory(this.#count * 16).buffer);
+      this.#address = addressOf(new Uint8Array(this.#table.buffer));
     }
     this.#entry(0, this.#wakeup, POLLIN);
     lines.forEach(({ fd, wantsToReceive, wantsToSend }, i) => {
@@ -209,10 +210,6 @@ class LinuxPollSet implements PollSet {
   #entry(index: number, fd: number, events: number): void {
     this.#table.setInt32(index * 8, fd, true);
     this.#table.setInt32(index * 8 + 4, events, true);
-  }
-
-  get #address(): number {
-    return addressOf(new Uint8Array(this.#table.buffer));
   }
 
   wait(milliseconds: number): number {

@@ -12,7 +12,6 @@
  * was; what was flushed as zeros reads zeros; everything whose mask was flushed can be restored (`guard/vault.ts` has
  * the invariants, `disk/undo.ts` the restoring). docs/LIVE.md "The guard".
  */
-import { isDeepStrictEqual } from "node:util";
 import { type Extent, ExtentBuilder, ExtentSet } from "../bytes/extents.ts";
 import type { HostFile, Place, Run, WritableDevice, Zeroing } from "../device/device.ts";
 import { Filter } from "../device/filter.ts";
@@ -24,8 +23,9 @@ import { bare, cut, HIDDEN, KEEP, type Piece, PieceList, PROMISED, WRITE } from 
 import { replay } from "./guard/replay.ts";
 import { type Choice, offered, restore } from "./guard/restore.ts";
 import { expire, settle } from "./guard/retire.ts";
-import { isUnsaved, save, saveTops } from "./guard/saving.ts";
-import { type FileStamp, stale, STAMP_EVERY_MS, whyStale } from "./guard/stamp.ts";
+import { fitting, isUnsaved, save, saveTops } from "./guard/saving.ts";
+import { type FileStamp, stale, whyStale } from "./guard/stamp.ts";
+import { Stamping } from "./guard/stamping.ts";
 import { GuardState } from "./guard/state.ts";
 import { PENDING_MAX, Vault } from "./guard/vault.ts";
 
@@ -76,11 +76,9 @@ export class Guard extends Filter {
   readonly #log: HostFile;
   readonly #options: GuardOptions;
   readonly #alarms: Alarms;
+  readonly #stamping: Stamping;
   readonly #now: () => number;
   #refused = 0;
-  #stampedAt = 0;
-  /** Nothing was written since the last stamp, which may be old. */
-  #isIdle = false;
   #isSettled = false;
   #expiring: Promise<number> | undefined;
   #lastWriteEnd = -1;
@@ -94,6 +92,7 @@ export class Guard extends Filter {
     this.#vault = vault;
     this.#options = options;
     this.#now = options.now ?? Date.now;
+    this.#stamping = new Stamping(vault, options.stamp, this.#now);
     this.#alarms = new Alarms(below.bytes, options.alarms ?? {}, options.onEvent ?? (() => {}));
   }
 
@@ -114,7 +113,7 @@ export class Guard extends Filter {
     const journal = isNew ? await Journal.begin(log, below.bytes) : await Journal.resume(log, found);
     const vault = new Vault(below, isNew ? new GuardState() : found.state, journal);
     const guard = new Guard(below, log, vault, options);
-    await guard.#putStamp(false);
+    await guard.#stamping.put();
     return guard;
   }
 
@@ -130,7 +129,7 @@ export class Guard extends Filter {
 
   /** Brings it back. Nobody else uses the disk meanwhile. */
   async restore(choice: Choice, onProgress?: (bytes: number) => void): Promise<void> {
-    await restore(this.#vault, this.below, this.#log, choice, onProgress);
+    await restore(this.#vault, this.below, this.#log, choice, this.#stamping.renew, onProgress);
   }
 
   get counters(): GuardCounters {
@@ -160,7 +159,8 @@ export class Guard extends Filter {
     const { state, locks } = this.#vault;
     let end = at + bytes;
     if (access === "write") {
-      if (this.#isIdle || this.#options.writes || locks.touches({ start: at, end })) return undefined;
+      if (this.#stamping.isIdle || this.#options.writes || locks.touches({ start: at, end }))
+        return undefined;
       end = Math.min(end, state.tops.after(at)?.start ?? end);
     } else {
       for (const { start, flags } of state.tops.within({ start: at, end })) {
@@ -176,7 +176,7 @@ export class Guard extends Filter {
   override async write(at: number, from: Uint8Array): Promise<void> {
     const range = { start: at, end: at + from.length };
     const { state, locks } = this.#vault;
-    if (this.#isIdle) await this.#putStamp(false);
+    if (this.#stamping.isIdle) await this.#stamping.put();
     if (!this.#options.writes && !state.tops.touches(range) && !locks.touches(range))
       return await this.below.write(at, from);
     const reach = this.#reachOf(range);
@@ -218,11 +218,11 @@ export class Guard extends Filter {
     return { start: from, end: Math.min(to, this.bytes) };
   }
 
-  /** With `writes`: what nothing guards yet. @returns what must be restored as zeros */
+  /** With `writes`: what nothing guards yet. @returns what is masked now, and must be restored as zeros */
   async #saveData(range: Extent, time: number): Promise<ExtentSet> {
     if (this.#recent.time !== time) this.#recent = { time, ranges: new PieceList() };
     const recent = ExtentSet.from(this.#recent.ranges.within(range));
-    const { data } = await this.#partsOf(range);
+    const { data, tops } = await this.#partsOf(range);
     const saved = data.subtract(recent);
     const zeros = ExtentSet.of(range).subtract(data).subtract(recent);
     if (this.#room() < saved.bytes || (this.#isCrowded && saved.count + zeros.count > 0)) {
@@ -236,7 +236,8 @@ export class Guard extends Filter {
     await save(this.#vault, this.below, pieces);
     const gap = (start: number, end: number) => bare(start, end, time, WRITE);
     this.#recent.ranges.rewrite(range, { piece: (piece) => piece, gap });
-    return zeros;
+    await this.#vault.noteZeros([...zeros.subtract(tops)], time);
+    return zeros.intersect(tops);
   }
 
   #written(range: Extent): void {
@@ -246,11 +247,11 @@ export class Guard extends Filter {
   }
 
   override async zero(range: Extent, how: Zeroing = {}): Promise<void> {
-    if (this.#isIdle) await this.#putStamp(false);
+    if (this.#stamping.isIdle) await this.#stamping.put();
     const release = await this.#vault.locks.take(range);
     try {
       const { data, empty, tops } = await this.#partsOf(range);
-      const guarded = this.#fitting(data);
+      const guarded = fitting(data, this.#room());
       const plain = data.subtract(guarded);
       if (plain.count > 0 && how.fast)
         throw new DiskError("unsupported", "the guard is full: zeros would have to be written");
@@ -269,11 +270,11 @@ export class Guard extends Filter {
     const granule = this.#options.granuleBytes ?? 4096;
     const [whole] = ExtentSet.of(range).alignInward(granule);
     if (whole === undefined) return;
-    if (this.#isIdle) await this.#putStamp(false);
+    if (this.#stamping.isIdle) await this.#stamping.put();
     const release = await this.#vault.locks.take(whole);
     try {
       const { data, empty } = await this.#partsOf(whole);
-      const guarded = this.#fitting(data);
+      const guarded = fitting(data, this.#room());
       if (guarded.bytes < data.bytes) this.#refuse(whole, "trim");
       for (const each of empty) await this.below.discard(each);
       this.#mask(guarded, 0);
@@ -307,19 +308,6 @@ export class Guard extends Filter {
     return this.#isCrowded ? 0 : Math.max(0, this.#options.maxBytes - this.#vault.state.bytes);
   }
 
-  /** As much of the beginning as may be guarded. */
-  #fitting(data: ExtentSet): ExtentSet {
-    let room = this.#room();
-    if (data.bytes <= room) return data;
-    const fitting = new ExtentBuilder();
-    for (const { start, end } of data) {
-      if (room < end - start) break;
-      fitting.add(start, end);
-      room -= end - start;
-    }
-    return fitting.build();
-  }
-
   #refuse({ start, end }: Extent, what: "trim" | "zero" | "write"): void {
     this.#refused++;
     this.#alarms.full({ start, end }, what, this.#now());
@@ -342,38 +330,24 @@ export class Guard extends Filter {
 
   async #tidy(now: number): Promise<number> {
     const upTo = Math.floor((now - this.#options.forMs) / 1000);
-    if (this.#isIdle && this.#vault.state.hasUpTo(upTo)) await this.#putStamp(false);
-    const bytes = await expire(this.#vault, this.below, upTo);
-    await settle(this.#vault, this.below, SETTLE_BYTES);
-    await this.#renewStamp(now);
+    if (this.#stamping.isIdle && this.#vault.state.oldest <= upTo) await this.#stamping.put();
+    const { renew } = this.#stamping;
+    const bytes = await expire(this.#vault, this.below, upTo, renew);
+    await settle(this.#vault, this.below, renew, SETTLE_BYTES);
+    await this.#stamping.rest();
     await this.#vault.shorten(this.#options.slackBytes ?? SLACK_BYTES);
     return bytes;
   }
 
-  /** An image that nobody writes to needs no new stamps; who writes to it next puts one first. */
-  async #renewStamp(now: number): Promise<void> {
-    if (this.#isIdle || now - this.#stampedAt < STAMP_EVERY_MS) return;
-    const files = await this.#options.stamp?.();
-    if (isDeepStrictEqual(files, this.#vault.stamp?.files)) this.#isIdle = true;
-    else await this.#putStamp(false);
-  }
-
-  async #putStamp(isClosed: boolean): Promise<void> {
-    const files = await this.#options.stamp?.();
-    this.#stampedAt = this.#now();
-    this.#isIdle = false;
-    if (files !== undefined) await this.#vault.putStamp({ time: this.#stampedAt, isClosed, files });
-  }
-
   /** Gives up everything that is guarded: masked ranges really become zeros. */
   async forget(): Promise<void> {
-    await expire(this.#vault, this.below, Number.MAX_SAFE_INTEGER);
+    await expire(this.#vault, this.below, Number.MAX_SAFE_INTEGER, this.#stamping.renew);
   }
 
   /** Leaves an image that other tools read rightly. `seal` is called when it is closed. */
   override async [Symbol.asyncDispose](): Promise<void> {
     try {
-      await settle(this.#vault, this.below);
+      await settle(this.#vault, this.below, this.#stamping.renew);
       await this.#vault.commit();
       this.#isSettled = true;
     } finally {
@@ -381,10 +355,11 @@ export class Guard extends Filter {
     }
   }
 
-  /** Writes down what the closed image looks like, and closes the log. */
-  async seal(): Promise<void> {
+  /** Writes down what the closed image looks like, and closes the log; where it durably holds nothing, it is removed. */
+  async seal(remove: () => void = () => {}): Promise<void> {
     try {
-      if (this.#isSettled) await this.#putStamp(true);
+      if (this.#isSettled && this.state.isEmpty) remove();
+      else if (this.#isSettled) await this.#stamping.put(true);
     } finally {
       await this.#vault.close();
     }

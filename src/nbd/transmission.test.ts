@@ -89,7 +89,9 @@ const context = (name: string, states: readonly [number, number][]): MetaContext
 });
 
 function inEveryDialect(what: string, check: (dialect: Dialect) => Promise<void>): void {
-  for (const dialect of DIALECTS) test(`${dialect}: ${what}`, () => check(dialect));
+  for (const dialect of DIALECTS) {
+    test(`${dialect === "extended" ? "H30: " : ""}${dialect}: ${what}`, () => check(dialect));
+  }
 }
 
 inEveryDialect("every command reaches the device as it was asked, and is answered", async (dialect) => {
@@ -392,7 +394,7 @@ test("H31: what a gone connection still asked for is answered to nobody, and hel
   const budget = new Budget(4 * MiB);
   const device = disk();
   const open = gated(device);
-  const client = new MemoryClient(sessionOf(device), { budget });
+  const client = new MemoryClient(sessionOf(device), { budget, takes: () => 0 });
   void client.ask({ command: READ, offset: 0, bytes: 2 * MiB });
   client.transmission.abandon();
   open();

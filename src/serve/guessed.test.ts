@@ -4,7 +4,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { DiskError } from "../error.ts";
+import { qcow2 } from "../formats/qcow2.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
+import { simulatedSource } from "../testing/simulated-source.ts";
 import { GuessedRaw } from "./guessed.ts";
 
 const BYTES = 1024 * 1024;
@@ -59,4 +61,27 @@ for (const how of ["zero", "discard"] as const) {
 test("zeros of a whole disk are judged by its ends alone, however large it is", async () => {
   const device = new GuessedRaw(new SimulatedFile(2 ** 31));
   await device.zero({ start: 0, end: device.bytes });
+});
+
+/** An image of a real format, whose bytes a guest may want to have on its disk. */
+async function imageOf(format: typeof qcow2, options: Record<string, string>): Promise<Buffer> {
+  const files = new Map<string, SimulatedFile>();
+  const image = await format.create!(simulatedSource(files, "image"), { virtualBytes: BYTES, options });
+  await image[Symbol.asyncDispose]();
+  const file = files.get("image")!;
+  const bytes = Buffer.alloc(file.bytes);
+  await file.read(0, bytes);
+  return bytes;
+}
+
+test("H21: a guessed raw disk does not become an image by its guest's hand", async () => {
+  const disk = new GuessedRaw(new SimulatedFile(4 * BYTES));
+  const header = (await imageOf(qcow2, {})).subarray(0, 65536);
+  await assert.rejects(disk.write(0, header), isRefused);
+  await assert.rejects(disk.write(0, header.subarray(0, 512)), isRefused);
+  const first = Buffer.alloc(4);
+  await disk.read(0, first);
+  assert.deepEqual(first, Buffer.alloc(4), "nothing of it was written");
+  await disk.write(BYTES, header);
+  await disk.write(0, Buffer.alloc(512, 0xeb));
 });

@@ -8,6 +8,8 @@ import type { Random } from "./seeds.ts";
 import type { Change, ShadowDisk } from "./shadow-disk.ts";
 
 export interface Asker {
+  /** Number of the context `base:allocation`; undefined: not agreed on. */
+  readonly allocation: number | undefined;
   ask(question: Question): Promise<Reply>;
 }
 
@@ -18,8 +20,6 @@ export interface LifeOptions {
   readonly grains: readonly number[];
   /** The longest request in bytes. */
   readonly bytesMax: number;
-  /** Number of the context `base:allocation`; undefined: not asked for. */
-  readonly allocation?: number;
   /** For messages: what replays this. */
   readonly label: string;
   /** Waited for now and then, so that others get their turn. */
@@ -27,6 +27,7 @@ export interface LifeOptions {
 }
 
 const POOL_BYTES = 1 << 20;
+const PIECE_BYTES = 4096;
 let pool: Uint8Array | undefined;
 
 export class Life {
@@ -96,6 +97,7 @@ export class Life {
     const asker = random.pick(this.#askers);
     const question = { offset: start, bytes: end - start };
     const fua = random.oneIn(25) ? CMD_FLAG.FUA : 0;
+    if (random.oneIn(30)) return this.#pieces(asker, start, label);
     switch (random.below(20)) {
       case 0:
         return this.#flush(asker, label);
@@ -149,6 +151,38 @@ export class Life {
     this.#count(change.kind);
   }
 
+  /** A block of the table is trimmed in pieces; while the last one goes, so that its entry may, another one is written. */
+  async #pieces(asker: Asker, at: number, label: string): Promise<void> {
+    const random = this.#random;
+    const block = Math.max(...this.#options.grains);
+    const base = at - (at % block);
+    const end = Math.min(this.#shadow.bytes, base + block);
+    const step = Math.max(PIECE_BYTES, block / 8);
+    const trim = (start: number): Promise<void> => {
+      const change = { kind: "trim", start, end: Math.min(end, start + step) } as const;
+      const question = { command: CMD.TRIM, offset: start, bytes: change.end - start };
+      return this.#change(asker, question, { ...change }, label);
+    };
+    const pieces: Promise<void>[] = [];
+    for (let start = base + step; start < end; start += step) pieces.push(trim(start));
+    await Promise.all(pieces);
+    const last = trim(base);
+    for (let turns = random.below(30); turns > 0; turns--) await Promise.resolve();
+    if (base + step < end) {
+      const start = base + step + random.below(end - base - step);
+      const from = random.below(POOL_BYTES - PIECE_BYTES);
+      const data = pool!.subarray(from, from + Math.min(random.between(1, PIECE_BYTES), end - start));
+      const question = { command: CMD.WRITE, offset: start, data };
+      await this.#change(
+        asker,
+        { ...question, flags: 0 },
+        { kind: "write", start, end: start + data.length, data },
+        label,
+      );
+    }
+    await last;
+  }
+
   async #read(asker: Asker, start: number, end: number, label: string): Promise<void> {
     const look = this.#shadow.look(start, end);
     const { error, data } = await asker.ask({ command: CMD.READ, offset: start, bytes: end - start });
@@ -164,7 +198,7 @@ export class Life {
 
   /** H28: what is said to be zeros reads as zeros. */
   async #status(asker: Asker, start: number, end: number, label: string): Promise<void> {
-    const { allocation } = this.#options;
+    const { allocation } = asker;
     if (allocation === undefined) return;
     const look = this.#shadow.look(start, end);
     const question = { command: CMD.BLOCK_STATUS, offset: start, bytes: end - start };

@@ -55,6 +55,8 @@ const nobody: Watcher = { answered() {} };
 
 export class MemoryClient {
   readonly wire: Wire;
+  /** The number of `base:allocation`, where it was agreed on. */
+  readonly allocation: number | undefined;
   readonly transmission: Transmission;
   readonly outbox = new Outbox();
   readonly inbox = new Inbox();
@@ -68,6 +70,7 @@ export class MemoryClient {
 
   constructor(session: Session, options: MemoryClientOptions = {}) {
     this.wire = new Wire(session.extended ? "extended" : session.structured ? "structured" : "simple");
+    this.allocation = session.contexts.find(({ context }) => context.name === "base:allocation")?.id;
     this.#options = options;
     this.transmission = new Transmission(session, this.outbox, {
       watcher: options.watcher ?? nobody,

@@ -13,6 +13,7 @@ import { guard } from "./guard.ts";
 import { journal } from "./journal.ts";
 import { luks } from "./luks.ts";
 import { nbdHandshake } from "./nbd-handshake.ts";
+import { nbdTransmission } from "./nbd-transmission.ts";
 import { ntfs } from "./ntfs.ts";
 import { parallels } from "./parallels.ts";
 import { parallelsBundle } from "./parallels-bundle.ts";
@@ -52,4 +53,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   xfs,
   xfsLog,
   nbdHandshake,
+  nbdTransmission,
 ];

@@ -215,19 +215,22 @@ export class BlockWriter {
    * @throws DiskError `unsupported`, with nothing altered
    */
   async #zeroFast(parts: readonly Part[], how: Zeroing): Promise<void> {
-    const inPlace = parts.filter((part) => this.#meansOf(part, how) === "in place");
+    const { file, held } = this.#layout;
+    const inPlace: Part[] = [];
     let slowBytes = 0;
     for (const part of parts) {
-      const isInPlace = inPlace.includes(part);
-      const isCompleted = isInPlace && !part.isWhole && (await this.#layout.held?.(part.block)) !== undefined;
-      if (isCompleted || this.#meansOf(part, how) === "allocate") slowBytes += part.end - part.start;
+      const means = this.#meansOf(part, how);
+      const isCompleted = means === "in place" && !part.isWhole && (await held?.(part.block)) !== undefined;
+      if (isCompleted || means === "allocate") slowBytes += part.end - part.start;
+      else if (means === "in place") inPlace.push(part);
     }
     if (slowBytes > 0)
       throw new DiskError("unsupported", `${slowBytes} bytes would have to be written as zeros`);
     if (inPlace.length > 0) await this.#begin();
-    for (const part of inPlace) await this.#layout.file.zero(this.#placeOf(part), how);
+    for (const part of inPlace) await file.zero(this.#placeOf(part), how);
   }
 
+  /** Gives back what the host can of a mapped block, and the block where nothing is left of it. */
   async #discardPart(part: Part): Promise<void> {
     const { file, blockBytes, bytes, table } = this.#layout;
     const start = payloadAt(this.#layout, table.get(part.block));

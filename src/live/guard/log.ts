@@ -126,11 +126,11 @@ export function encodeHeader(header: Header): Uint8Array {
   return sector;
 }
 
-/** @returns undefined where no log was ever begun: empty, or zeros. @throws DiskError `corrupt`, `unsupported` */
+/** @returns undefined where no log was ever begun: empty, or one sector of zeros. @throws DiskError `corrupt`, `unsupported` */
 export async function readHeader(file: BlockDevice): Promise<Header | undefined> {
   if (file.bytes < SECTOR_BYTES) return undefined;
   const sector = await readBytes(file, 0, SECTOR_BYTES);
-  if (sector.every((byte) => byte === 0)) return undefined;
+  if (file.bytes === SECTOR_BYTES && sector.every((byte) => byte === 0)) return undefined;
   const { magic, version, crc, ...header } = LogHeader.decode(sector);
   if (!MAGIC.equals(magic)) throw damaged("its first sector is no header");
   LogHeader.encode({ crc: 0 }, sector);

@@ -80,12 +80,16 @@ async function readBlock(log: BlockDevice, { at, bytes, crc }: Block): Promise<U
 /** So much is written between two flushes. */
 const BATCH_BYTES = 64 * 1024 * 1024;
 
-/** @param onProgress told how many bytes are back; may throw to stop */
+/**
+ * @param onPiece called now and then, for it may take long
+ * @param onProgress told how many bytes are back; may throw to stop
+ */
 export async function restore(
   vault: Vault,
   below: WritableDevice,
   log: BlockDevice,
   choice: Choice,
+  onPiece: () => Promise<void>,
   onProgress: (bytes: number) => void = () => {},
 ): Promise<void> {
   let done = 0;
@@ -99,6 +103,7 @@ export async function restore(
     onProgress(done);
   };
   for (const piece of offered(vault.state, choice)) {
+    await onPiece();
     await writeBack(vault, below, log, piece);
     batch.push(piece);
     bytes += piece.end - piece.start;

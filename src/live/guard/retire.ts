@@ -19,9 +19,19 @@ const BATCH_BYTES = 256 * 1024 * 1024;
 /** What is saved at once while others wait for it. */
 const SETTLE_BYTES = 4 * 1024 * 1024;
 
-/** Lets go of everything up to that second, oldest first. @returns the bytes of the disk that were zeroed */
-export async function expire(vault: Vault, below: WritableDevice, upTo: number): Promise<number> {
+/**
+ * Lets go of everything up to that second, oldest first.
+ * @param onBatch called now and then, for it may take long
+ * @returns the bytes of the disk that were zeroed
+ */
+export async function expire(
+  vault: Vault,
+  below: WritableDevice,
+  upTo: number,
+  onBatch: () => Promise<void>,
+): Promise<number> {
   const { state } = vault;
+  if (state.oldest > upTo) return 0;
   const due = [...state.tops].filter(({ time }) => time <= upTo).sort((a, b) => a.time - b.time);
   let bytes = 0;
   for (const batch of batches(due, BATCH_BYTES)) {
@@ -39,18 +49,26 @@ export async function expire(vault: Vault, below: WritableDevice, upTo: number):
       }
     });
     await vault.commit();
+    await onBatch();
   }
   if (state.under.some(({ time }) => time <= upTo)) {
     state.expireUnder(upTo);
     vault.pending.add("expire", { start: 0, end: below.bytes }, upTo);
     await vault.commit();
   }
+  state.findOldest();
   return bytes;
 }
 
 /** Where the guest was promised zeros, the image holds them: up to about `bytesMax` of it. */
-export async function settle(vault: Vault, below: WritableDevice, bytesMax = Infinity): Promise<void> {
+export async function settle(
+  vault: Vault,
+  below: WritableDevice,
+  onBatch: () => Promise<void>,
+  bytesMax = Infinity,
+): Promise<void> {
   const { state } = vault;
+  if (state.promisedBytes === 0) return;
   const promised = [...state.tops].filter(({ flags }) => flags & HIDDEN && flags & PROMISED);
   let bytes = 0;
   for (const batch of batches(promised, SETTLE_BYTES)) {
@@ -67,6 +85,7 @@ export async function settle(vault: Vault, below: WritableDevice, bytesMax = Inf
         }
       }
     });
+    await onBatch();
   }
   if (bytes > 0) await vault.commit();
 }

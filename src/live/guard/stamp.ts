@@ -2,8 +2,8 @@
  * What the files of the image looked like when the guard last knew: so that it notices who wrote to them meanwhile.
  *
  *   closed   after a clean stop: length and time of change are exactly those, also of a copy
- *   open     while the disk is served, renewed as it is written to: after a crash no file was changed much later, and
- *            each is still the same file
+ *   open     while the disk is served, renewed as it is written to: after a crash no file was changed much later, none looks
+ *            older, as a backup does that was put in its place, and each is still the same file
  */
 import { DiskError } from "../../error.ts";
 import { damaged } from "./log.ts";
@@ -28,6 +28,8 @@ export interface Stamp {
 export const STAMP_EVERY_MS = 10_000;
 /** After a crash the last change may be so much later than the last stamp. */
 export const STAMP_SLACK_MS = 60_000;
+/** In a millisecond. */
+const NANOSECONDS = 1_000_000n;
 const FILES_MAX = 100_000;
 
 export function encodeStamp(stamp: Stamp): Uint8Array {
@@ -81,8 +83,12 @@ export function whyStale(
       continue;
     }
     if (before.identity !== file.identity) return `${what} is another file`;
-    const latest = BigInt(Math.floor(stamp.time) + STAMP_SLACK_MS) * 1_000_000n;
-    if (BigInt(file.modified) > latest) return `${what} was written to after the server had died`;
+    const modified = BigInt(file.modified);
+    const latest = BigInt(Math.floor(stamp.time) + STAMP_SLACK_MS) * NANOSECONDS;
+    // A host that loses its power may forget its last times of change: flushing a file does not keep them.
+    const earliest = BigInt(before.modified) - BigInt(STAMP_SLACK_MS) * NANOSECONDS;
+    if (modified < earliest) return `${what} is older than it was`;
+    if (modified > latest) return `${what} was written to after the server had died`;
   }
   return undefined;
 }
