@@ -33,13 +33,12 @@ export function faceOf(json: boolean): Face {
   };
 }
 
-/** A reader that went away is no failure. */
+/** A reader that went away is no failure. Messages that find no room (`2>log` on a full host) stop no work, either. */
 export function outliveReaders(): void {
-  for (const stream of [process.stdout, process.stderr]) {
-    stream.on("error", (error: NodeJS.ErrnoException) => {
-      if (error.code !== "EPIPE") throw error;
-    });
-  }
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+  });
+  process.stderr.on("error", () => {});
 }
 
 export function screenOf(

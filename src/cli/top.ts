@@ -58,6 +58,37 @@ const COLUMNS: readonly Column[] = [
 ];
 const INTERVAL_MS = 1000;
 const ANSWER_MS = 10_000;
+const ANSWER_LENGTH_MAX = 16 * 1024 * 1024;
+
+/** What of an answer is shown: whoever listens there need not be a server of ours. */
+type Shape = "number" | "string" | readonly [Shape] | { readonly [name: string]: Shape };
+
+const COUNTED: Shape = { requests: "number", bytes: "number", errors: "number" };
+const ANSWER: Shape = {
+  pid: "number",
+  connections: "number",
+  memoryBytes: "number",
+  exports: [
+    {
+      name: "string",
+      format: "string",
+      virtualBytes: "number",
+      returnedBytes: "number",
+      guardedBytes: "number",
+      latency: { p50: "number", p99: "number" },
+      alarms: [{ at: "number", message: "string" }],
+      ...Object.fromEntries(SHOWN.map((kind) => [kind, COUNTED])),
+    },
+  ],
+};
+const ERASE: Shape = {
+  overwrittenBytes: "number",
+  waitingBytes: "number",
+  sharedBytes: "number",
+  compressedBytes: "number",
+  grade: "string",
+  reasons: ["string"],
+};
 
 export async function run(socket: string, flags: TopFlags, face: Face): Promise<number> {
   // Who names the disk's own socket means the one beside it.
@@ -83,13 +114,43 @@ async function ask(path: string): Promise<Counters> {
     let answer = "";
     socket.setEncoding("utf8").on("data", (chunk: string) => {
       answer += chunk;
+      if (answer.length > ANSWER_LENGTH_MAX) socket.destroy(new Error("an answer without end"));
       if (answer.endsWith("\n")) socket.end(() => resolve(answer));
     });
     socket.setTimeout(ANSWER_MS, () => socket.destroy(new Error("no answer")));
     socket.on("error", (error) => reject(notServed(path, error)));
     socket.on("close", () => reject(notServed(path, undefined)));
   });
-  return JSON.parse(text) as Counters;
+  const answer = parsed(text);
+  if (!isCounters(answer)) throw notServed(path, undefined);
+  return answer;
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function isCounters(answer: unknown): answer is Counters {
+  if (!fits(answer, ANSWER)) return false;
+  return (answer as Counters).exports.every(
+    ({ hostBytes, erase }) =>
+      (hostBytes === null || fits(hostBytes, "number")) && (erase === null || fits(erase, ERASE)),
+  );
+}
+
+function fits(value: unknown, shape: Shape): boolean {
+  if (typeof shape === "string") return typeof value === shape;
+  if (typeof value !== "object" || value === null) return false;
+  if (isList(shape)) return Array.isArray(value) && value.every((each) => fits(each, shape[0]));
+  return Object.entries(shape).every(([name, each]) => fits(Reflect.get(value, name), each));
+}
+
+function isList(shape: Shape): shape is readonly [Shape] {
+  return Array.isArray(shape);
 }
 
 function notServed(path: string, cause: unknown): DiskError {
@@ -127,7 +188,7 @@ function rows(
     now[kind].errors === 0 ? "" : `${now[kind].errors} errors`,
   ]);
   return [
-    `${printable(now.name, screen)}   ${now.format}, ${size(now.virtualBytes)}${onDisk}`,
+    `${printable(now.name, screen)}   ${printable(now.format, screen)}, ${size(now.virtualBytes)}${onDisk}`,
     ...table(COLUMNS, cells),
     `${padEnd("latency", 10)}half below ${latency.p50} us, 99 % below ${latency.p99} us`,
     `${padEnd("returned", 10)}${size(now.returnedBytes)}`,
@@ -142,10 +203,11 @@ function erased(erase: ExportCounters["erase"], screen: Screen): string[] {
   const { overwrittenBytes, waitingBytes, sharedBytes, compressedBytes, grade, reasons } = erase;
   const spared = sharedBytes + compressedBytes;
   const left = spared > 0 ? `, ${size(spared)} shared or compressed and not erased` : "";
-  const figures = `${size(overwrittenBytes)}, ${size(waitingBytes)} waiting${left}; grade "${grade}"`;
+  const figures = `${size(overwrittenBytes)}, ${size(waitingBytes)} waiting${left}; grade "${printable(grade, screen)}"`;
   return [`${padEnd("erased", 10)}${figures}`, ...notes("note", reasons, screen)];
 }
 
 function clock(at: number): string {
-  return new Date(at).toISOString().slice(11, 19);
+  const date = new Date(at);
+  return Number.isNaN(date.getTime()) ? "at no time" : date.toISOString().slice(11, 19);
 }

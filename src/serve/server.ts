@@ -4,9 +4,9 @@
  *   open images ─→ listen ─→ … clients … ─→ stop: answer what was taken up, flush, unlock
  */
 import { once } from "node:events";
-import { chmodSync, lstatSync, unlinkSync } from "node:fs";
+import { chmodSync, lstatSync, statSync, unlinkSync } from "node:fs";
 import { createServer, type AddressInfo, type Server, connect } from "node:net";
-import { resolve } from "node:path";
+import { dirname, resolve } from "node:path";
 import { DiskError } from "../error.ts";
 import { hostError } from "../host/failure.ts";
 import type { Export } from "../nbd/export.ts";
@@ -160,8 +160,9 @@ function refuseTwins(images: readonly ServedImage[]): void {
 }
 
 async function listen(server: Server, address: Address, log: (message: string) => void): Promise<void> {
-  if ("path" in address) await removeStale(address.path);
+  const where = "path" in address ? address.path : `${address.host}:${address.port}`;
   try {
+    if ("path" in address) await removeStale(address.path);
     // A UNIX socket is bound within the call: nobody else may connect, not even before its mode is set.
     const mask = process.umask(0o177);
     try {
@@ -175,14 +176,15 @@ async function listen(server: Server, address: Address, log: (message: string) =
     if ("path" in address) chmodSync(address.path, 0o600);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code !== "EADDRINUSE") throw hostError(error, "listen");
-    const where = "path" in address ? address.path : `${address.host}:${address.port}`;
+    if (code !== "EADDRINUSE") throw hostError(error, `${where}: listen`);
     throw new DiskError("busy", `${where}: somebody listens there already`, { code: "in-use", cause: error });
   }
 }
 
 /** A socket that a killed server left behind is in the way; one that somebody listens on is not touched. */
 async function removeStale(path: string): Promise<void> {
+  // Binding would say EACCES of a folder that is not there.
+  statSync(dirname(path));
   const stats = lstatSync(path, { throwIfNoEntry: false });
   if (stats === undefined || !stats.isSocket()) return;
   const isDead = await new Promise<boolean>((resolve) => {

@@ -1,0 +1,50 @@
+/**
+ * `ullage serve` as a process: messages that find no room, and places where it cannot listen.
+ */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, openSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { NbdClient } from "../src/testing/nbd-client.ts";
+import { attempt, scratch } from "../src/testing/tools.ts";
+
+const BINARY = join(import.meta.dirname, "../bin/ullage.js");
+
+test(
+  "a full host that takes no messages takes no disk away",
+  { skip: process.platform !== "linux" },
+  async (t) => {
+    const folder = scratch(t);
+    const [image, socket] = [join(folder, "disk.raw"), join(folder, "socket")];
+    writeFileSync(image, Buffer.alloc(1024 * 1024));
+    const full = openSync("/dev/full", "w");
+    const words = [BINARY, "serve", image, "--format", "raw", "--socket", socket];
+    const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", full] });
+    t.after(() => void server.kill("SIGKILL"));
+    closeSync(full);
+    await once(server.stdout!, "data");
+    for (let i = 0; i < 2; i++) {
+      const client = await NbdClient.connect({ path: socket });
+      client.raw(Buffer.alloc(64, 7));
+      await client.ended();
+    }
+    const client = await NbdClient.open({ path: socket });
+    await client.close();
+    const ended = once(server, "exit");
+    server.kill("SIGTERM");
+    assert.deepEqual(await ended, [0, null]);
+  },
+);
+
+test("where it cannot listen it says where, and why", (t) => {
+  const folder = scratch(t);
+  const image = join(folder, "disk.raw");
+  writeFileSync(image, Buffer.alloc(1024 * 1024));
+  const socket = join(folder, "nowhere", "socket");
+  const words = [BINARY, "serve", image, "--format", "raw", "--socket", socket];
+  const { status, stderr } = attempt(process.execPath, words);
+  assert.equal(status, 7);
+  assert.match(stderr, /nowhere\/socket: listen: .*ENOENT/s);
+});
