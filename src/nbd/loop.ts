@@ -4,6 +4,7 @@
  *   poll ─→ lines that are ready: receive, do, send ─→ poll …      nothing else runs
  *     └─ a promise is pending, or a while has passed: the event loop has its turn
  *     └─ nothing happens: poll waits on a thread, and the event loop is free
+ *     └─ promises wait for a disk: the threads may all wait with them, so the loop dozes, and looks around by itself
  */
 import type { PollSet, SocketCalls } from "../host/straight.ts";
 import type { StraightLine } from "./line.ts";
@@ -12,14 +13,16 @@ import type { StraightLine } from "./line.ts";
 const WAIT_MS = 1;
 /** The event loop has its turn at least so often: signals, timers, new connections. */
 const TURN_MS = 5;
-/** A promise that is pending for longer than so many turns waits for a disk: then the loop sleeps. */
+/** A promise that is pending for longer than so many turns waits for a disk. */
 const TURNS_MAX = 40;
+const DOZE_MS_MAX = 5;
 
 export class StraightLoop {
   readonly #polls: PollSet;
   readonly #lines: StraightLine[] = [];
   #isRunning = false;
-  #isAsleep = false;
+  /** Wakes the loop, where it sleeps or dozes. */
+  #rouse: (() => void) | undefined;
   #isClosed = false;
 
   constructor(calls: SocketCalls) {
@@ -34,7 +37,7 @@ export class StraightLoop {
 
   /** A line has news. */
   wake = (): void => {
-    if (this.#isAsleep) this.#polls.wake();
+    this.#rouse?.();
   };
 
   close(): void {
@@ -53,7 +56,8 @@ export class StraightLoop {
       if (isReady && !isBusy && now - lastTurn < TURN_MS) continue;
       const hasNews = this.#lines.some((line) => line.hasNews);
       turns = isReady || hasNews ? 0 : turns + 1;
-      if (turns > (isBusy ? TURNS_MAX : 0)) await this.#sleep();
+      if (turns > 0 && !isBusy) await this.#sleep();
+      else if (turns > TURNS_MAX) await this.#doze(Math.min(turns - TURNS_MAX, DOZE_MS_MAX));
       else await new Promise((resolve) => setImmediate(resolve));
       lastTurn = performance.now();
     }
@@ -79,8 +83,19 @@ export class StraightLoop {
 
   async #sleep(): Promise<void> {
     this.#polls.set(this.#lines);
-    this.#isAsleep = true;
+    this.#rouse = () => this.#polls.wake();
     await this.#polls.sleep();
-    this.#isAsleep = false;
+    this.#rouse = undefined;
+  }
+
+  async #doze(milliseconds: number): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, milliseconds);
+      this.#rouse = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.#rouse = undefined;
   }
 }

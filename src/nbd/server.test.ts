@@ -2,11 +2,13 @@
  * Connections and their ends, over sockets: what a client leaves behind, and what it keeps from others.
  */
 import assert from "node:assert/strict";
+import { pbkdf2 } from "node:crypto";
 import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, test, type TestContext } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
+import { promisify } from "node:util";
 import { Filter } from "../device/filter.ts";
 import { NbdClient } from "../testing/nbd-client.ts";
 import { sessionOf } from "../testing/nbd-memory.ts";
@@ -21,6 +23,7 @@ const MiB = 1024 * 1024;
 /** Every request takes the long way, and waits as long as is wished. */
 class Slow extends Filter {
   milliseconds = 0;
+  takesThreads = false;
 
   override locate(): undefined {
     return undefined;
@@ -28,6 +31,7 @@ class Slow extends Filter {
 
   override async read(at: number, into: Uint8Array): Promise<void> {
     if (this.milliseconds > 0) await pause(this.milliseconds);
+    if (this.takesThreads) await promisify(pbkdf2)("", "", 300_000, 64, "sha512");
     await super.read(at, into);
   }
 }
@@ -98,6 +102,21 @@ for (const straight of [true, false]) {
       assert.ok(user + system < 200_000, `${user + system} us`);
     });
 
+    test("promises that take all threads keep nobody waiting who needs none", async (t) => {
+      const { device, path } = await here(t, { straight });
+      const [slow, quick] = [await NbdClient.open({ path }), await NbdClient.open({ path })];
+      t.after(() => [slow, quick].forEach((client) => client.destroy()));
+      device.takesThreads = true;
+      const asked = Array.from({ length: 8 }, () => slow.send({ command: CMD.READ, bytes: 512 }));
+      await pause(100);
+      device.takesThreads = false;
+      let isWaiting = true;
+      void Promise.race(asked).then(() => (isWaiting = false));
+      assert.equal((await quick.send({ command: CMD.READ, bytes: 512 })).error, 0);
+      assert.ok(isWaiting, "the quick READ waited for a slow one");
+      await Promise.all(asked);
+    });
+
     test("a stop ends clients that take no answers", async (t) => {
       const { nbd, path } = await here(t, { straight });
       const client = await NbdClient.open({ path });
@@ -105,6 +124,8 @@ for (const straight of [true, false]) {
       for (let i = 0; i < 4; i++) client.send({ command: CMD.READ, bytes: 8 * MiB }).catch(() => {});
       await pause(300);
       assert.ok(await within(3000, nbd.stop(200)), "it does not stop");
+      // Its socket is closed when the poll that looks at it has returned.
+      await pause(100);
       client.raw(Buffer.of(0));
       assert.ok(await within(2000, client.ended()), "the client is still connected");
     });
