@@ -43,7 +43,7 @@ export class Slots {
 
   /** Slots that nothing names. */
   offer(slots: Iterable<number>): void {
-    this.#spare.push(...slots);
+    for (const slot of slots) this.#spare.push(slot);
   }
 
   drop(slot: number): void {
@@ -88,7 +88,7 @@ export class Slots {
     this.#dropped = [];
     if (dropped.length === 0) return;
     await Promise.allSettled(this.#readers);
-    this.#spare.push(...dropped);
+    this.offer(dropped);
     // Freed places that touch each other are punched as one: one alone may be smaller than a host block.
     const freed = this.#places(dropped);
     for (const extent of this.#places(this.#spare)) {
