@@ -67,6 +67,15 @@ async function here(t: TestContext, options: Partial<NbdServerOptions>) {
 const within = (milliseconds: number, promise: Promise<unknown>): Promise<boolean> =>
   Promise.race([promise.then(() => true), pause(milliseconds, false, { ref: false })]);
 
+test("H31: who floods a server does not flood its log", async (t) => {
+  const log: string[] = [];
+  const { path } = await here(t, { connectionsMax: 1, log: (message) => log.push(message) });
+  await using client = await NbdClient.open({ path });
+  for (let i = 0; i < 5; i++) await (await NbdClient.connect({ path })).ended();
+  assert.equal(log.length, 1);
+  await client.close();
+});
+
 for (const straight of [true, false]) {
   describe(straight ? "the straight way" : "streams", () => {
     test("H31: who has nothing pending is served, although others hold the budget and answers were on their way", async (t) => {

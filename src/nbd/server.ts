@@ -42,6 +42,8 @@ export class NbdServer {
   readonly #shaking = new Set<Socket>();
   readonly #lines = new Set<Line>();
   #isStopping = false;
+  /** The last connection found no room. */
+  #turnsAway = false;
 
   constructor(options: NbdServerOptions) {
     this.#options = options;
@@ -57,10 +59,15 @@ export class NbdServer {
   /** Takes over a connection. */
   accept(socket: Socket): void {
     if (this.#isStopping || this.connections >= this.#options.connectionsMax) {
-      this.#options.log(`a connection was turned away: ${this.#options.connectionsMax} are open`);
+      // Once, however many there are: who floods a server does not flood its log.
+      if (!this.#turnsAway) {
+        this.#options.log(`a connection was turned away: ${this.#options.connectionsMax} are open`);
+      }
+      this.#turnsAway = true;
       socket.destroy();
       return;
     }
+    this.#turnsAway = false;
     socket.on("error", () => socket.destroy());
     this.#shaking.add(socket);
     void this.#welcome(socket);
