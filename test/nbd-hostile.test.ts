@@ -52,7 +52,7 @@ async function within(milliseconds: number, what: string, work: Promise<unknown>
 for (const straight of [true, false]) {
   const how = straight ? "straight" : "streams";
 
-  test(`${how}: a handshake that takes too long is broken off, byte by byte or in silence`, async (t) => {
+  test(`H31: ${how}: a handshake that takes too long is broken off, byte by byte or in silence`, async (t) => {
     const { path } = await servedOn(t, sessionOf(disk()).export, { straight, handshakeMs: 300 });
     const silent = knock(path);
     const slow = knock(path);
@@ -68,7 +68,7 @@ for (const straight of [true, false]) {
     await isServed(path);
   });
 
-  test(`${how}: no more connections than allowed, and room again when one has gone`, async (t) => {
+  test(`H31: ${how}: no more connections than allowed, and room again when one has gone`, async (t) => {
     const { path, server, log } = await servedOn(t, sessionOf(disk()).export, {
       straight,
       connectionsMax: 3,
@@ -84,7 +84,7 @@ for (const straight of [true, false]) {
     await isServed(path);
   });
 
-  test(`${how}: clients that ask and never read hold their share, and the others are served`, async (t) => {
+  test(`H31: ${how}: clients that ask and never read hold their share, and the others are served`, async (t) => {
     const device = disk();
     const { path, server } = await servedOn(t, sessionOf(device).export, { straight, budgetBytes: 8 * MiB });
     const greedy = await Promise.all([1, 2, 3].map(() => SocketClient.connect(path, "structured")));
@@ -107,7 +107,7 @@ for (const straight of [true, false]) {
     await within(5000, "a client afterwards", isServed(path));
   });
 
-  test(`${how}: a request that never comes to its end, and one without its magic`, async (t) => {
+  test(`H31: ${how}: a request that never comes to its end, and one without its magic`, async (t) => {
     const { path, server, log } = await servedOn(t, sessionOf(disk()).export, { straight });
     const cut = await SocketClient.connect(path, "structured");
     const write = { command: CMD.WRITE, offset: 0, bytes: 32 * MiB, cookie: 1n };
@@ -125,7 +125,7 @@ for (const straight of [true, false]) {
     while (server.connections > 0) await pause(5);
   });
 
-  test(`${how}: who leaves with requests in flight leaves nothing behind`, async (t: TestContext) => {
+  test(`H31: ${how}: who leaves with requests in flight leaves nothing behind`, async (t: TestContext) => {
     const { promise: gate, resolve: open } = Promise.withResolvers<void>();
     class Gated extends Counting {
       override async read(at: number, into: Uint8Array): Promise<void> {

@@ -59,7 +59,7 @@ async function live(kind: ImageKind, seed: number, isStraight: boolean): Promise
     const clients = Array.from({ length: 1 + random.below(3) }, () => new MemoryClient(session, { budget }));
     const life = new Life(clients, shadow, random, {
       operations: OPERATIONS,
-      inFlightMax: 1 + random.below(24),
+      inFlightMax: random.pick([1, 2, 6, 24]),
       grains: [1, 512, 4096, kind.grain],
       bytesMax: 256 * 1024,
       label,

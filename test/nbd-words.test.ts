@@ -22,7 +22,7 @@ function patterned(t: TestContext): string {
   return image;
 }
 
-test("ullage:usage says over NBD what survey says", async (t) => {
+test("ullage:usage says over NBD what survey says by the bitmaps", async (t) => {
   if (!requiresClients(t) || !requires(t, "mke2fs", "debugfs")) return;
   const folder = scratch(t);
   const made = makeGuest({ folder, name: "made.raw", bytes: 24 * MiB });
@@ -35,7 +35,7 @@ test("ullage:usage says over NBD what survey says", async (t) => {
     [image, "raw"],
     [mapped, "qcow2"],
   ] as const) {
-    const { regions } = await survey(path, { format });
+    const { regions } = await survey(path, { format, proof: "bitmap" });
     await using served = await serving(t, [path], { format });
     const pieces = nbdMap(served.uri(), "ullage:usage");
     for (const [type, name] of CLASSES.entries()) {

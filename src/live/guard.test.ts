@@ -11,8 +11,10 @@ import { Guard } from "./guard.ts";
 const DISK_BYTES = 128 * 1024;
 const EVERYTHING = { since: 0, overWrites: true };
 
-function files(random: Random): Map<string, SimulatedFile> {
-  const image = SimulatedFile.from(random.bytes(DISK_BYTES), { name: "image" });
+/** An image of which a part was never written. */
+async function files(random: Random): Promise<Map<string, SimulatedFile>> {
+  const image = SimulatedFile.from(random.bytes(DISK_BYTES * 0.75), { name: "image" });
+  await image.truncate(DISK_BYTES);
   return new Map([
     ["image", image],
     ["log", new SimulatedFile(0, { name: "log" })],
@@ -65,7 +67,7 @@ const contentOf = (all: Files): Promise<Uint8Array> => readBytes(imageOf(all), 0
 test("random changes read as on a plain disk, and any second of them can be brought back", async () => {
   for (const seed of seeds(30)) {
     const random = new Random(seed);
-    const all = files(random);
+    const all = await files(random);
     const writes = random.oneIn(2);
     const disk = await GuardedDisk.open(imageOf(all), logOf(all), random, { writes });
     for (let i = 0; i < 40; i++) {
@@ -73,6 +75,12 @@ test("random changes read as on a plain disk, and any second of them can be brou
       const content = await readBytes(disk.guard, 0, DISK_BYTES);
       assert.equal(firstDifference(content, disk.content), -1, `SEED=${seed}: change ${i}`);
       if (random.oneIn(6)) await disk.flush();
+    }
+    if (writes) {
+      // A server that is killed leaves behind what it wrote, flushed or not.
+      const first = disk.snapshots.get(Math.min(...disk.snapshots.keys()))!;
+      const at = firstDifference(await afterRestore(all, EVERYTHING), first);
+      assert.equal(at, -1, `SEED=${seed}: killed, and all taken back`);
     }
     await disk.flush();
     assert.deepEqual(await replayed(all), told(disk.guard), `SEED=${seed}: the log tells the state`);
@@ -94,7 +102,7 @@ test("a crash anywhere loses nothing that was flushed, and what was guarded come
   let states = 0;
   for (const seed of seeds(12)) {
     const random = new Random(seed);
-    let before = forked(files(random));
+    let before = forked(await files(random));
     let previous: GuardedDisk | undefined;
     const writes = random.oneIn(3);
     for (let segment = 0; segment < 3; segment++) {

@@ -23,7 +23,7 @@ import { bare, cut, HIDDEN, KEEP, type Piece, PieceList, PROMISED, WRITE } from 
 import { replay } from "./guard/replay.ts";
 import { type Choice, offered, restore } from "./guard/restore.ts";
 import { expire, settle } from "./guard/retire.ts";
-import { isUnsaved, save, saveTops } from "./guard/saving.ts";
+import { fitting, isUnsaved, save, saveTops } from "./guard/saving.ts";
 import { type FileStamp, stale, whyStale } from "./guard/stamp.ts";
 import { Stamping } from "./guard/stamping.ts";
 import { GuardState } from "./guard/state.ts";
@@ -218,11 +218,11 @@ export class Guard extends Filter {
     return { start: from, end: Math.min(to, this.bytes) };
   }
 
-  /** With `writes`: what nothing guards yet. @returns what must be restored as zeros */
+  /** With `writes`: what nothing guards yet. @returns what is masked now, and must be restored as zeros */
   async #saveData(range: Extent, time: number): Promise<ExtentSet> {
     if (this.#recent.time !== time) this.#recent = { time, ranges: new PieceList() };
     const recent = ExtentSet.from(this.#recent.ranges.within(range));
-    const { data } = await this.#partsOf(range);
+    const { data, tops } = await this.#partsOf(range);
     const saved = data.subtract(recent);
     const zeros = ExtentSet.of(range).subtract(data).subtract(recent);
     if (this.#room() < saved.bytes || (this.#isCrowded && saved.count + zeros.count > 0)) {
@@ -236,7 +236,8 @@ export class Guard extends Filter {
     await save(this.#vault, this.below, pieces);
     const gap = (start: number, end: number) => bare(start, end, time, WRITE);
     this.#recent.ranges.rewrite(range, { piece: (piece) => piece, gap });
-    return zeros;
+    await this.#vault.noteZeros([...zeros.subtract(tops)], time);
+    return zeros.intersect(tops);
   }
 
   #written(range: Extent): void {
@@ -250,7 +251,7 @@ export class Guard extends Filter {
     const release = await this.#vault.locks.take(range);
     try {
       const { data, empty, tops } = await this.#partsOf(range);
-      const guarded = this.#fitting(data);
+      const guarded = fitting(data, this.#room());
       const plain = data.subtract(guarded);
       if (plain.count > 0 && how.fast)
         throw new DiskError("unsupported", "the guard is full: zeros would have to be written");
@@ -273,7 +274,7 @@ export class Guard extends Filter {
     const release = await this.#vault.locks.take(whole);
     try {
       const { data, empty } = await this.#partsOf(whole);
-      const guarded = this.#fitting(data);
+      const guarded = fitting(data, this.#room());
       if (guarded.bytes < data.bytes) this.#refuse(whole, "trim");
       for (const each of empty) await this.below.discard(each);
       this.#mask(guarded, 0);
@@ -307,19 +308,6 @@ export class Guard extends Filter {
     return this.#isCrowded ? 0 : Math.max(0, this.#options.maxBytes - this.#vault.state.bytes);
   }
 
-  /** As much of the beginning as may be guarded. */
-  #fitting(data: ExtentSet): ExtentSet {
-    let room = this.#room();
-    if (data.bytes <= room) return data;
-    const fitting = new ExtentBuilder();
-    for (const { start, end } of data) {
-      if (room < end - start) break;
-      fitting.add(start, end);
-      room -= end - start;
-    }
-    return fitting.build();
-  }
-
   #refuse({ start, end }: Extent, what: "trim" | "zero" | "write"): void {
     this.#refused++;
     this.#alarms.full({ start, end }, what, this.#now());
@@ -342,7 +330,7 @@ export class Guard extends Filter {
 
   async #tidy(now: number): Promise<number> {
     const upTo = Math.floor((now - this.#options.forMs) / 1000);
-    if (this.#stamping.isIdle && this.#vault.state.hasUpTo(upTo)) await this.#stamping.put();
+    if (this.#stamping.isIdle && this.#vault.state.oldest <= upTo) await this.#stamping.put();
     const { renew } = this.#stamping;
     const bytes = await expire(this.#vault, this.below, upTo, renew);
     await settle(this.#vault, this.below, renew, SETTLE_BYTES);

@@ -6,11 +6,9 @@
  */
 import { fixedMemory } from "../host/memory.ts";
 
-const BYTES_DEFAULT = 256 * 1024;
+const BYTES_DEFAULT = 64 * 1024;
 /** A client that sent large writes once goes on to do so; the rare giant's memory is given back. */
 const BYTES_KEPT = 4 * 1024 * 1024;
-/** So much is received at once of requests that are short. */
-const RECEIVE_BYTES = 64 * 1024;
 /** A request from this length on is a long one. */
 const LONG_BYTES = 16 * 1024;
 
@@ -22,7 +20,7 @@ export class Inbox {
   /** So many bytes from `start` on make the next request whole, as far as is known. */
   #needed = 0;
   /** The length of the last long request: the next one is likely to be as long. */
-  #typical = RECEIVE_BYTES;
+  #typical = BYTES_DEFAULT;
 
   /** Makes room for the rest of a request of so many bytes from `start` on. */
   need(bytes: number): void {
@@ -45,7 +43,7 @@ export class Inbox {
   room(): number {
     if (this.start === this.end) {
       this.start = this.end = 0;
-      return Math.min(this.bytes.length, Math.max(this.#typical, RECEIVE_BYTES));
+      return Math.min(this.bytes.length, Math.max(this.#typical, BYTES_DEFAULT));
     }
     const missing = this.#needed - (this.end - this.start);
     if (this.start > 0 && this.bytes.length - this.end < Math.max(missing, LONG_BYTES)) {

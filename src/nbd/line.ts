@@ -33,7 +33,7 @@ export interface Line {
 const RECEIVES_MAX = 16;
 
 export class StraightLine implements Line, PolledLine, Sink {
-  readonly fd: number;
+  readonly #fd: number;
   readonly closed: Promise<void>;
   readonly #calls: SocketCalls;
   readonly #inbox = new Inbox();
@@ -64,7 +64,7 @@ export class StraightLine implements Line, PolledLine, Sink {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.closed = promise;
     this.#end = resolve;
-    this.fd = fd;
+    this.#fd = fd;
     this.#options = options;
     this.#calls = calls;
     this.#onNews = () => {
@@ -78,6 +78,11 @@ export class StraightLine implements Line, PolledLine, Sink {
     });
     this.#inbox.need(received.length);
     this.#inbox.add(received);
+  }
+
+  /** Once closed its number may be somebody else's: nobody waits for that. */
+  get fd(): number {
+    return this.#isClosed ? -1 : this.#fd;
   }
 
   get wantsToReceive(): boolean {
@@ -125,11 +130,11 @@ export class StraightLine implements Line, PolledLine, Sink {
       if (transmission.isOver) this.#takesNoMore = true;
       if (!isSent) return;
       // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
-      if (this.#isStuck && wasFull && !transmission.isFull) continue;
+      if (this.#isStuck && transmission.goesOn(wasFull)) continue;
       if (this.#takesNoMore) break;
       if (this.#isStuck || isDrained || i >= RECEIVES_MAX) return;
       const room = inbox.room();
-      const got = this.#calls.receive(this.fd, inbox.bytes, inbox.end, room);
+      const got = this.#calls.receive(this.#fd, inbox.bytes, inbox.end, room);
       if (got < 0) return;
       if (got === 0) return this.close();
       inbox.end += got;
@@ -139,11 +144,11 @@ export class StraightLine implements Line, PolledLine, Sink {
   }
 
   send(from: Uint8Array, offset: number, bytes: number, more: boolean): number {
-    return this.#calls.send(this.fd, from, offset, bytes, more);
+    return this.#calls.send(this.#fd, from, offset, bytes, more);
   }
 
   sendFile(file: number, at: number, bytes: number): number {
-    const sent = this.#calls.sendFile(this.fd, file, at, bytes);
+    const sent = this.#calls.sendFile(this.#fd, file, at, bytes);
     if (sent === 0) throw new ProtocolBreach("the file ended within a reply");
     return sent;
   }
@@ -157,9 +162,11 @@ export class StraightLine implements Line, PolledLine, Sink {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    closeSync(this.fd);
+    closeSync(this.#fd);
     this.#transmission.abandon();
     this.#endWhenIdle();
+    // The loop may be asleep on it.
+    this.#onNews();
   }
 
   #endWhenIdle(): void {

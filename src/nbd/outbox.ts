@@ -21,12 +21,14 @@ export interface Sink {
   sendFile?(fd: number, at: number, bytes: number): number;
 }
 
+/** The straight lane of a client that asks for little, of one that asks for much, and of one that asks for it at once. */
+const STRAIGHT_BYTES_MIN = 16 * 1024;
 const STRAIGHT_BYTES = 384 * 1024;
 const STRAIGHT_BYTES_MAX = 2 * 1024 * 1024 + 4096;
 const PARTS_MAX = 64;
 
 export class Outbox {
-  bytes = fixedMemory(STRAIGHT_BYTES);
+  bytes = fixedMemory(STRAIGHT_BYTES_MIN);
   view = new DataView(this.bytes.buffer);
   #sent = 0;
   #end = 0;
@@ -45,12 +47,18 @@ export class Outbox {
 
   /** Room in the straight lane. @returns its offset in `bytes`, or -1. It counts when `commit` is called. */
   reserve(bytes: number): number {
-    if (this.#end + bytes > this.bytes.length) {
-      if (this.#end > 0 || bytes > STRAIGHT_BYTES_MAX) return -1;
-      this.bytes = fixedMemory(STRAIGHT_BYTES_MAX);
-      this.view = new DataView(this.bytes.buffer);
-    }
+    if (this.#end + bytes <= this.bytes.length) return this.#end;
+    if (this.#end + bytes <= STRAIGHT_BYTES) this.#grow(STRAIGHT_BYTES);
+    else if (this.#end === 0 && bytes <= STRAIGHT_BYTES_MAX) this.#grow(STRAIGHT_BYTES_MAX);
+    else return -1;
     return this.#end;
+  }
+
+  #grow(bytes: number): void {
+    const before = this.bytes;
+    this.bytes = fixedMemory(bytes);
+    this.view = new DataView(this.bytes.buffer);
+    this.bytes.set(before.subarray(0, this.#end));
   }
 
   commit(bytes: number): void {

@@ -72,7 +72,8 @@ export class NbdServer {
     const timer = setTimeout(() => socket.destroy(), handshakeMs);
     try {
       const session = await handshake(channel, exports, this.#options);
-      if (session === undefined) socket.end();
+      // Whether or not the client closes its end.
+      if (session === undefined) socket.destroySoon();
       else if (!socket.destroyed) this.#serve(session, channel);
     } catch (error) {
       if (!(error instanceof ChannelClosed)) this.#options.log(whyEnded(error));

@@ -71,7 +71,7 @@ export class StreamLine implements Line, Sink {
       const wasFull = transmission.isFull;
       if (!this.#outbox.flush(this)) return;
       // What did not fit into the outbox does now; what waits for a promise goes on when that is settled.
-      if (isStuck && wasFull && !transmission.isFull) continue;
+      if (isStuck && transmission.goesOn(wasFull)) continue;
       if (isStuck) return;
       if (transmission.isOver || this.#takesNoMore) {
         if (transmission.pending === 0) stream.end(() => stream.destroy());

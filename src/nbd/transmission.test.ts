@@ -89,7 +89,9 @@ const context = (name: string, states: readonly [number, number][]): MetaContext
 });
 
 function inEveryDialect(what: string, check: (dialect: Dialect) => Promise<void>): void {
-  for (const dialect of DIALECTS) test(`${dialect}: ${what}`, () => check(dialect));
+  for (const dialect of DIALECTS) {
+    test(`${dialect === "extended" ? "H30: " : ""}${dialect}: ${what}`, () => check(dialect));
+  }
 }
 
 inEveryDialect("every command reaches the device as it was asked, and is answered", async (dialect) => {

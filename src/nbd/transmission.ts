@@ -112,6 +112,14 @@ export class Transmission {
   }
 
   /**
+   * Whether a request that had to wait is taken up, now that everything was sent: there was no room for its answer before,
+   * or nothing is left that would ever wake it.
+   */
+  goesOn(wasFull: boolean): boolean {
+    return this.pending === 0 || (wasFull && !this.isFull);
+  }
+
+  /**
    * Takes up the requests that are there as a whole.
    * @returns whether one is left that waits for something to be answered or sent
    * @throws ProtocolBreach

@@ -27,6 +27,7 @@ export interface LifeOptions {
 }
 
 const POOL_BYTES = 1 << 20;
+const PIECE_BYTES = 4096;
 let pool: Uint8Array | undefined;
 
 export class Life {
@@ -96,6 +97,7 @@ export class Life {
     const asker = random.pick(this.#askers);
     const question = { offset: start, bytes: end - start };
     const fua = random.oneIn(25) ? CMD_FLAG.FUA : 0;
+    if (random.oneIn(30)) return this.#pieces(asker, start, label);
     switch (random.below(20)) {
       case 0:
         return this.#flush(asker, label);
@@ -147,6 +149,38 @@ export class Life {
     assert.equal(error, 0, `${label}: ${change.kind} ${change.start}-${change.end}: ${message}`);
     this.#shadow.end(change);
     this.#count(change.kind);
+  }
+
+  /** A block of the table is trimmed in pieces; while the last one goes, so that its entry may, another one is written. */
+  async #pieces(asker: Asker, at: number, label: string): Promise<void> {
+    const random = this.#random;
+    const block = Math.max(...this.#options.grains);
+    const base = at - (at % block);
+    const end = Math.min(this.#shadow.bytes, base + block);
+    const step = Math.max(PIECE_BYTES, block / 8);
+    const trim = (start: number): Promise<void> => {
+      const change = { kind: "trim", start, end: Math.min(end, start + step) } as const;
+      const question = { command: CMD.TRIM, offset: start, bytes: change.end - start };
+      return this.#change(asker, question, { ...change }, label);
+    };
+    const pieces: Promise<void>[] = [];
+    for (let start = base + step; start < end; start += step) pieces.push(trim(start));
+    await Promise.all(pieces);
+    const last = trim(base);
+    for (let turns = random.below(30); turns > 0; turns--) await Promise.resolve();
+    if (base + step < end) {
+      const start = base + step + random.below(end - base - step);
+      const from = random.below(POOL_BYTES - PIECE_BYTES);
+      const data = pool!.subarray(from, from + Math.min(random.between(1, PIECE_BYTES), end - start));
+      const question = { command: CMD.WRITE, offset: start, data };
+      await this.#change(
+        asker,
+        { ...question, flags: 0 },
+        { kind: "write", start, end: start + data.length, data },
+        label,
+      );
+    }
+    await last;
   }
 
   async #read(asker: Asker, start: number, end: number, label: string): Promise<void> {

@@ -113,7 +113,7 @@ export class MemoryClient {
     this.isStuck = this.transmission.take(this.inbox);
     const wasFull = this.transmission.isFull;
     if (!this.#flush()) return false;
-    if (this.isStuck) return wasFull && !this.transmission.isFull;
+    if (this.isStuck) return this.transmission.goesOn(wasFull);
     if (this.#said.length === 0 || this.transmission.isOver) return false;
     const part = this.#said.subarray(0, this.#options.gives?.() ?? this.#said.length);
     this.#said = this.#said.subarray(this.inbox.add(part));

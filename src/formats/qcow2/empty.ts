@@ -18,8 +18,8 @@ import { DiskError } from "../../error.ts";
 import type { Changes } from "./changes.ts";
 import type { Qcow2Context } from "./context.ts";
 import { type Header, SUBCLUSTERS } from "./header.ts";
-import { entryOf } from "./place.ts";
-import { l2TableAt } from "./tables.ts";
+import { entryOf, ownHostOf } from "./place.ts";
+import { l1Copied, l2TableAt, ZERO_LOW } from "./tables.ts";
 import { type Consequences, ownedByFlag, UNHEARD, type Unwanted, Unmapping } from "./unmap.ts";
 
 const ZEROS = new Uint8Array(2 ** 20);
@@ -76,7 +76,8 @@ export class Emptying {
   async discard(range: Extent): Promise<void> {
     const { whole, pieces } = this.#divided(range);
     for (const { index, span } of this.#spans(whole)) {
-      await this.#unmap(index, { free: span, blank: ExtentSet.EMPTY }, true);
+      const isDone = await this.#dropPlain(index, { start: span.start(0), end: span.end(0) });
+      if (!isDone) await this.#unmap(index, { free: span, blank: ExtentSet.EMPTY }, true);
       await this.#writing.settle();
     }
     for (const { start, end } of pieces) {
@@ -87,6 +88,32 @@ export class Emptying {
       await this.#discardPiece(piece);
       await this.#dropIfEmpty(piece);
     }
+  }
+
+  /**
+   * Nearly all there is: data clusters that are nobody else's, dropped in the table itself.
+   * @param span whole clusters under one L1 entry
+   * @returns false where more thought is needed; then nothing was done
+   */
+  async #dropPlain(index: number, span: Extent): Promise<boolean> {
+    const { header, l1, l2 } = this.#context;
+    const { backing, clusterBytes, extendedL2, externalData, l2EntryBytes, l2Entries, version } = header;
+    const at = l2TableAt(this.#context, l1, index);
+    if (at === 0 || !l1Copied(l1, index) || extendedL2 || externalData) return false;
+    if (backing !== undefined && version < 3) return false;
+    const table = await l2.get(at);
+    const base = index * l2Entries;
+    const first = span.start / clusterBytes - base;
+    const end = Math.ceil(span.end / clusterBytes) - base;
+    for (let i = first; i < end; i++) if (ownHostOf(this.#context, table, i) < 0) return false;
+    for (let i = first; i < end; i++) {
+      const host = ownHostOf(this.#context, table, i);
+      table.view.setUint32(i * l2EntryBytes, 0);
+      table.view.setUint32(i * l2EntryBytes + 4, backing === undefined ? 0 : ZERO_LOW);
+      this.#changes.touch(table, i);
+      this.#changes.drop(host, host + clusterBytes);
+    }
+    return true;
   }
 
   async #holeBytes(): Promise<number> {

@@ -87,6 +87,12 @@ function hostOf({ header }: Qcow2Context, { view }: CachedTable, entry: number, 
   return host !== 0 || (isCopied && header.externalData) ? host : -1;
 }
 
+/** File offset of the cluster under an entry, where it is plain and nobody else's; else -1. */
+export function ownHostOf(context: Qcow2Context, table: CachedTable, entry: number): number {
+  const host = hostOf(context, table, entry, true);
+  return host >= 0 && isOnTop(context, host, host + context.header.clusterBytes) ? -1 : host;
+}
+
 /** Number of the first subcluster from `first` on that has no place. */
 function allocatedEnd(alloc: number, first: number): number {
   let end = first;

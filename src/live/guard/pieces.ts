@@ -140,30 +140,43 @@ export class PieceList {
 
   #replace([chunk, index]: [number, number], before: readonly Piece[], after: readonly Piece[]): void {
     if (before.length === 0 && after.length === 0) return;
-    let last = chunk;
-    let end = index + before.length;
-    while (last < this.#chunks.length && end > this.#chunks[last]!.length)
-      end -= this.#chunks[last++]!.length;
-    // With the neighbours on both sides, which what comes may be joined with.
-    const first = index === 0 && chunk > 0 ? chunk - 1 : chunk;
-    const stop = end === this.#chunks[last]?.length && last + 1 < this.#chunks.length ? last + 1 : last;
-    const old = this.#chunks.slice(first, stop + 1).flat();
-    const skipped = first < chunk ? this.#chunks[first]!.length : index;
     for (const piece of before) this.#account(piece, -1);
     for (const piece of after) this.#account(piece, 1);
-    const pieces: Piece[] = [];
-    const push = (piece: Piece): void => {
-      const previous = pieces.at(-1);
-      const both = previous && joinedPiece(previous, piece);
-      if (both === undefined) pieces.push(piece);
-      else pieces[pieces.length - 1] = both;
-    };
-    for (let i = 0; i < skipped; i++) pieces.push(old[i]!);
-    for (const piece of after) push(piece);
-    for (let i = skipped + before.length; i < old.length; i++) push(old[i]!);
-    this.#count += pieces.length - old.length;
-    this.#chunks.splice(first, stop + 1 - first, ...chunksOf(pieces));
+    // Behind the last piece is the end of the last chunk.
+    const isBehind = chunk > 0 && chunk === this.#chunks.length;
+    const first = isBehind ? chunk - 1 : chunk;
+    const from = isBehind ? this.#chunks[first]!.length : index;
+    let last = first;
+    let end = from + before.length;
+    while (last + 1 < this.#chunks.length && end > this.#chunks[last]!.length)
+      end -= this.#chunks[last++]!.length;
+    const old = this.#chunks[first] ?? [];
+    const tail = this.#chunks[last] ?? [];
+    const joined = joinedAll([old[from - 1], ...after, tail[end]]);
+    const start = from > 0 ? from - 1 : from;
+    const stop = Math.min(tail.length, end + 1);
+    this.#count += joined.length - (before.length + (from - start) + (stop - end));
+    if (first === last && joined.length <= CHUNK_PIECES) {
+      old.splice(start, stop - start, ...joined);
+      if (this.#chunks.length === 0) this.#chunks.push(old);
+      if (old.length === 0 || old.length > 2 * CHUNK_PIECES) this.#chunks.splice(first, 1, ...chunksOf(old));
+    } else {
+      const pieces = [...old.slice(0, start), ...joined, ...tail.slice(stop)];
+      this.#chunks.splice(first, last + 1 - first, ...chunksOf(pieces));
+    }
   }
+}
+
+function joinedAll(pieces: readonly (Piece | undefined)[]): Piece[] {
+  const joined: Piece[] = [];
+  for (const piece of pieces) {
+    if (piece === undefined) continue;
+    const last = joined.at(-1);
+    const both = last && joinedPiece(last, piece);
+    if (both === undefined) joined.push(piece);
+    else joined[joined.length - 1] = both;
+  }
+  return joined;
 }
 
 function chunksOf(pieces: readonly Piece[]): Piece[][] {

@@ -31,6 +31,7 @@ export async function expire(
   onBatch: () => Promise<void>,
 ): Promise<number> {
   const { state } = vault;
+  if (state.oldest > upTo) return 0;
   const due = [...state.tops].filter(({ time }) => time <= upTo).sort((a, b) => a.time - b.time);
   let bytes = 0;
   for (const batch of batches(due, BATCH_BYTES)) {
@@ -55,6 +56,7 @@ export async function expire(
     vault.pending.add("expire", { start: 0, end: below.bytes }, upTo);
     await vault.commit();
   }
+  state.findOldest();
   return bytes;
 }
 
@@ -66,6 +68,7 @@ export async function settle(
   bytesMax = Infinity,
 ): Promise<void> {
   const { state } = vault;
+  if (state.promisedBytes === 0) return;
   const promised = [...state.tops].filter(({ flags }) => flags & HIDDEN && flags & PROMISED);
   let bytes = 0;
   for (const batch of batches(promised, SETTLE_BYTES)) {

@@ -1,7 +1,7 @@
 /**
  * Old bytes on their way from the image into the log, in records of bounded size.
  */
-import type { Extent } from "../../bytes/extents.ts";
+import { type Extent, ExtentSet } from "../../bytes/extents.ts";
 import type { BlockDevice } from "../../device/device.ts";
 import type { LogEntry } from "./log.ts";
 import { cut, DOOMED, HIDDEN, type Piece } from "./pieces.ts";
@@ -26,6 +26,18 @@ export async function saveTops(vault: Vault, below: BlockDevice, range: Extent):
 
 export function isUnsaved({ block, flags }: Piece): boolean {
   return block === undefined && (flags & HIDDEN) !== 0 && (flags & DOOMED) === 0;
+}
+
+/** As much of the beginning as there is room for. */
+export function fitting(data: ExtentSet, room: number): ExtentSet {
+  const ranges: Extent[] = [];
+  let bytes = 0;
+  for (const range of data) {
+    bytes += range.end - range.start;
+    if (bytes > room) break;
+    ranges.push(range);
+  }
+  return ExtentSet.from(ranges);
 }
 
 /** The bytes of these ranges, as `below` holds them. */

@@ -35,6 +35,10 @@ export class GuardState {
   under: Piece[] = [];
   /** Bytes of tops that reads are masked at. */
   hiddenBytes = 0;
+  /** Of these, bytes that the guest was promised to be zeros. */
+  promisedBytes = 0;
+  /** Nothing is older; in seconds. */
+  oldest = Infinity;
   /** Bytes that are guarded in all: of tops and of what lies under them. Zeros take no room. */
   bytes = 0;
   /** Blocks of the log that nothing refers to any more. */
@@ -117,10 +121,11 @@ export class GuardState {
     this.#keepUnder((piece) => (piece.time <= time ? [] : [piece]));
   }
 
-  /** Whether anything is that old. */
-  hasUpTo(time: number): boolean {
-    for (const piece of this.tops) if (piece.time <= time) return true;
-    return this.under.some((piece) => piece.time <= time);
+  /** Looks anew what is the oldest, after something was let go. */
+  findOldest(): void {
+    this.oldest = Infinity;
+    for (const { time } of this.tops) this.oldest = Math.min(this.oldest, time);
+    for (const { time } of this.under) this.oldest = Math.min(this.oldest, time);
   }
 
   #keepUnder(keep: (piece: Piece) => readonly Piece[]): void {
@@ -156,6 +161,8 @@ export class GuardState {
     const bytes = sign * (piece.end - piece.start);
     if ((piece.flags & ZEROS) === 0) this.bytes += bytes;
     if (piece.flags & HIDDEN) this.hiddenBytes += bytes;
+    if (piece.flags & HIDDEN && piece.flags & PROMISED) this.promisedBytes += bytes;
+    if (sign > 0 && piece.time < this.oldest) this.oldest = piece.time;
     if (piece.block === undefined) return;
     piece.block.live += bytes;
     if (piece.block.live === 0) this.#dead.push(piece.block);

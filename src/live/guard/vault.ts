@@ -13,7 +13,7 @@
  */
 import type { Extent } from "../../bytes/extents.ts";
 import type { WritableDevice } from "../../device/device.ts";
-import { type Journal, liveIn, recordsOf } from "./journal.ts";
+import { entryAt, inRecords, type Journal, liveIn, recordsOf } from "./journal.ts";
 import { RangeLocks, Turns } from "./locks.ts";
 import type { LogEntry, LogRecord } from "./log.ts";
 import { Pending, recordsFor } from "./pending.ts";
@@ -122,6 +122,17 @@ export class Vault {
   addZeros(range: Extent, time: number): void {
     this.state.cover(zerosAt(range, time));
     this.pending.add("zeros", range, time);
+  }
+
+  /** The same where nothing is masked: in the log before the image is written to, and durable with the next flush. */
+  noteZeros(ranges: readonly Extent[], time: number): Promise<void> {
+    if (ranges.length === 0) return Promise.resolve();
+    return this.#turns.take(async () => {
+      await this.#writeMasks(ranges);
+      const entries = ranges.map((range) => entryAt(range, time));
+      await this.#journal.append(inRecords("zeros", entries));
+      for (const range of ranges) this.state.cover(zerosAt(range, time));
+    });
   }
 
   /** What is saved of a masked range comes after its mask, and of a written one after what was there before (3). */
