@@ -198,6 +198,8 @@ function serveCommand(ullage: Command): Command {
     .option("--max-connections <n>", "turn further clients away; default: 64", parseCount)
     .option("--delay <words>", "let requests wait: 10ms, or read=10ms,write=0.5s")
     .option("--error <words>", "let requests fail: 1%, or trim=0.1:EIO,write=after100:ENOSPC")
+    .option("--error-file <file>", "only while this file exists")
+    .option("--error-seed <n>", "draw the same failures again", parseCount)
     .option("--log <file>", "append a line for each request; - is stderr");
   return addReadOptions(addKeyOptions(addWindowOptions(command)));
 }

@@ -1,7 +1,7 @@
 /**
  * `ullage serve IMAGE...`: exports disks over NBD until it is told to stop.
  */
-import { createWriteStream } from "node:fs";
+import { createWriteStream, existsSync } from "node:fs";
 import type { Address, ServeOptions } from "../serve.ts";
 import { DiskError } from "../error.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
@@ -17,6 +17,8 @@ export interface ServeFlags extends ReadFlags {
   readonly maxConnections?: number;
   readonly delay?: string;
   readonly error?: string;
+  readonly errorFile?: string;
+  readonly errorSeed?: number;
   readonly log?: string;
   readonly erase?: "random" | "zeros";
   readonly guardFor?: number;
@@ -61,12 +63,19 @@ async function optionsOf(images: readonly string[], flags: ServeFlags, face: Fac
     ...(control !== undefined && { control }),
     ...(flags.maxConnections !== undefined && { connectionsMax: flags.maxConnections }),
     ...(delay !== undefined && { delays: parseDelays(delay) }),
-    ...(error !== undefined && { failures: parseFailures(error) }),
+    ...(error !== undefined && { failures: { rules: parseFailures(error), options: failureOptions(flags) } }),
     ...(log !== undefined && { logLine: lineWriter(log, face) }),
     ...(erase !== undefined && { erase }),
     ...guardOf(flags),
     ...(tls && { tls }),
     log: warn,
+  };
+}
+
+function failureOptions({ errorFile, errorSeed }: ServeFlags) {
+  return {
+    ...(errorFile !== undefined && { isOn: () => existsSync(errorFile) }),
+    ...(errorSeed !== undefined && { seed: errorSeed }),
   };
 }
 

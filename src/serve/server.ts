@@ -6,7 +6,7 @@
 import { once } from "node:events";
 import { chmodSync, lstatSync, unlinkSync } from "node:fs";
 import { createServer, type AddressInfo, type Server, connect } from "node:net";
-import { resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import { DiskError } from "../error.ts";
 import { hostError } from "../host/failure.ts";
 import type { Export } from "../nbd/export.ts";
@@ -69,7 +69,7 @@ export class Served implements AsyncDisposable {
     refuseOpenNetwork(options);
     const images: ServedImage[] = [];
     try {
-      for (const path of options.images) images.push(await ServedImage.open(path, options));
+      for (const path of options.images) images.push(await ServedImage.open(path, named(path, options)));
       refuseTwins(images);
       const served = new Served(images, options);
       await served.#listen(options);
@@ -139,6 +139,13 @@ export class Served implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop();
   }
+}
+
+/** Where several images share a log, each line says whose it is. */
+function named(path: string, options: ServeOptions): ServedOptions {
+  const { images, logLine } = options;
+  if (logLine === undefined || images.length === 1) return options;
+  return { ...options, logLine: (line) => logLine(`${basename(path)} ${line}`) };
 }
 
 /** Whoever reaches a port without TLS has the disk (H31). */

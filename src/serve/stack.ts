@@ -22,7 +22,7 @@ import { HostReader } from "../host/file.ts";
 import { Delayed, type Delays } from "../live/delay.ts";
 import { stackOf } from "../host/stack.ts";
 import { Erasing } from "../live/erase.ts";
-import { Failing, type FailureRules } from "../live/error.ts";
+import { Failing, type FailureOptions, type FailureRules } from "../live/error.ts";
 import type { GuardOptions } from "../live/guard.ts";
 import { Logged } from "../live/log.ts";
 import type { Alarm } from "../live/meter.ts";
@@ -41,7 +41,7 @@ export interface StackOptions {
   /** What is freed is overwritten with this first. */
   readonly erase?: PatternName;
   readonly delays?: Delays;
-  readonly failures?: FailureRules;
+  readonly failures?: { readonly rules: FailureRules; readonly options: FailureOptions };
   readonly logLine?: (line: string) => void;
 }
 
@@ -154,7 +154,7 @@ export class Stack implements AsyncDisposable {
       this.#grade = servedGrade(stackOf(this.disk.path));
     }
     this.guest.seeThrough(this.#device);
-    if (failures) this.#device = new Failing(this.#device, failures, {});
+    if (failures) this.#device = new Failing(this.#device, failures.rules, failures.options);
     if (delays) this.#device = new Delayed(this.#device, delays);
     if (logLine) this.#device = new Logged(this.#device, logLine);
     return this;
