@@ -44,6 +44,8 @@ export interface GuardOptions {
   readonly granuleBytes?: number;
   /** Milliseconds since 1970. */
   readonly now?: () => number;
+  /** Milliseconds that really went by, from any beginning: a clock that is set forward makes nothing older than that. */
+  readonly elapsed?: () => number;
   /** What the files of the image look like; undefined where that cannot be told. Asked also after they were closed. */
   readonly stamp?: () => Promise<readonly FileStamp[] | undefined>;
   /** The image is as the guard left it, whatever its stamp says (`--allow guard`). */
@@ -78,6 +80,8 @@ export class Guard extends Filter {
   readonly #alarms: Alarms;
   readonly #stamping: Stamping;
   readonly #now: () => number;
+  /** When `elapsed` began. */
+  readonly #epoch: number;
   #refused = 0;
   #isSettled = false;
   #expiring: Promise<number> | undefined;
@@ -92,6 +96,7 @@ export class Guard extends Filter {
     this.#vault = vault;
     this.#options = options;
     this.#now = options.now ?? Date.now;
+    this.#epoch = this.#now() - (options.elapsed?.() ?? 0);
     this.#stamping = new Stamping(vault, options.stamp, this.#now);
     this.#alarms = new Alarms(below.bytes, options.alarms ?? {}, options.onEvent ?? (() => {}));
   }
@@ -329,7 +334,9 @@ export class Guard extends Filter {
   }
 
   async #tidy(now: number): Promise<number> {
-    const upTo = Math.floor((now - this.#options.forMs) / 1000);
+    const { elapsed, forMs } = this.#options;
+    const steady = elapsed === undefined ? now : Math.min(now, this.#epoch + elapsed());
+    const upTo = Math.floor((steady - forMs) / 1000);
     if (this.#stamping.isIdle && this.#vault.state.oldest <= upTo) await this.#stamping.put();
     const { renew } = this.#stamping;
     const bytes = await expire(this.#vault, this.below, upTo, renew);

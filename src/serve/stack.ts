@@ -121,6 +121,7 @@ export class Stack implements AsyncDisposable {
   async #addGuard({ share, ...wish }: GuardWish): Promise<void> {
     this.#guard = await openGuard(this.disk, this.#device, {
       ...wish,
+      elapsed: () => performance.now(),
       alarms: {
         critical: await this.guest.critical(),
         ...(share && { share }),
