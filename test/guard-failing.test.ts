@@ -161,3 +161,11 @@ test("a log whose header has become zeros is damaged, not new", async () => {
   await log.write(0, new Uint8Array(512));
   await assert.rejects(Guard.open(image, log, SETTINGS), { kind: "corrupt" });
 });
+
+test("a guard that holds nothing fits a disk of any length", async () => {
+  const log = new SimulatedFile(0);
+  const guard = await Guard.open(new SimulatedFile(DISK_BYTES), log, SETTINGS);
+  await guard.flush();
+  const longer = await Guard.open(new SimulatedFile(2 * DISK_BYTES), log, SETTINGS);
+  assert.equal(longer.bytes, 2 * DISK_BYTES);
+});

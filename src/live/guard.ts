@@ -108,13 +108,13 @@ export class Guard extends Filter {
   static async open(below: WritableDevice, log: HostFile, options: GuardOptions): Promise<Guard> {
     const found = await replay(log);
     const files = await options.stamp?.();
-    if (found !== undefined && found.header.diskBytes !== below.bytes)
+    const isNew = found === undefined || found.state.isEmpty;
+    if (!isNew && found.header.diskBytes !== below.bytes)
       throw stale(`its disk had ${found.header.diskBytes} bytes, and has ${below.bytes}`);
-    if (found !== undefined && !found.state.isEmpty && options.stamp !== undefined && !options.isTrusted) {
+    if (!isNew && options.stamp !== undefined && !options.isTrusted) {
       const why = whyStale(found.stamp, files);
       if (why !== undefined) throw stale(why);
     }
-    const isNew = found === undefined || found.state.isEmpty;
     const journal = isNew ? await Journal.begin(log, below.bytes) : await Journal.resume(log, found);
     const vault = new Vault(below, isNew ? new GuardState() : found.state, journal);
     const guard = new Guard(below, log, vault, options);
