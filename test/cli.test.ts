@@ -76,6 +76,12 @@ test("usage errors exit 2 with a hint, whatever is wrong", () => {
     ["info", "some.raw", "--offset", "1"],
     ["explain", "some.raw", "--sector", "x"],
     ["serve", "some.raw"],
+    ["serve", "some.raw", "--socket", "a.sock", "--listen", "127.0.0.1:0"],
+    ["serve", "some.raw", "--socket", "a.sock", "--guard-for", "1h"],
+    ["serve", "some.raw", "--socket", "a.sock", "--guard-for", "soon", "--guard-max", "1G"],
+    ["serve", "some.raw", "--socket", "a.sock", "--tls-cert", "some.pem"],
+    ["serve", "some.raw", "--socket", "a.sock", "--delay", "soon"],
+    ["serve", "some.raw", "--listen", "nowhere"],
   ];
   for (const words of wrong) {
     const { exit, out, err } = ullage(...words);
@@ -90,7 +96,19 @@ test("help and version are no errors", () => {
   assert.deepEqual(ullage("--version"), { exit: 0, out: `${version}\n`, err: "" });
   const { exit, out } = ullage("--help");
   assert.equal(exit, 0);
-  for (const command of ["survey", "reclaim", "explain", "check", "create", "convert", "info"])
+  for (const command of [
+    "survey",
+    "reclaim",
+    "explain",
+    "check",
+    "create",
+    "convert",
+    "info",
+    "serve",
+    "top",
+    "undo",
+    "erase",
+  ])
     assert.match(out, RegExp(command));
   for (const command of ["create", "convert"]) {
     const text = ullage(command, "--help").out;
@@ -98,7 +116,7 @@ test("help and version are no errors", () => {
       assert.match(text, RegExp(`\\b${format.name}\\b`), `${command} --help names ${format.name}`);
     }
   }
-  for (const later of ["serve", "erase"]) assert.doesNotMatch(out, RegExp(`^ +${later}`, "m"));
+  for (const later of ["watch", "web"]) assert.doesNotMatch(out, RegExp(`^ +${later}`, "m"));
 });
 
 test("a command that writes never asks where nobody sits", (t) => {

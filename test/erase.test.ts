@@ -120,6 +120,21 @@ for (const format of ["raw", "qcow2"] as const) {
   });
 }
 
+test("a file of the image that lies on another device counts for the grade", async (t) => {
+  if (!requires(t, "mke2fs", "debugfs", "qemu-img")) return;
+  const folder = scratch(t);
+  const guest = guestWithSecrets(folder);
+  const point = mounted(t, "btrfs", 160);
+  if (point === undefined) return;
+  const disk = join(folder, "disk.qcow2");
+  const data = `data_file=${join(point, "data")},data_file_raw=off`;
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", "-o", data, guest, disk]);
+  const options: EraseOptions = { format: "qcow2", allow: { outside: [point] } };
+  const planned = await erase(disk, { ...options, dryRun: true });
+  const done = await erase(disk, { ...yes, ...options });
+  for (const { reasons } of [planned, done]) assert.match(reasons.join("; "), /btrfs is not known/);
+});
+
 test("on hosts that write elsewhere, or tell nothing, the grade says why it is no more than logical", async (t) => {
   if (!requires(t, "mke2fs", "debugfs")) return;
   const guest = guestWithSecrets(scratch(t));

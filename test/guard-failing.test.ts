@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { test } from "node:test";
 import type { Extent } from "../src/bytes/extents.ts";
 import type { WritableDevice, Zeroing } from "../src/device/device.ts";
@@ -14,6 +15,7 @@ import { undo } from "../src/disk.ts";
 import { DiskError } from "../src/error.ts";
 import { Guard } from "../src/live/guard.ts";
 import type { FileStamp } from "../src/live/guard/stamp.ts";
+import { Stack } from "../src/serve/stack.ts";
 import { Random } from "../src/testing/seeds.ts";
 import { type Operation, SimulatedFile } from "../src/testing/simulated-file.ts";
 import { requires, run, scratch } from "../src/testing/tools.ts";
@@ -160,4 +162,32 @@ test("a log whose header has become zeros is damaged, not new", async () => {
   await guard.flush();
   await log.write(0, new Uint8Array(512));
   await assert.rejects(Guard.open(image, log, SETTINGS), { kind: "corrupt" });
+});
+
+test("a guard that holds nothing fits a disk of any length", async () => {
+  const log = new SimulatedFile(0);
+  const guard = await Guard.open(new SimulatedFile(DISK_BYTES), log, SETTINGS);
+  await guard.flush();
+  const longer = await Guard.open(new SimulatedFile(2 * DISK_BYTES), log, SETTINGS);
+  assert.equal(longer.bytes, 2 * DISK_BYTES);
+});
+
+test("a guard that could give nothing back is asked again, and one alarm tells of each time that it fails", async (t) => {
+  const path = join(scratch(t), "disk.raw");
+  writeFileSync(path, new Uint8Array(DISK_BYTES));
+  t.mock.timers.enable({ apis: ["setInterval"] });
+  const outcomes = [false, false, true, false, true];
+  const tidy = t.mock.method(Guard.prototype, "expire", () =>
+    outcomes.shift() ? Promise.resolve(0) : Promise.reject(new DiskError("io", "full")),
+  );
+  const alarms: string[] = [];
+  const options = { open: { format: "raw" }, readOnly: false, guard: SETTINGS };
+  const stack = await Stack.open(path, options, ({ code }) => alarms.push(code));
+  while (outcomes.length > 0) {
+    t.mock.timers.tick(2000);
+    await setImmediate();
+  }
+  await stack[Symbol.asyncDispose]();
+  assert.equal(tidy.mock.callCount(), 5);
+  assert.deepEqual(alarms, ["guard-failed", "guard-failed"]);
 });

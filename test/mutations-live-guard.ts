@@ -171,6 +171,15 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
     only: "append that failed",
   },
   {
+    hazard: "H32",
+    guard: "a clock that is set forward drops nothing",
+    file: "src/live/guard.ts",
+    from: "Math.min(now, this.#epoch + elapsed())",
+    to: "now",
+    tests: LIMITS,
+    only: "set forward",
+  },
+  {
     hazard: "H24",
     guard: "a record speaks of ranges on the disk alone",
     file: "src/live/guard/replay.ts",

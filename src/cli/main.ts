@@ -59,7 +59,9 @@ async function main(words: readonly string[]): Promise<void> {
     await ullage.parseAsync(words, { from: "user" });
   } catch (error) {
     if (error instanceof CommanderError) return finish(error.exitCode === 0 ? 0 : EXIT.usage);
-    const failure = failureOf(error);
+    const told = failureOf(error);
+    const isBare = told.kind === "usage" && told.hint === null;
+    const failure = isBare ? { ...told, hint: `see ullage ${words[0]} --help` } : told;
     process.stderr.write(`${renderFailure(failure, undefined, screen)}\n`);
     finish(EXIT[failure.kind]);
   }

@@ -49,7 +49,9 @@ async function optionsOf(images: readonly string[], flags: ServeFlags, face: Fac
   const { parseDelays, parseFailures } = await import("../serve.ts");
   const { socket, listen, delay, erase, error, log } = flags;
   if ((socket === undefined) === (listen === undefined)) {
-    throw new DiskError("usage", "say where to listen: either --socket PATH or --listen HOST:PORT");
+    throw new DiskError("usage", "it is not said where to listen", {
+      hint: "give either --socket PATH or --listen HOST:PORT",
+    });
   }
   const warn = (message: string): void => face.note(`ullage: ${printable(message, face.screen)}`);
   const tls = await tlsOf(flags, warn);
@@ -83,7 +85,9 @@ function guardOf(flags: ServeFlags): Pick<ServeOptions, "guard"> {
   const { guardFor, guardMax, guardWrites, alarmShare } = flags;
   if (guardFor === undefined || guardMax === undefined) {
     if ([guardFor, guardMax, guardWrites, alarmShare].every((flag) => flag === undefined)) return {};
-    throw new DiskError("usage", "a guard needs both --guard-for and --guard-max");
+    throw new DiskError("usage", "a guard has a time and a budget", {
+      hint: "give both: --guard-for 24h --guard-max 10GiB",
+    });
   }
   const share = alarmShare && { share: alarmShare };
   return { guard: { forMs: guardFor, maxBytes: guardMax, writes: guardWrites === true, ...share } };
@@ -96,7 +100,9 @@ async function tlsOf(flags: ServeFlags, warn: (message: string) => void): Promis
   if (!isAsked) return undefined;
   const hasPair = tlsCert !== undefined && tlsKey !== undefined;
   if (hasPair === (tlsPsk !== undefined)) {
-    throw new DiskError("usage", "TLS needs either --tls-cert with --tls-key, or --tls-psk");
+    throw new DiskError("usage", "TLS needs a certificate with its key, or keys known beforehand", {
+      hint: "give either --tls-cert and --tls-key, or --tls-psk",
+    });
   }
   const { secured, readTlsSettings } = await import("../serve.ts");
   const authority = tlsCa === undefined ? {} : { authority: tlsCa };

@@ -11,11 +11,12 @@ import { ExtentSet } from "../bytes/extents.ts";
 import type { BlockDevice } from "../device/device.ts";
 import { DiskError } from "../error.ts";
 import type { Image, WritableImage } from "../formats/format.ts";
+import { realPathOf } from "../host/changes.ts";
 import { type Stack, stackOf } from "../host/stack.ts";
 import { type PatternName, patternOf } from "../live/pattern.ts";
 import { EMPTY_PLAN } from "../reclaim/plan.ts";
 import { plant, type Planted, search, type Sighted } from "./erase/canaries.ts";
-import { bestGrade, type Graded, gradeOf } from "./erase/grade.ts";
+import { bestGrade, type Graded, gradeOf, lowest } from "./erase/grade.ts";
 import { digestOfPlaces, firstNonZero, overwriteAll, zeroLeft } from "./erase/overwriting.ts";
 import { type Remains, remainsOf } from "./erase/remains.ts";
 import { refuseGuarded } from "./guarded.ts";
@@ -55,7 +56,8 @@ const NOTHING: Remains = {
 class Erasure implements Attendant {
   readonly #options: EraseOptions;
   readonly #name: PatternName;
-  readonly #stack: Stack;
+  /** What the image's files lie on. */
+  #stacks: readonly Stack[];
   #remains = NOTHING;
   #plan = EMPTY_PLAN;
   #stayedInPlace: boolean | undefined;
@@ -66,12 +68,16 @@ class Erasure implements Attendant {
   constructor(file: string, options: EraseOptions) {
     this.#options = options;
     this.#name = options.pattern ?? "random";
-    this.#stack = stackOf(file);
-    this.#graded = { ...bestGrade(this.#stack), grade: "none" };
+    this.#stacks = [stackOf(file)];
+    this.#graded = { ...this.#best, grade: "none" };
+  }
+
+  get #best(): Graded {
+    return lowest(this.#stacks.map(bestGrade));
   }
 
   get intent(): EraseIntent {
-    return { pattern: this.#name, bytes: this.#remains.bytes, ...bestGrade(this.#stack) };
+    return { pattern: this.#name, bytes: this.#remains.bytes, ...this.#best };
   }
 
   outcome(applied: boolean): Omit<Erased, keyof Reclaimed> {
@@ -81,7 +87,7 @@ class Erasure implements Attendant {
     return {
       pattern: this.#name,
       ...this.#graded,
-      bestGrade: bestGrade(this.#stack).grade,
+      bestGrade: this.#best.grade,
       erasedBytes: applied || this.#options.dryRun === true ? bytes : 0,
       sharedBytes,
       compressedBytes,
@@ -97,6 +103,9 @@ class Erasure implements Attendant {
         "the host cannot punch holes here: nothing that is erased can be given back",
       );
     }
+    const others = [...image.files.values()].map(realPathOf).filter((path) => path !== undefined);
+    this.#stacks = [...this.#stacks, ...others.map((path) => stackOf(path))];
+    this.#graded = { ...this.#best, grade: "none" };
     this.#plan = plan;
     this.#remains = await remainsOf(image, usage.free, plan, allocation);
     return this.#remains.bytes;
@@ -120,7 +129,7 @@ class Erasure implements Attendant {
   }
 
   async look(image: Image): Promise<void> {
-    const { files, guest, sharedBytes, unwrittenBytes } = this.#remains;
+    const { files, guest, bytes, sharedBytes, unwrittenBytes } = this.#remains;
     for (const file of image.files.values()) file.forget?.();
     for (const [name, set] of files) await requireZero(image.files.get(name)!, set, "the file");
     // What is shared is left as it is, also where the guest calls it free.
@@ -132,7 +141,9 @@ class Erasure implements Attendant {
       this.#sighted = await search(image.files, this.#planted, { onProgress });
       if (this.#sighted.canaries > 0) throw notErased(`${this.#sighted.canaries} canaries are still found`);
     }
-    this.#graded = gradeOf(this.#stack, { stayedInPlace: this.#stayedInPlace, unwrittenBytes });
+    if (bytes === 0) return;
+    const seen = { stayedInPlace: this.#stayedInPlace, unwrittenBytes };
+    this.#graded = lowest(this.#stacks.map((stack) => gradeOf(stack, seen)));
   }
 }
 

@@ -163,6 +163,21 @@ test("what a TRIM frees goes back when its time is over, and not before", async 
   assert.deepEqual(guard.offered({ since: 0, overWrites: true }), []);
 });
 
+test("a clock that is set forward makes nothing too old before that time has really gone by", async () => {
+  let elapsed = 7000;
+  const parts = await guarded({ forMs: 60_000, elapsed: () => elapsed });
+  await parts.guard.discard({ start: 0, end: 64 * KIB });
+  parts.now += 1e12;
+  for (const [more, guardedBytes] of [
+    [59_000, 64 * KIB],
+    [2000, 0],
+  ] as const) {
+    elapsed += more;
+    await parts.guard.expire();
+    assert.equal(parts.guard.counters.guardedBytes, guardedBytes);
+  }
+});
+
 test("zeros that the guest was promised become real in the background, and can still be taken back", async () => {
   const { guard, image } = await guarded();
   const before = image.peek();

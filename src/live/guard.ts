@@ -44,6 +44,8 @@ export interface GuardOptions {
   readonly granuleBytes?: number;
   /** Milliseconds since 1970. */
   readonly now?: () => number;
+  /** Milliseconds that really went by, from any beginning: a clock that is set forward makes nothing older than that. */
+  readonly elapsed?: () => number;
   /** What the files of the image look like; undefined where that cannot be told. Asked also after they were closed. */
   readonly stamp?: () => Promise<readonly FileStamp[] | undefined>;
   /** The image is as the guard left it, whatever its stamp says (`--allow guard`). */
@@ -78,6 +80,8 @@ export class Guard extends Filter {
   readonly #alarms: Alarms;
   readonly #stamping: Stamping;
   readonly #now: () => number;
+  /** When `elapsed` began. */
+  readonly #epoch: number;
   #refused = 0;
   #isSettled = false;
   #expiring: Promise<number> | undefined;
@@ -92,6 +96,7 @@ export class Guard extends Filter {
     this.#vault = vault;
     this.#options = options;
     this.#now = options.now ?? Date.now;
+    this.#epoch = this.#now() - (options.elapsed?.() ?? 0);
     this.#stamping = new Stamping(vault, options.stamp, this.#now);
     this.#alarms = new Alarms(below.bytes, options.alarms ?? {}, options.onEvent ?? (() => {}));
   }
@@ -103,13 +108,13 @@ export class Guard extends Filter {
   static async open(below: WritableDevice, log: HostFile, options: GuardOptions): Promise<Guard> {
     const found = await replay(log);
     const files = await options.stamp?.();
-    if (found !== undefined && found.header.diskBytes !== below.bytes)
+    const isNew = found === undefined || found.state.isEmpty;
+    if (!isNew && found.header.diskBytes !== below.bytes)
       throw stale(`its disk had ${found.header.diskBytes} bytes, and has ${below.bytes}`);
-    if (found !== undefined && !found.state.isEmpty && options.stamp !== undefined && !options.isTrusted) {
+    if (!isNew && options.stamp !== undefined && !options.isTrusted) {
       const why = whyStale(found.stamp, files);
       if (why !== undefined) throw stale(why);
     }
-    const isNew = found === undefined || found.state.isEmpty;
     const journal = isNew ? await Journal.begin(log, below.bytes) : await Journal.resume(log, found);
     const vault = new Vault(below, isNew ? new GuardState() : found.state, journal);
     const guard = new Guard(below, log, vault, options);
@@ -329,7 +334,9 @@ export class Guard extends Filter {
   }
 
   async #tidy(now: number): Promise<number> {
-    const upTo = Math.floor((now - this.#options.forMs) / 1000);
+    const { elapsed, forMs } = this.#options;
+    const steady = elapsed === undefined ? now : Math.min(now, this.#epoch + elapsed());
+    const upTo = Math.floor((steady - forMs) / 1000);
     if (this.#stamping.isIdle && this.#vault.state.oldest <= upTo) await this.#stamping.put();
     const { renew } = this.#stamping;
     const bytes = await expire(this.#vault, this.below, upTo, renew);

@@ -63,6 +63,8 @@ export class Stack implements AsyncDisposable {
   #grade: Graded | undefined;
   #expiry: NodeJS.Timeout | undefined;
   #expiring: Promise<unknown> = Promise.resolve();
+  /** What was tried last has failed, and an alarm has said so. */
+  #isFailing = false;
 
   private constructor(disk: Disk, device: WritableDevice, onAlarm: (alarm: Alarm) => void) {
     this.disk = disk;
@@ -121,6 +123,7 @@ export class Stack implements AsyncDisposable {
   async #addGuard({ share, ...wish }: GuardWish): Promise<void> {
     this.#guard = await openGuard(this.disk, this.#device, {
       ...wish,
+      elapsed: () => performance.now(),
       alarms: {
         critical: await this.guest.critical(),
         ...(share && { share }),
@@ -132,12 +135,14 @@ export class Stack implements AsyncDisposable {
     this.#expiry = setInterval(() => void (this.#expiring = this.#expire()), EXPIRE_EVERY_MS);
   }
 
+  /** A host that was full may have room again: it is tried for as long as the disk is served. */
   async #expire(): Promise<void> {
     try {
       await this.#guard!.guard.expire();
+      this.#isFailing = false;
     } catch (error) {
-      clearInterval(this.#expiry);
-      this.#tellFailure("guard-failed", "the guard gives nothing back any more", error);
+      if (!this.#isFailing) this.#tellFailure("guard-failed", "the guard gives nothing back", error);
+      this.#isFailing = true;
     }
   }
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Stack } from "../../host/stack.ts";
-import { bestGrade, gradeOf, servedGrade } from "./grade.ts";
+import { bestGrade, gradeOf, lowest, servedGrade } from "./grade.ts";
 
 const TURNING: Stack = {
   filesystem: "ext4",
@@ -48,6 +48,13 @@ test("what was seen while it was done can only lower the grade", () => {
   }
   assert.equal(bestGrade(TURNING).grade, "overwritten");
   assert.equal(servedGrade(TURNING).grade, "logical");
+});
+
+test("an image whose files lie in several places has the grade of the worst of them", () => {
+  const flash = { ...TURNING, devices: [{ name: "sdb", medium: "flash", discards: true } as const] };
+  const both = lowest([TURNING, flash, flash].map((stack) => gradeOf(stack, SEEN)));
+  assert.deepEqual(both, gradeOf(flash, SEEN));
+  assert.equal(lowest([TURNING, TURNING].map(bestGrade)).grade, "overwritten");
 });
 
 test("every report says what the host does with what is freed, and what the real answer is", () => {

@@ -50,6 +50,13 @@ export function servedGrade(stack: Stack): Graded {
   return gradeOf(stack, { stayedInPlace: undefined, unwrittenBytes: 0 });
 }
 
+/** Of an image whose files lie in several places: that of the worst. */
+export function lowest(grades: readonly Graded[]): Graded {
+  const grade = GRADES.find((each) => grades.some((one) => one.grade === each))!;
+  const reasons = grades.filter((one) => one.grade === grade).flatMap((one) => one.reasons);
+  return { grade, reasons: [...new Set(reasons)] };
+}
+
 const ANSWER = "encryption, with its key destroyed, is the real answer to forensics; erasing is not";
 
 function doubtsOf({ filesystem, journalsData, devices, opaque }: Stack): string[] {
