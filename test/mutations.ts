@@ -15,6 +15,7 @@ import { OF_IMAGES } from "./mutations-images.ts";
 import { OF_LIVE_GUARD } from "./mutations-live-guard.ts";
 import { OF_LIVE_FORMATS } from "./mutations-live-formats.ts";
 import { OF_LIVE_NBD } from "./mutations-live-nbd.ts";
+import { OF_LIVE_REVIEW } from "./mutations-live-review.ts";
 import { OF_LUKS } from "./mutations-luks.ts";
 import { OF_XFS } from "./mutations-xfs.ts";
 import { OF_XFS_REPLAY } from "./mutations-xfs-replay.ts";
@@ -374,6 +375,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...OF_LIVE_GUARD,
   ...OF_LUKS,
   ...OF_LIVE_NBD,
+  ...OF_LIVE_REVIEW,
   ...OF_HFSPLUS,
   ...OF_XFS,
   ...OF_XFS_REPLAY,

@@ -129,6 +129,7 @@ for (const straight of [true, false]) {
     test("a stop ends clients that take no answers", async (t) => {
       const { nbd, path } = await here(t, { straight });
       const client = await NbdClient.open({ path });
+      t.after(() => client.destroy());
       client.pause(true);
       for (let i = 0; i < 4; i++) client.send({ command: CMD.READ, bytes: 8 * MiB }).catch(() => {});
       await pause(300);
