@@ -24,6 +24,7 @@ const MiB = 1024 * 1024;
 class Slow extends Filter {
   milliseconds = 0;
   takesThreads = false;
+  takenThreads = 0;
 
   override locate(): undefined {
     return undefined;
@@ -31,6 +32,7 @@ class Slow extends Filter {
 
   override async read(at: number, into: Uint8Array): Promise<void> {
     if (this.milliseconds > 0) await pause(this.milliseconds);
+    if (this.takesThreads) this.takenThreads++;
     if (this.takesThreads) await promisify(pbkdf2)("", "", 300_000, 64, "sha512");
     await super.read(at, into);
   }
@@ -117,7 +119,9 @@ for (const straight of [true, false]) {
       t.after(() => [slow, quick].forEach((client) => client.destroy()));
       device.takesThreads = true;
       const asked = Array.from({ length: 8 }, () => slow.send({ command: CMD.READ, bytes: 512 }));
-      await pause(100);
+      while (device.takenThreads < asked.length) await pause(1);
+      // By now the loop has seen that nothing comes.
+      await pause(50);
       device.takesThreads = false;
       let isWaiting = true;
       void Promise.race(asked).then(() => (isWaiting = false));
