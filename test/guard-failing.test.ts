@@ -2,7 +2,7 @@
  * The guard where something goes wrong around it: an image whose flush fails, an image that others are built on.
  */
 import assert from "node:assert/strict";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { test } from "node:test";
@@ -190,4 +190,22 @@ test("a guard that could give nothing back is asked again, and one alarm tells o
   await stack[Symbol.asyncDispose]();
   assert.equal(tidy.mock.callCount(), 5);
   assert.deepEqual(alarms, ["guard-failed", "guard-failed"]);
+});
+
+test("an image that is exchanged while it is served is not taken for the one that was guarded", async (t) => {
+  const path = join(scratch(t), "disk.raw");
+  writeFileSync(path, new Random(6).bytes(DISK_BYTES));
+  const other = new Random(7).bytes(DISK_BYTES);
+  await served(path, async (guard) => {
+    await guard.discard(ALL);
+    await guard.flush();
+    writeFileSync(`${path}.restored`, other);
+    renameSync(`${path}.restored`, path);
+  });
+  await assert.rejects(
+    served(path, () => Promise.resolve()),
+    (error: DiskError) => error.code === "guard-stale",
+  );
+  await undo(path, { forget: true });
+  assert.equal(readFileSync(path).compare(other), 0);
 });
