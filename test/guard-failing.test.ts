@@ -209,3 +209,17 @@ test("an image that is exchanged while it is served is not taken for the one tha
   await undo(path, { forget: true });
   assert.equal(readFileSync(path).compare(other), 0);
 });
+
+test("an overlay that is interrupted leaves nothing behind", async (t) => {
+  const folder = scratch(t);
+  const path = join(folder, "disk.raw");
+  writeFileSync(path, new Random(8).bytes(DISK_BYTES));
+  await served(path, (guard) => guard.discard(ALL));
+  const to = join(folder, "before.qcow2");
+  const options = { last: true, to, format: "raw" };
+  const why = new DiskError("interrupted", "stopped");
+  await assert.rejects(undo(path, { ...options, signal: AbortSignal.abort(why) }), why);
+  assert.ok(!existsSync(to));
+  const { applied } = await undo(path, options);
+  assert.ok(applied && existsSync(to));
+});
