@@ -154,6 +154,12 @@ test("a flush covers what an append that failed has left in the log", async () =
   assert.equal(trace.at(-1)!.op, "flush");
 });
 
+test("a short file in the log's place is nothing that may be written over", async () => {
+  const log = SimulatedFile.from(Buffer.from("somebody's file"));
+  await assert.rejects(Guard.open(new SimulatedFile(DISK_BYTES), log, SETTINGS), { kind: "corrupt" });
+  assert.equal(Buffer.from(log.peek()).toString(), "somebody's file");
+});
+
 test("a log whose header has become zeros is damaged, not new", async () => {
   const image = SimulatedFile.from(new Random(5).bytes(DISK_BYTES));
   const log = new SimulatedFile(0);
