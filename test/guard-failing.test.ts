@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { test } from "node:test";
 import type { Extent } from "../src/bytes/extents.ts";
-import type { WritableDevice, Zeroing } from "../src/device/device.ts";
+import { readBytes, type WritableDevice, type Zeroing } from "../src/device/device.ts";
 import { Borrowed, Filter } from "../src/device/filter.ts";
 import { openGuard } from "../src/disk/guarded.ts";
 import { openWritable } from "../src/disk/open.ts";
@@ -228,4 +228,24 @@ test("an overlay that is interrupted leaves nothing behind", async (t) => {
   assert.ok(!existsSync(to));
   const { applied } = await undo(path, options);
   assert.ok(applied && existsSync(to));
+});
+
+test("saved bytes that have rotten do not keep back the rest, and stay guarded", async () => {
+  const content = new Random(9).bytes(DISK_BYTES);
+  const image = SimulatedFile.from(content);
+  const log = new SimulatedFile(0);
+  const guard = await Guard.open(image, log, SETTINGS);
+  const first = { start: 0, end: 4096 };
+  const second = { start: 8192, end: 12_288 };
+  for (const range of [first, second]) {
+    await guard.zero(range);
+    await guard.expire();
+  }
+  const at = Buffer.from(log.peek()).indexOf(content.subarray(0, 4096));
+  await log.write(at + 100, new Uint8Array(8));
+  await assert.rejects(guard.restore({ since: 0, overWrites: false }), { kind: "corrupt" });
+  const found = Buffer.from(await readBytes(guard, 0, DISK_BYTES));
+  assert.ok(found.subarray(0, 4096).every((byte) => byte === 0));
+  assert.equal(found.subarray(4096).compare(content.subarray(4096)), 0);
+  assert.equal(guard.counters.savedBytes, 4096);
 });
