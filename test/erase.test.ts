@@ -135,6 +135,30 @@ test("a file of the image that lies on another device counts for the grade", asy
   for (const { reasons } of [planned, done]) assert.match(reasons.join("; "), /btrfs is not known/);
 });
 
+test("what lies behind a promise of zeros in a data file is erased too", async (t) => {
+  if (!requires(t, "mke2fs", "qemu-img", "qemu-io")) return;
+  const folder = scratch(t);
+  const tree = join(folder, "tree");
+  mkdirSync(tree);
+  writeFileSync(join(tree, "file"), secret(MIB));
+  const guest = join(folder, "guest.raw");
+  run("mke2fs", ["-q", "-F", "-t", "ext4", "-d", tree, guest, "16M"]);
+  const start = Math.ceil(readFileSync(guest).indexOf(SECRET) / (64 * KIB)) * 64 * KIB;
+  const [disk, data] = [join(folder, "disk.qcow2"), join(folder, "data")];
+  const external = `data_file=${data},data_file_raw=off`;
+  run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", "-o", external, guest, disk]);
+  run("qemu-io", ["-f", "qcow2", disk, "-c", `write -z ${start} 512k`]);
+  const inZeros = (): number =>
+    readFileSync(data)
+      .subarray(start, start + 512 * KIB)
+      .indexOf(SECRET);
+  assert.ok(inZeros() >= 0, "QEMU leaves it there");
+  await erase(disk, { ...yes, format: "qcow2", verify: true });
+  assert.equal(inZeros(), -1);
+  assert.ok(readFileSync(data).indexOf(SECRET) >= 0, "the rest of the file is used");
+  assert.deepEqual(qemuCheck(disk), { errors: 0, leaks: 0 });
+});
+
 test("on hosts that write elsewhere, or tell nothing, the grade says why it is no more than logical", async (t) => {
   if (!requires(t, "mke2fs", "debugfs")) return;
   const guest = guestWithSecrets(scratch(t));

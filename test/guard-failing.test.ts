@@ -2,12 +2,12 @@
  * The guard where something goes wrong around it: an image whose flush fails, an image that others are built on.
  */
 import assert from "node:assert/strict";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { test } from "node:test";
 import type { Extent } from "../src/bytes/extents.ts";
-import type { WritableDevice, Zeroing } from "../src/device/device.ts";
+import { readBytes, type WritableDevice, type Zeroing } from "../src/device/device.ts";
 import { Borrowed, Filter } from "../src/device/filter.ts";
 import { openGuard } from "../src/disk/guarded.ts";
 import { openWritable } from "../src/disk/open.ts";
@@ -154,6 +154,12 @@ test("a flush covers what an append that failed has left in the log", async () =
   assert.equal(trace.at(-1)!.op, "flush");
 });
 
+test("a short file in the log's place is nothing that may be written over", async () => {
+  const log = SimulatedFile.from(Buffer.from("somebody's file"));
+  await assert.rejects(Guard.open(new SimulatedFile(DISK_BYTES), log, SETTINGS), { kind: "corrupt" });
+  assert.equal(Buffer.from(log.peek()).toString(), "somebody's file");
+});
+
 test("a log whose header has become zeros is damaged, not new", async () => {
   const image = SimulatedFile.from(new Random(5).bytes(DISK_BYTES));
   const log = new SimulatedFile(0);
@@ -190,4 +196,56 @@ test("a guard that could give nothing back is asked again, and one alarm tells o
   await stack[Symbol.asyncDispose]();
   assert.equal(tidy.mock.callCount(), 5);
   assert.deepEqual(alarms, ["guard-failed", "guard-failed"]);
+});
+
+test("an image that is exchanged while it is served is not taken for the one that was guarded", async (t) => {
+  const path = join(scratch(t), "disk.raw");
+  writeFileSync(path, new Random(6).bytes(DISK_BYTES));
+  const other = new Random(7).bytes(DISK_BYTES);
+  await served(path, async (guard) => {
+    await guard.discard(ALL);
+    await guard.flush();
+    writeFileSync(`${path}.restored`, other);
+    renameSync(`${path}.restored`, path);
+  });
+  await assert.rejects(
+    served(path, () => Promise.resolve()),
+    (error: DiskError) => error.code === "guard-stale",
+  );
+  await undo(path, { forget: true });
+  assert.equal(readFileSync(path).compare(other), 0);
+});
+
+test("an overlay that is interrupted leaves nothing behind", async (t) => {
+  const folder = scratch(t);
+  const path = join(folder, "disk.raw");
+  writeFileSync(path, new Random(8).bytes(DISK_BYTES));
+  await served(path, (guard) => guard.discard(ALL));
+  const to = join(folder, "before.qcow2");
+  const options = { last: true, to, format: "raw" };
+  const why = new DiskError("interrupted", "stopped");
+  await assert.rejects(undo(path, { ...options, signal: AbortSignal.abort(why) }), why);
+  assert.ok(!existsSync(to));
+  const { applied } = await undo(path, options);
+  assert.ok(applied && existsSync(to));
+});
+
+test("saved bytes that have rotten do not keep back the rest, and stay guarded", async () => {
+  const content = new Random(9).bytes(DISK_BYTES);
+  const image = SimulatedFile.from(content);
+  const log = new SimulatedFile(0);
+  const guard = await Guard.open(image, log, SETTINGS);
+  const first = { start: 0, end: 4096 };
+  const second = { start: 8192, end: 12_288 };
+  for (const range of [first, second]) {
+    await guard.zero(range);
+    await guard.expire();
+  }
+  const at = Buffer.from(log.peek()).indexOf(content.subarray(0, 4096));
+  await log.write(at + 100, new Uint8Array(8));
+  await assert.rejects(guard.restore({ since: 0, overWrites: false }), { kind: "corrupt" });
+  const found = Buffer.from(await readBytes(guard, 0, DISK_BYTES));
+  assert.ok(found.subarray(0, 4096).every((byte) => byte === 0));
+  assert.equal(found.subarray(4096).compare(content.subarray(4096)), 0);
+  assert.equal(guard.counters.savedBytes, 4096);
 });

@@ -90,6 +90,7 @@ export const OF_FILES: readonly Mutation[] = [
     from: "above?.descriptor ?? (await readDescriptor(descriptorFile))",
     to: "await readDescriptor(descriptorFile)",
     tests: ["src/formats/parallels/bundle.test.ts"],
+    only: "read once",
   },
   {
     hazard: "H24",
@@ -98,6 +99,7 @@ export const OF_FILES: readonly Mutation[] = [
     from: "if (clusterBytes === 0) throw",
     to: "if (clusterBytes < 0) throw",
     tests: ["src/formats/parallels/bundle.test.ts"],
+    only: "without length",
   },
   {
     hazard: "H23",

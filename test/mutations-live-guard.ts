@@ -180,6 +180,15 @@ export const OF_LIVE_GUARD: readonly Mutation[] = [
     only: "set forward",
   },
   {
+    hazard: "H32",
+    guard: "another file in the image's place is not the image",
+    file: "src/disk/guarded.ts",
+    from: "if (place === undefined || identityAt(place) !== identity) return undefined;",
+    to: "if (place === undefined) return undefined;",
+    tests: FAILING,
+    only: "exchanged",
+  },
+  {
     hazard: "H24",
     guard: "a record speaks of ranges on the disk alone",
     file: "src/live/guard/replay.ts",

@@ -52,6 +52,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "this.#hasParent && !isExtended ? ZERO_LOW : 0",
     to: "0",
     tests: ["src/formats/qcow2/plan.test.ts"],
+    only: "reclaim keeps what is used",
   },
   {
     hazard: "H9",
@@ -60,6 +61,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "this.#canSayZero = !this.#hasParent || context.header.version === 3;",
     to: "this.#canSayZero = true;",
     tests: ["src/formats/qcow2/plan.test.ts"],
+    only: "reclaim keeps what is used",
   },
   {
     hazard: "H10",
@@ -76,6 +78,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "const joined = garbage.union(inside).alignInward(wish.hostBlockBytes);",
     to: "const joined = garbage.union(inside).alignOutward(wish.hostBlockBytes);",
     tests: ["src/formats/qcow2/plan.test.ts"],
+    only: "reclaim keeps what is used",
   },
   {
     hazard: "H11",
@@ -84,6 +87,7 @@ export const MUTATIONS: readonly Mutation[] = [
     from: "const isAlone = (at: number) => references.get(Math.floor(at / header.clusterBytes)) === 1;",
     to: "const isAlone = (_at: number) => true;",
     tests: ["src/formats/qcow2/plan.test.ts"],
+    only: "reclaim keeps what is used",
   },
   {
     hazard: "H12",

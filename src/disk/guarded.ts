@@ -123,19 +123,24 @@ export function masked<I extends Image>(image: I, tops: PieceList): I {
   return replace(image, (name) => replaced[String(name)] as ReturnType<Parameters<typeof replace>[1]>);
 }
 
-/** Tells, also after the image was closed, what its files look like; undefined where that cannot be told. */
+/**
+ * Tells, also after the image was closed, what its files look like; undefined where that cannot be told, or where others
+ * lie in their places by now.
+ */
 export function stamper(file: string, { files }: Image): () => readonly FileStamp[] | undefined {
   const named = (name: string, change: LastChange): FileStamp => ({ name, ...change });
   const first = files.get("");
   const folder = realPath(file);
   const isBundle = first !== undefined && realPathOf(first)?.startsWith(`${folder}${path.sep}`);
-  if (isBundle) return () => [named("", lastChangeBelow(folder))];
-  const places = Array.from(files, ([name, each]) => [name, realPathOf(each)] as const);
+  const places = isBundle
+    ? [["", folder] as const]
+    : Array.from(files, ([name, each]) => [name, realPathOf(each)] as const);
+  const known = places.map(([name, place]) => ({ name, place, identity: place && identityAt(place) }));
   return () => {
     const stamps: FileStamp[] = [];
-    for (const [name, place] of places) {
-      if (place === undefined) return undefined;
-      stamps.push(named(name, lastChangeOf(place)));
+    for (const { name, place, identity } of known) {
+      if (place === undefined || identityAt(place) !== identity) return undefined;
+      stamps.push(named(name, isBundle ? lastChangeBelow(place) : lastChangeOf(place)));
     }
     return stamps;
   };

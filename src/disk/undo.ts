@@ -271,7 +271,11 @@ async function restoreAside(file: string, to: string, options: UndoOptions, choi
   };
   const overlay = await formatNamed("qcow2").create!(source, asked, parentsOf(source));
   try {
-    await fill(overlay, image, log, found.state, choice);
+    await fill(overlay, image, log, {
+      state: found.state,
+      pieces: offered(found.state, choice),
+      ...(options.signal && { signal: options.signal }),
+    });
     await overlay[Symbol.asyncDispose]();
   } catch (error) {
     removeFile(to);
@@ -280,18 +284,29 @@ async function restoreAside(file: string, to: string, options: UndoOptions, choi
   }
 }
 
+interface Filling {
+  readonly state: GuardState;
+  /** What comes back. */
+  readonly pieces: readonly Piece[];
+  readonly signal?: AbortSignal;
+}
+
 async function fill(
   overlay: WritableDevice,
   image: BlockDevice,
   log: BlockDevice,
-  state: GuardState,
-  choice: Choice,
+  { state, pieces, signal }: Filling,
 ): Promise<void> {
-  const pieces = offered(state, choice);
   for (const range of state.hidden().subtract(ExtentSet.from(pieces))) await overlay.zero(range);
   for (const piece of pieces) {
+    signal?.throwIfAborted();
     if (piece.flags & ZEROS) await overlay.zero(piece);
-    else for await (const { at, data } of oldBytes(piece, image, log)) await overlay.write(at, data);
+    else {
+      for await (const { at, data } of oldBytes(piece, image, log)) {
+        signal?.throwIfAborted();
+        await overlay.write(at, data);
+      }
+    }
   }
   await overlay.flush();
 }

@@ -47,9 +47,10 @@ export async function remainsOf(
     const { allocated, unwritten, shared } = allocation.files.get(name)!;
     const places = look.places(name);
     const unused = places.free.union(plan.punched.get(name) ?? ExtentSet.EMPTY);
-    // In an external file the guest's bytes are also read as they lie there.
+    // In an external file the guest's bytes may also be read as they lie there.
+    const isRead = name !== "" && image.details["rawExternalData"] !== false;
     const written = allocated.subtract(unwritten);
-    const hidden = name === "" ? places.zero.intersect(written) : ExtentSet.EMPTY;
+    const hidden = isRead ? ExtentSet.EMPTY : places.zero.intersect(written);
     const remains = unused.union(hidden).subtract(places.kept).intersect(written);
     sharedBytes += remains.intersect(shared).bytes;
     unwrittenBytes += unused.intersect(unwritten).bytes;

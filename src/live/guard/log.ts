@@ -128,7 +128,8 @@ export function encodeHeader(header: Header): Uint8Array {
 
 /** @returns undefined where no log was ever begun: empty, or one sector of zeros. @throws DiskError `corrupt`, `unsupported` */
 export async function readHeader(file: BlockDevice): Promise<Header | undefined> {
-  if (file.bytes < SECTOR_BYTES) return undefined;
+  if (file.bytes === 0) return undefined;
+  if (file.bytes < SECTOR_BYTES) throw damaged("it is shorter than its header");
   const sector = await readBytes(file, 0, SECTOR_BYTES);
   if (file.bytes === SECTOR_BYTES && sector.every((byte) => byte === 0)) return undefined;
   const { magic, version, crc, ...header } = LogHeader.decode(sector);

@@ -6,11 +6,13 @@
  *
  * A byte that was written since it was trimmed or zeroed is left alone, unless `overWrites` asks for what it held at
  * that time: the earliest that the guard has of it. Whatever stops this, it can be done again: until its record is
- * durable nothing is released, and what lies in the image behind a mask is saved before anything is written there.
+ * durable nothing is released, and what lies in the image behind a mask is saved before anything is written there. What
+ * has rotten in the log does not keep back the rest.
  */
 import { crc32c } from "../../bytes/checksum.ts";
 import type { Extent } from "../../bytes/extents.ts";
 import { type BlockDevice, readBytes, type WritableDevice } from "../../device/device.ts";
+import { DiskError } from "../../error.ts";
 import { damaged } from "./log.ts";
 import { type Block, cut, DOOMED, HIDDEN, type Piece, PieceList, ZEROS } from "./pieces.ts";
 import { saveTops } from "./saving.ts";
@@ -95,6 +97,7 @@ export async function restore(
   let done = 0;
   let batch: Piece[] = [];
   let bytes = 0;
+  let rotten: DiskError | undefined;
   const commit = async (): Promise<void> => {
     for (const piece of batch) letGo(vault, piece, choice);
     await vault.commit();
@@ -104,12 +107,27 @@ export async function restore(
   };
   for (const piece of offered(vault.state, choice)) {
     await onPiece();
-    await writeBack(vault, below, log, piece);
+    try {
+      await writeBack(vault, below, log, piece);
+    } catch (error) {
+      if (!(error instanceof DiskError) || error.kind !== "corrupt") throw error;
+      rotten ??= error;
+      continue;
+    }
     batch.push(piece);
     bytes += piece.end - piece.start;
     if (bytes >= BATCH_BYTES) await commit();
   }
   await commit();
+  if (rotten !== undefined) throw lossOf(rotten);
+}
+
+function lossOf(cause: DiskError): DiskError {
+  return new DiskError("corrupt", `not everything came back: ${cause.message}`, {
+    code: "guard-damaged",
+    hint: "all that is whole came back; what is not stays guarded, as it is",
+    cause,
+  });
 }
 
 async function writeBack(vault: Vault, below: WritableDevice, log: BlockDevice, piece: Piece): Promise<void> {
