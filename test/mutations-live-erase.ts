@@ -168,15 +168,6 @@ export const OF_ERASE: readonly Mutation[] = [
     tests: ["src/disk/erase/grade.test.ts"],
   },
   {
-    hazard: "erase",
-    guard: "what a guard holds is not erased",
-    file: "src/disk/erase.ts",
-    from: "  await refuseGuarded(file);\n",
-    to: "",
-    tests: WHOLE,
-    only: "exclude each other",
-  },
-  {
     hazard: "H26",
     guard: "a read-only disk gives no way to write",
     file: "src/live/readonly.ts",

@@ -19,7 +19,6 @@ import { plant, type Planted, search, type Sighted } from "./erase/canaries.ts";
 import { bestGrade, type Graded, gradeOf, lowest } from "./erase/grade.ts";
 import { digestOfPlaces, firstNonZero, overwriteAll, zeroLeft } from "./erase/overwriting.ts";
 import { type Remains, remainsOf } from "./erase/remains.ts";
-import { refuseGuarded } from "./guarded.ts";
 import type { Disk } from "./open.ts";
 import { type Attendant, reclaimWith } from "./reclaim.ts";
 import type { Erased, EraseIntent, EraseOptions, Reclaimed } from "./results.ts";
@@ -30,7 +29,6 @@ import { type Prospect, sizesOf } from "./survey.ts";
  * @throws DiskError as `reclaim`; `io` with code `not-erased` when something of it is found afterwards
  */
 export async function erase(file: string, options: EraseOptions = {}): Promise<Erased> {
-  await refuseGuarded(file);
   const { confirm, ...others } = options;
   const erasure = new Erasure(file, options);
   const reclaimed = await reclaimWith(
