@@ -9,7 +9,9 @@
 import type { PollSet, SocketCalls } from "../host/straight.ts";
 import type { StraightLine } from "./line.ts";
 
-/** So long the loop waits for the next request by itself. */
+/** So long the loop looks for the next request again and again: to be woken takes longer than most requests do. */
+const LOOK_MS = 0.1;
+/** So long it waits for it by itself. */
 const WAIT_MS = 1;
 /** The event loop has its turn at least so often: signals, timers, new connections. */
 const TURN_MS = 5;
@@ -51,7 +53,7 @@ export class StraightLoop {
     let turns = 0;
     while (this.#lines.length > 0) {
       const isBusy = this.#lines.some((line) => line.pending > 0 || line.hasNews);
-      const isReady = this.#poll(isBusy ? 0 : WAIT_MS);
+      const isReady = this.#poll(isBusy);
       const now = performance.now();
       if (isReady && !isBusy && now - lastTurn < TURN_MS) continue;
       const hasNews = this.#lines.some((line) => line.hasNews);
@@ -66,10 +68,10 @@ export class StraightLoop {
   }
 
   /** Looks after the lines that are ready. @returns whether one was */
-  #poll(milliseconds: number): boolean {
+  #poll(isBusy: boolean): boolean {
     const lines = this.#lines;
     this.#polls.set(lines);
-    const ready = this.#polls.wait(milliseconds);
+    const ready = isBusy ? this.#polls.wait(0) : this.#await();
     let didSomething = false;
     for (let i = lines.length - 1; i >= 0; i--) {
       const line = lines[i]!;
@@ -79,6 +81,15 @@ export class StraightLoop {
       if (line.isClosed && line.pending === 0) lines.splice(i, 1);
     }
     return didSomething;
+  }
+
+  #await(): number {
+    const until = performance.now() + LOOK_MS;
+    do {
+      const ready = this.#polls.wait(0);
+      if (ready > 0) return ready;
+    } while (performance.now() < until);
+    return this.#polls.wait(WAIT_MS);
   }
 
   async #sleep(): Promise<void> {
