@@ -11,7 +11,7 @@ import { directory, goal, MIB, ROOT, say } from "./report.ts";
 
 const DISK_BYTES = 1024 * MIB;
 const TURNS = 3;
-const SECONDS = 3;
+const SECONDS = 1.5;
 
 interface Server {
   readonly name: string;
@@ -158,7 +158,7 @@ async function measured(server: Server, image: string, { fio, kind, unit }: Load
   must("dd", [`if=${image}`, "of=/dev/null", "bs=4M", "status=none"]);
   return await serving(server, image, (socket) => {
     const target = [`--uri=nbd+unix:///?socket=${socket}`, `--size=${DISK_BYTES}`];
-    const time = ["--time_based", `--runtime=${SECONDS}`, "--ramp_time=0.5"];
+    const time = ["--time_based", `--runtime=${SECONDS * 1000}ms`, "--ramp_time=0.5"];
     const out = must("fio", [
       "--name=x",
       "--ioengine=nbd",

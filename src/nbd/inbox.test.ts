@@ -78,7 +78,8 @@ test("the memory of a giant is given back; that of large requests is kept", () =
 
 test("a cut request is moved to the front where the room is short", () => {
   const inbox = new Inbox();
-  const first = message(Buffer.alloc(inbox.bytes.length - HEADER - 100, 1));
+  const front = inbox.start;
+  const first = message(Buffer.alloc(inbox.bytes.length - front - HEADER - 100, 1));
   for (let at = 0; at < first.length;) at += inbox.add(first.subarray(at));
   const second = message(Buffer.alloc(1000, 2));
   inbox.add(second.subarray(0, 100));
@@ -86,7 +87,7 @@ test("a cut request is moved to the front where the room is short", () => {
   takeAll(inbox, heard);
   assert.equal(inbox.bytes.length - inbox.end, 0, "the buffer is full");
   assert.ok(inbox.room() > 60 * KiB);
-  assert.equal(inbox.start, 0);
+  assert.equal(inbox.start, front);
   inbox.add(second.subarray(100));
   takeAll(inbox, heard);
   assert.ok(heard[1]!.equals(second));

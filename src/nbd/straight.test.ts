@@ -100,6 +100,41 @@ test("H20: what is in memory in part, or not at all, takes the long way as a who
   }
 });
 
+test("of a long WRITE whole pages are written ahead, of nothing that will be refused, and each request counts its own", async () => {
+  const { disk, content } = swapped();
+  disk.file.atOnce = (bytes) => bytes;
+  const wire = new Wire("structured");
+  const inbox = new Inbox();
+  const transmission = new Transmission(sessionOf(disk), new Outbox(), {
+    watcher: { answered() {} },
+    budget: new Budget(2 ** 20),
+    sendsFiles: false,
+    onNews() {},
+  });
+  const now = async (): Promise<Buffer> => {
+    const bytes = Buffer.alloc(content.length);
+    await disk.read(0, bytes);
+    return bytes;
+  };
+  const say = (bytes: Uint8Array): void => {
+    for (let at = 0; at < bytes.length; transmission.take(inbox)) at += inbox.add(bytes.subarray(at));
+  };
+  const data = new Random(3).bytes(100 * KiB);
+  for (const offset of [1000, 130 * KiB]) {
+    const request = requestBytes("structured", wire.name({ command: CMD.WRITE, offset, data }));
+    say(request.subarray(0, 64 * KiB));
+    const whole = Math.floor((offset + 64 * KiB - 28) / 4096) * 4096;
+    content.set(data.subarray(0, whole - offset), offset);
+    assert.ok((await now()).equals(content), "whole pages of what was there");
+    say(request.subarray(64 * KiB));
+    content.set(data, offset);
+    assert.ok((await now()).equals(content));
+  }
+  const outside = { command: CMD.WRITE, offset: content.length - 64 * KiB, data };
+  say(requestBytes("structured", wire.name(outside)).subarray(0, 64 * KiB));
+  assert.ok((await now()).equals(content), "nothing of a request that will be refused");
+});
+
 test("H27: with FUA it is not enough that the host's memory has the bytes", async () => {
   const { disk } = swapped();
   disk.file.atOnce = (bytes) => bytes;

@@ -8,12 +8,12 @@
  * What a client may have pending is bounded in requests and, with all clients of the server, in bytes.
  */
 import type { BlockDevice, HostFile, Place, WritableDevice } from "../device/device.ts";
-import { DiskError, type ErrorKind } from "../error.ts";
 import { HostReader } from "../host/file.ts";
+import { errnoOf, messageOf } from "./errno.ts";
 import type { Session, StatusDescriptor } from "./export.ts";
 import type { Inbox } from "./inbox.ts";
 import type { Outbox, Part } from "./outbox.ts";
-import { CMD, CMD_FLAG, DESCRIPTORS_MAX, ERRNO, ProtocolBreach, REQUEST_BYTES_MAX } from "./protocol.ts";
+import { CMD, CMD_FLAG, DESCRIPTORS_MAX, ProtocolBreach, REQUEST_BYTES_MAX } from "./protocol.ts";
 import {
   doneBytes,
   emptyReply,
@@ -50,6 +50,9 @@ export interface TransmissionOptions {
 }
 
 const PENDING_MAX = 128;
+/** So much more of a WRITE is worth being written before the rest is there. */
+const AHEAD_BYTES_MIN = 32 * 1024;
+const PAGE_BYTES = 4096;
 /** From here on sending pages is cheaper than copying them. */
 const SEND_FILE_BYTES_MIN = 64 * 1024;
 const CACHE_BYTES_MAX = 32 * 1024 * 1024;
@@ -57,28 +60,6 @@ const CACHE_SLICE_BYTES = 1024 * 1024;
 /** A longer answer is cut: the client asks on. */
 const DESCRIPTORS = Math.min(DESCRIPTORS_MAX, 64 * 1024);
 const DESCRIPTOR_BYTES_MAX = 16;
-
-const ERRORS: Readonly<Record<ErrorKind, number>> = {
-  usage: ERRNO.EINVAL,
-  corrupt: ERRNO.EIO,
-  unsupported: ERRNO.ENOTSUP,
-  refused: ERRNO.EPERM,
-  busy: ERRNO.EIO,
-  io: ERRNO.EIO,
-  interrupted: ERRNO.ESHUTDOWN,
-};
-
-/** Failures that have a name, among them those that somebody wished for. */
-const NAMED: Readonly<Record<string, number | undefined>> = { ...ERRNO, "no-space": ERRNO.ENOSPC };
-
-/** A bug of ours is the client's EIO, too. ENOTSUP says one thing alone: that zeros would not be fast. */
-function errnoOf(error: unknown, { flags }: Request): number {
-  if (!(error instanceof DiskError)) return ERRNO.EIO;
-  const named = NAMED[error.code ?? ""];
-  if (named !== undefined) return named;
-  if (error.kind === "unsupported" && (flags & CMD_FLAG.FAST_ZERO) === 0) return ERRNO.EINVAL;
-  return ERRORS[error.kind];
-}
 
 export class Transmission {
   readonly session: Session;
@@ -90,6 +71,8 @@ export class Transmission {
   /** When what is being taken up now was received. */
   #now = 0;
   #isOver = false;
+  /** Bytes of the request at the front of the inbox that were written ahead. */
+  #ahead = 0;
   #isAbandoned = false;
   pending = 0;
 
@@ -136,6 +119,7 @@ export class Transmission {
       parseRequest(inbox.view, inbox.start, this.session.extended, request);
       const payloadBytes = this.#payloadBytes(request);
       if (bytesAtHand < this.headerBytes + payloadBytes) {
+        if (request.command === CMD.WRITE) this.#writeAhead(request, inbox);
         inbox.need(this.headerBytes + payloadBytes);
         return false;
       }
@@ -144,6 +128,7 @@ export class Transmission {
       if (error === 0 && !this.#do(request, inbox)) return true;
       if (error !== 0) this.#fail(request, error, "not possible here", this.#now);
       inbox.start += this.headerBytes + payloadBytes;
+      this.#ahead = 0;
     }
     return false;
   }
@@ -223,22 +208,13 @@ export class Transmission {
 
   /** A WRITE to bytes that lie in place. What it could not finish is written again, all of it, on the long way. */
   #writeStraight(request: Request, inbox: Inbox): boolean {
-    const { offset, bytes, flags } = request;
-    const device = this.#device;
-    if (device.locate === undefined || (flags & CMD_FLAG.FUA) !== 0) return false;
+    const { bytes, flags } = request;
+    if (this.#device.locate === undefined || (flags & CMD_FLAG.FUA) !== 0) return false;
     const { outbox, session } = this;
     const headBytes = doneBytes(session);
     const at = outbox.reserve(headBytes);
     if (at < 0) return false;
-    for (let done = 0; done < bytes;) {
-      const place = device.locate(offset + done, bytes - done, "write");
-      if (place === undefined) return false;
-      const file = place.file as Place["file"] & Pick<HostFile, "tryWrite">;
-      const want = Math.min(place.bytes, bytes - done);
-      const put = file.tryWrite?.(place.at, inbox.bytes, inbox.start + this.headerBytes + done, want) ?? 0;
-      if (put < want) return false;
-      done += put;
-    }
+    if (this.#writeInPlace(request, inbox, this.#ahead, bytes) < bytes) return false;
     putDone(outbox.view, at, session, request);
     outbox.commit(headBytes);
     this.#answered(request, 0, this.#now);
@@ -260,6 +236,39 @@ export class Transmission {
       default:
         return 0;
     }
+  }
+
+  /**
+   * Writes what is there of a long WRITE, in whole pages, while its rest is still on the way: meanwhile the client fills the
+   * socket again. Nobody was promised anything yet; who breaks off in the midst of a WRITE has written a part of it, as in a
+   * power cut. What fails here is met again by the whole.
+   */
+  #writeAhead(request: Request, inbox: Inbox): void {
+    const { flags, offset } = request;
+    const end = offset + inbox.end - inbox.start - this.headerBytes;
+    const whole = end - (end % PAGE_BYTES) - offset;
+    if (whole - this.#ahead < AHEAD_BYTES_MIN || (flags & CMD_FLAG.FUA) !== 0) return;
+    if (this.#device.locate === undefined || judge(request, this.session) !== 0) return;
+    try {
+      this.#ahead = this.#writeInPlace(request, inbox, this.#ahead, whole);
+    } catch {
+      this.#ahead = 0;
+    }
+  }
+
+  /** Writes data of a WRITE, from one byte of them to another, where they lie in place. @returns how far it came */
+  #writeInPlace({ offset }: Request, inbox: Inbox, from: number, to: number): number {
+    let done = from;
+    while (done < to) {
+      const place = this.#device.locate!(offset + done, to - done, "write");
+      if (place === undefined) break;
+      const file = place.file as Place["file"] & Pick<HostFile, "tryWrite">;
+      const want = Math.min(place.bytes, to - done);
+      const put = file.tryWrite?.(place.at, inbox.bytes, inbox.start + this.headerBytes + done, want) ?? 0;
+      if (put < want) break;
+      done += put;
+    }
+    return done;
   }
 
   async #takeTheLongWay(request: Request, data: Uint8Array | undefined, held: number): Promise<void> {
@@ -376,8 +385,4 @@ export class Transmission {
 /** With REQ_ONE the answer must not reach past what was asked. */
 function within({ bytes, flags }: StatusDescriptor, bytesMax: number): StatusDescriptor {
   return { bytes: Math.min(bytes, bytesMax), flags };
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
