@@ -3,7 +3,7 @@
  * same disk; figures are medians of the turns, ratios are made within a turn.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { installed, must } from "./measure.ts";
@@ -92,6 +92,7 @@ const LOADS: readonly Load[] = [
 const memory = new Map<string, number>();
 
 export async function nbdSection(): Promise<void> {
+  mkdirSync(directory, { recursive: true });
   const noise = path.join(directory, "nbd-noise.raw");
   if (!existsSync(noise)) {
     must("dd", ["if=/dev/urandom", `of=${noise}`, "bs=1M", `count=${DISK_BYTES / MIB}`, "status=none"]);
