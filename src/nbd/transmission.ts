@@ -58,7 +58,7 @@ const SEND_FILE_BYTES_MIN = 64 * 1024;
 const CACHE_BYTES_MAX = 32 * 1024 * 1024;
 const CACHE_SLICE_BYTES = 1024 * 1024;
 /** A longer answer is cut: the client asks on. */
-const DESCRIPTORS = Math.min(DESCRIPTORS_MAX, 64 * 1024);
+const DESCRIPTORS = Math.min(DESCRIPTORS_MAX, 8 * 1024);
 const DESCRIPTOR_BYTES_MAX = 16;
 
 export class Transmission {
