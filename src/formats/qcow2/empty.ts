@@ -105,8 +105,15 @@ export class Emptying {
     const base = index * l2Entries;
     const first = span.start / clusterBytes - base;
     const end = Math.ceil(span.end / clusterBytes) - base;
-    for (let i = first; i < end; i++) if (ownHostOf(this.#context, table, i) < 0) return false;
+    // Without a parent an entry of zeros has nothing to give.
+    const isNothing = (i: number): boolean =>
+      backing === undefined &&
+      (table.view.getUint32(i * l2EntryBytes) | table.view.getUint32(i * l2EntryBytes + 4)) === 0;
     for (let i = first; i < end; i++) {
+      if (!isNothing(i) && ownHostOf(this.#context, table, i) < 0) return false;
+    }
+    for (let i = first; i < end; i++) {
+      if (isNothing(i)) continue;
       const host = ownHostOf(this.#context, table, i);
       table.view.setUint32(i * l2EntryBytes, 0);
       table.view.setUint32(i * l2EntryBytes + 4, backing === undefined ? 0 : ZERO_LOW);
