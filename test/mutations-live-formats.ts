@@ -153,4 +153,20 @@ export const OF_LIVE_FORMATS: readonly Mutation[] = [
     tests: ["src/formats/qcow2/write.test.ts"],
     only: "H19",
   },
+  {
+    hazard: "H24",
+    guard: "changes of a table of blocks do not wait for a flush without end",
+    file: "src/formats/blocks/write.ts",
+    from: "if (this.#changed.size >= CHANGED_MAX) await this.#flush();",
+    to: "",
+    tests: ["src/formats/blocks/slots.test.ts"],
+  },
+  {
+    hazard: "H9",
+    guard: "a TRIM in the table itself does not uncover the parent",
+    file: "src/formats/qcow2/empty.ts",
+    from: "backing === undefined ? 0 : ZERO_LOW",
+    to: "0",
+    tests: QCOW2,
+  },
 ];

@@ -26,6 +26,9 @@ import { discardPiece } from "./piece.ts";
 import { Slots } from "./slots.ts";
 import { ABSENT, ZERO } from "./table.ts";
 
+/** So many entries wait for a flush, even where nobody asks for one: memory stays bounded (H24). */
+const CHANGED_MAX = 65_536;
+
 /** What a format adds to writing. */
 export interface WriterHooks {
   /** Before the first change of a sitting: identifiers, an in-use mark. Makes it durable itself. */
@@ -87,9 +90,8 @@ export class BlockWriter {
 
   zero(range: Extent, how: Zeroing = {}): Promise<void> {
     return this.#change(range, async () => {
-      const parts = [...this.#parts(range)];
-      if (how.fast) await this.#zeroFast(parts, how);
-      for (const part of parts) {
+      if (how.fast) await this.#zeroFast(this.#parts(range), how);
+      for (const part of this.#parts(range)) {
         await this.#zeroPart(part, how);
         if (how.keep === false && !part.isWhole) await this.#dropIfEmpty(part);
       }
@@ -148,6 +150,7 @@ export class BlockWriter {
   #change<T>({ start, end }: Extent, work: () => Promise<T>): Promise<T> {
     const { blockBytes } = this.#layout;
     return this.#inTurn(async () => {
+      if (this.#changed.size >= CHANGED_MAX) await this.#flush();
       this.#busyStart = start - (start % blockBytes);
       this.#busyEnd = Math.ceil(end / blockBytes) * blockBytes;
       try {
@@ -214,7 +217,7 @@ export class BlockWriter {
    * What has to be zeroed in place, once it is known that entries do the rest.
    * @throws DiskError `unsupported`, with nothing altered
    */
-  async #zeroFast(parts: readonly Part[], how: Zeroing): Promise<void> {
+  async #zeroFast(parts: Iterable<Part>, how: Zeroing): Promise<void> {
     const { file, held } = this.#layout;
     const inPlace: Part[] = [];
     let slowBytes = 0;
