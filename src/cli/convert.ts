@@ -4,9 +4,8 @@
 import type { Converted, Proof } from "../disk.ts";
 import { DiskError } from "../error.ts";
 import { batch } from "./batch.ts";
-import { failureOf } from "./failure.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
-import { amounts, ProgressView } from "./progress.ts";
+import { amounts, type ProgressView, showing } from "./progress.ts";
 import { duration, size } from "../bytes/sizes.ts";
 import { notes } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
@@ -33,10 +32,9 @@ export async function run(
   using interruption = interruptible(face);
   const startedAt = performance.now();
   return await batch([path], face, {
-    async run() {
-      const progress = new ProgressView(face);
-      try {
-        return await convert(path, destination, {
+    run: () =>
+      showing(face, howFar, (progress) =>
+        convert(path, destination, {
           ...openOptions(flags),
           ...(flags.to === undefined ? {} : { to: flags.to }),
           ...(flags.proof === undefined ? {} : { proof: flags.proof }),
@@ -47,14 +45,8 @@ export async function run(
           verify: flags.verify === true,
           signal: interruption.signal,
           onProgress: progress.update,
-        });
-      } catch (error) {
-        progress.stop();
-        throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
-      } finally {
-        progress.stop();
-      }
-    },
+        }),
+      ),
     render: (result) => render(result, (performance.now() - startedAt) / 1000, face.screen),
     json: (result) => result,
   });

@@ -5,13 +5,12 @@ import type { Erased, EraseIntent, HostSpace, Survey } from "../disk.ts";
 import { DiskError } from "../error.ts";
 import { size } from "../bytes/sizes.ts";
 import { batch } from "./batch.ts";
-import { failureOf } from "./failure.ts";
 import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
 import { map } from "./picture.ts";
-import { amounts, ProgressView } from "./progress.ts";
+import { amounts, type ProgressView, showing } from "./progress.ts";
 import { ask, mayWrite } from "./prompt.ts";
-import { renderPlan, renderResult, requireTrust, whySafe } from "./reclaim.ts";
-import { labelled, notes, surveyJson } from "./survey.ts";
+import { reclaimedJson, renderPlan, renderResult, requireTrust, whySafe } from "./reclaim.ts";
+import { labelled, notes } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
 import { printable, type Screen, wrap } from "./text.ts";
 
@@ -24,11 +23,10 @@ export async function run(paths: readonly string[], flags: EraseFlags, face: Fac
   mayWrite(flags, face);
   const { erase } = await import("../disk.ts");
   using interruption = interruptible(face);
-  return await batch(paths, face, {
+  return await batch<Erased>(paths, face, {
     async run(path) {
       interruption.signal.throwIfAborted();
-      const progress = new ProgressView(face);
-      try {
+      return await showing(face, howFar, async (progress) => {
         const result = await erase(path, {
           ...surveyOptions(flags, paths),
           ...(flags.pattern && { pattern: flags.pattern }),
@@ -43,16 +41,10 @@ export async function run(paths: readonly string[], flags: EraseFlags, face: Fac
         });
         requireTrust(result, result.erasedBytes);
         return result;
-      } catch (error) {
-        progress.stop();
-        throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
-      } finally {
-        progress.stop();
-      }
+      });
     },
     render: (result) => render(result, flags, face.screen),
-    json: ({ survey, ...contract }) =>
-      contract.applied ? contract : { ...contract, survey: surveyJson(survey) },
+    json: reclaimedJson,
   });
 }
 

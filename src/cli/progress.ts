@@ -6,6 +6,7 @@
 import type { SingleBar } from "cli-progress";
 import type { Progress } from "../disk.ts";
 import { duration, figure, size, unitOf } from "../bytes/sizes.ts";
+import { failureOf } from "./failure.ts";
 import type { Face } from "./terminal.ts";
 
 const VERBS: Readonly<Record<Progress["phase"], string>> = {
@@ -22,6 +23,26 @@ const VERBS: Readonly<Record<Progress["phase"], string>> = {
 /** Work that is done sooner shows nothing. */
 const SILENT_MS = 400;
 const LINE_EVERY_MS = 10_000;
+
+/**
+ * Does a work that shows how far it is.
+ * @param howFar what is thrown where it was interrupted
+ */
+export async function showing<T>(
+  face: Face,
+  howFar: (progress: ProgressView) => Error,
+  work: (progress: ProgressView) => Promise<T>,
+): Promise<T> {
+  const progress = new ProgressView(face);
+  try {
+    return await work(progress);
+  } catch (error) {
+    progress.stop();
+    throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
+  } finally {
+    progress.stop();
+  }
+}
 
 export class ProgressView {
   readonly #face: Face;

@@ -4,9 +4,8 @@
 import type { HostSpace, Reclaimed, Survey } from "../disk.ts";
 import { DiskError } from "../error.ts";
 import { batch } from "./batch.ts";
-import { failureOf } from "./failure.ts";
 import { type JudgeFlags, surveyOptions, type WriteFlags } from "./options.ts";
-import { amounts, ProgressView } from "./progress.ts";
+import { amounts, type ProgressView, showing } from "./progress.ts";
 import { coloured, map } from "./picture.ts";
 import { ask, mayWrite } from "./prompt.ts";
 import { figures, size, unitOf } from "../bytes/sizes.ts";
@@ -25,8 +24,7 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
   return await batch(paths, face, {
     async run(path) {
       interruption.signal.throwIfAborted();
-      const progress = new ProgressView(face);
-      try {
+      return await showing(face, howFar, async (progress) => {
         const result = await reclaim(path, {
           ...surveyOptions(flags, paths),
           dryRun: flags.dryRun === true,
@@ -40,12 +38,7 @@ export async function run(paths: readonly string[], flags: ReclaimFlags, face: F
         });
         requireTrust(result);
         return result;
-      } catch (error) {
-        progress.stop();
-        throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
-      } finally {
-        progress.stop();
-      }
+      });
     },
     render: (result) =>
       flags.dryRun === true ? renderDryRun(result, face.screen) : renderResult(result, face.screen),
@@ -63,7 +56,7 @@ export function requireTrust({ applied, survey }: Reclaimed, otherBytes = 0): vo
 }
 
 /** The result; of the survey behind it only what a dry run is asked for. */
-function reclaimedJson({ survey, ...contract }: Reclaimed): object {
+export function reclaimedJson({ survey, ...contract }: Reclaimed): object {
   return contract.applied ? contract : { ...contract, survey: surveyJson(survey) };
 }
 

@@ -5,9 +5,8 @@ import type { Burst, Undone, UndoOptions } from "../disk.ts";
 import { DiskError } from "../error.ts";
 import { size } from "../bytes/sizes.ts";
 import { batch } from "./batch.ts";
-import { failureOf } from "./failure.ts";
 import { openOptions, type ReadFlags, type WriteFlags } from "./options.ts";
-import { amounts, ProgressView } from "./progress.ts";
+import { amounts, type ProgressView, showing } from "./progress.ts";
 import { ask, mayWrite } from "./prompt.ts";
 import { labelled } from "./survey.ts";
 import { type Face, interruptible } from "./terminal.ts";
@@ -26,23 +25,16 @@ export async function run(path: string, flags: UndoFlags, face: Face): Promise<n
   if (isChosen) mayWrite(flags, face);
   const { undo } = await import("../disk.ts");
   using interruption = interruptible(face);
-  const progress = new ProgressView(face);
   return await batch([path], face, {
-    async run(file) {
-      try {
-        return await undo(file, {
+    run: (file) =>
+      showing(face, howFar, (progress) =>
+        undo(file, {
           ...optionsOf(flags),
           signal: interruption.signal,
           onProgress: progress.update,
           confirm: (plan) => confirmed(plan, flags, face),
-        });
-      } catch (error) {
-        progress.stop();
-        throw failureOf(error).kind === "interrupted" ? howFar(progress) : error;
-      } finally {
-        progress.stop();
-      }
-    },
+        }),
+      ),
     render: (result) => render(result, flags, face.screen),
     json: (result) => result,
   });
