@@ -57,6 +57,6 @@ async function referencesOf(format: ImageFormat, sibling: Source): Promise<reado
 function hasChild(child: string): DiskError {
   return new DiskError("refused", `"${child}" is built on this image and may read its free blocks`, {
     code: "has-children",
-    hint: "reclaim the child instead, or swear that no child needs them: --allow children",
+    hint: "do it to the child instead, or swear that no child needs them: --allow children",
   });
 }
