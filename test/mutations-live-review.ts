@@ -45,4 +45,13 @@ export const OF_LIVE_REVIEW: readonly Mutation[] = [
     tests: ["src/serve/server.test.ts"],
     only: "counters that",
   },
+  {
+    hazard: "H21",
+    guard: "a fixed VHD that was guessed becomes no other image",
+    file: "src/serve/stack.ts",
+    from: 'return place?.at === 0 && place.file === image.files.get("");',
+    to: 'return image.format === "raw" && place !== undefined;',
+    tests: ["test/serve-cli.test.ts"],
+    only: "H21",
+  },
 ];

@@ -8,7 +8,8 @@ import { closeSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { NbdClient } from "../src/testing/nbd-client.ts";
-import { attempt, scratch } from "../src/testing/tools.ts";
+import { serving } from "../src/testing/serving.ts";
+import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
 
 const BINARY = join(import.meta.dirname, "../bin/ullage.js");
 
@@ -47,4 +48,29 @@ test("where it cannot listen it says where, and why", (t) => {
   const { status, stderr } = attempt(process.execPath, words);
   assert.equal(status, 7);
   assert.match(stderr, /nowhere\/socket: listen: .*ENOENT/s);
+});
+
+test("H21: a guest makes no qcow2 of its raw disk or fixed VHD, unless its format was said", async (t) => {
+  if (!requires(t, "qemu-img", "qemu-io")) return;
+  const folder = scratch(t);
+  const header = join(folder, "header");
+  run("qemu-img", ["create", "-q", "-f", "qcow2", header, "1M"]);
+  for (const [format, words] of [
+    ["raw", []],
+    ["vpc", ["-o", "subformat=fixed,force_size"]],
+  ] as const) {
+    const image = join(folder, `disk.${format}`);
+    run("qemu-img", ["create", "-q", "-f", format, ...words, image, "4M"]);
+    for (const said of [null, format === "raw" ? "raw" : "vhd"]) {
+      const served = await serving(t, [image], { format: said });
+      const write = attempt("qemu-io", ["-f", "raw", "-c", `write -s ${header} 0 512`, served.uri()]);
+      if (said === null) assert.match(write.stdout + write.stderr, /Operation not permitted/);
+      else assert.match(write.stdout, /^wrote 512/);
+      await served.stop();
+      const { format: taken } = JSON.parse(run("qemu-img", ["info", "--output=json", image])) as {
+        format: string;
+      };
+      assert.equal(taken === "qcow2", said !== null, "what QEMU takes it for");
+    }
+  }
 });

@@ -7,16 +7,16 @@ import { DiskError } from "../error.ts";
 import { qcow2 } from "../formats/qcow2.ts";
 import { SimulatedFile } from "../testing/simulated-file.ts";
 import { simulatedSource } from "../testing/simulated-source.ts";
-import { GuessedRaw } from "./guessed.ts";
+import { GuessedFormat } from "./guessed.ts";
 
 const BYTES = 1024 * 1024;
 const QCOW2 = Buffer.from("QFI\xfb\0\0\0\x03", "latin1");
 
-function disk(): GuessedRaw {
-  return new GuessedRaw(SimulatedFile.from(new Uint8Array(BYTES)));
+function disk(): GuessedFormat {
+  return new GuessedFormat(SimulatedFile.from(new Uint8Array(BYTES)));
 }
 
-async function textAt(device: GuessedRaw, at: number, bytes: number): Promise<string> {
+async function textAt(device: GuessedFormat, at: number, bytes: number): Promise<string> {
   const found = Buffer.alloc(bytes);
   await device.read(at, found);
   return found.toString("latin1");
@@ -59,7 +59,7 @@ for (const how of ["zero", "discard"] as const) {
 }
 
 test("zeros of a whole disk are judged by its ends alone, however large it is", async () => {
-  const device = new GuessedRaw(new SimulatedFile(2 ** 31));
+  const device = new GuessedFormat(new SimulatedFile(2 ** 31));
   await device.zero({ start: 0, end: device.bytes });
 });
 
@@ -75,7 +75,7 @@ async function imageOf(format: typeof qcow2, options: Record<string, string>): P
 }
 
 test("H21: a guessed raw disk does not become an image by its guest's hand", async () => {
-  const disk = new GuessedRaw(new SimulatedFile(4 * BYTES));
+  const disk = new GuessedFormat(new SimulatedFile(4 * BYTES));
   const header = (await imageOf(qcow2, {})).subarray(0, 65536);
   await assert.rejects(disk.write(0, header), isRefused);
   await assert.rejects(disk.write(0, header.subarray(0, 512)), isRefused);

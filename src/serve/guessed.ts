@@ -1,9 +1,10 @@
 /**
- * A raw disk whose format was guessed from its content (H21): its guest may write whatever it likes, but nothing that would
- * have the next program take the disk for an image, and follow what that image names.
+ * A disk whose format was guessed (H21), and whose first bytes are those of its file: raw, or with a footer alone. Its guest may
+ * write whatever it likes, but nothing that would have the next program take the disk for another image, and follow what
+ * that image names.
  *
  * Formats are told by the first bytes and the last. A write there, and what makes zeros, is tried in memory first, and
- * refused where the content would be another format's afterwards. QEMU restricts such disks in the same way. `--format raw` lifts it.
+ * refused where the content would be a format's afterwards. QEMU restricts such disks in the same way. `--format` lifts it.
  */
 import type { Extent } from "../bytes/extents.ts";
 import type { Place, ReadableFile, WritableDevice, Zeroing } from "../device/device.ts";
@@ -18,7 +19,7 @@ const EDGE_BYTES = 64 * 1024;
 
 type Change = (disk: WritableDevice) => Promise<void>;
 
-export class GuessedRaw extends Filter {
+export class GuessedFormat extends Filter {
   #last: Promise<void> = Promise.resolve();
 
   override locate(at: number, bytes: number, access: "read" | "write"): Place | undefined {
@@ -79,7 +80,7 @@ export class GuessedRaw extends Filter {
     if (name === "raw") return;
     throw new DiskError("refused", `this would make the disk look like ${name}`, {
       code: "format-guessed",
-      hint: "serve it with --format raw if its guest may do that",
+      hint: "say which format it is, --format raw, if its guest may do that",
     });
   }
 }

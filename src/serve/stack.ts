@@ -29,7 +29,7 @@ import type { Alarm } from "../live/meter.ts";
 import type { PatternName } from "../live/pattern.ts";
 import { ReadOnly } from "../live/readonly.ts";
 import { alarmOf } from "./alarm.ts";
-import { GuessedRaw } from "./guessed.ts";
+import { GuessedFormat } from "./guessed.ts";
 import { RunningGuest } from "./guest.ts";
 
 /** How an image is opened, and what is put over it. */
@@ -86,10 +86,9 @@ export class Stack implements AsyncDisposable {
     const disk = await openWritable(path, { ...options.open, withGuard: options.guard !== undefined });
     try {
       await requireSafe(disk, options.open);
-      const isGuess =
-        disk.image.format === "raw" && options.open.format === undefined && !options.open.window;
+      const isGuess = options.open.format === undefined && !options.open.window && beginsItsFile(disk.image);
       const bottom = new Borrowed(live(disk).image);
-      const stack = new Stack(disk, isGuess ? new GuessedRaw(bottom) : bottom, onAlarm);
+      const stack = new Stack(disk, isGuess ? new GuessedFormat(bottom) : bottom, onAlarm);
       if (options.guard) await stack.#addGuard(options.guard);
       return stack.#add(options);
     } catch (error) {
@@ -176,6 +175,12 @@ export class Stack implements AsyncDisposable {
       await this.#guard?.seal();
     }
   }
+}
+
+/** The guest's first bytes are those of the file: what it writes there, others take for a header (raw disks, fixed VHDs). */
+function beginsItsFile(image: Image): boolean {
+  const place = image.bytes > 0 ? image.locate?.(0, 1, "read") : undefined;
+  return place?.at === 0 && place.file === image.files.get("");
 }
 
 /** The disk, its files open for as long as somebody writes to it. */

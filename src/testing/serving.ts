@@ -20,8 +20,8 @@ export type Server = "ullage" | "qemu-nbd" | "nbdkit";
 
 export interface ServingOptions {
   readonly server?: Server;
-  /** Of the image: `qcow2` unless told otherwise. nbdkit's plugin `file` serves raw alone. */
-  readonly format?: string;
+  /** Of the image: `qcow2` unless told otherwise; null: ours guesses. nbdkit's plugin `file` serves raw alone. */
+  readonly format?: string | null;
   /** Of nbdkit. */
   readonly plugin?: string;
   /** A port of the loopback to listen on, instead of a socket; of ours. */
@@ -88,13 +88,14 @@ function commandOf(
 ): [string, string[]] {
   if (server === "ullage") {
     const where = port === undefined ? ["--socket", socket] : ["--listen", `127.0.0.1:${port}`];
-    return [process.execPath, [BINARY, "serve", ...images, "--format", format, ...where, ...words]];
+    const said = format === null ? [] : ["--format", format];
+    return [process.execPath, [BINARY, "serve", ...images, ...said, ...where, ...words]];
   }
   if (server === "nbdkit") {
     return ["nbdkit", ["--foreground", "--unix", socket, plugin, ...images, ...words]];
   }
   const life = ["--persistent", "--shared=16", "--socket", socket];
-  return ["qemu-nbd", [...life, "--discard=unmap", "--format", format, ...words, ...images]];
+  return ["qemu-nbd", [...life, "--discard=unmap", "--format", format ?? "raw", ...words, ...images]];
 }
 
 async function accepts(address: NetConnectOpts, child: ChildProcess, stderr: () => string): Promise<void> {
