@@ -7,6 +7,8 @@ import { once } from "node:events";
 import { closeSync, openSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
+import { CMD } from "../src/nbd/protocol.ts";
 import { NbdClient } from "../src/testing/nbd-client.ts";
 import { serving } from "../src/testing/serving.ts";
 import { attempt, requires, run, scratch } from "../src/testing/tools.ts";
@@ -48,6 +50,43 @@ test("where it cannot listen it says where, and why", (t) => {
   const { status, stderr } = attempt(process.execPath, words);
   assert.equal(status, 7);
   assert.match(stderr, /nowhere\/socket: listen: .*ENOENT/s);
+});
+
+test("a log that cannot be written is an I/O error before anything is served", (t) => {
+  const folder = scratch(t);
+  const image = join(folder, "disk.raw");
+  writeFileSync(image, Buffer.alloc(1024 * 1024));
+  const words = [
+    BINARY,
+    "serve",
+    image,
+    "--socket",
+    join(folder, "socket"),
+    "--log",
+    join(folder, "no", "log"),
+  ];
+  const { status, stderr } = attempt(process.execPath, words);
+  assert.equal(status, 7);
+  assert.match(stderr, /ENOENT/);
+});
+
+test("a second signal ends a server that has to wait", async (t) => {
+  const folder = scratch(t);
+  const [image, socket] = [join(folder, "disk.raw"), join(folder, "socket")];
+  writeFileSync(image, Buffer.alloc(1024 * 1024));
+  const words = [BINARY, "serve", image, "--format", "raw", "--socket", socket, "--delay", "read=300s"];
+  const server = spawn(process.execPath, words, { stdio: ["ignore", "pipe", "ignore"] });
+  t.after(() => void server.kill("SIGKILL"));
+  await once(server.stdout!, "data");
+  const client = await NbdClient.open({ path: socket });
+  client.send({ command: CMD.READ, bytes: 512 }).catch(() => {});
+  await pause(200);
+  const ended = once(server, "exit");
+  server.kill("SIGTERM");
+  await pause(500);
+  assert.equal(server.exitCode, null, "it waits for what it has taken up");
+  server.kill("SIGTERM");
+  assert.deepEqual(await ended, [130, null]);
 });
 
 test("H21: a guest makes no qcow2 of its raw disk or fixed VHD, unless its format was said", async (t) => {

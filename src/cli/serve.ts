@@ -1,9 +1,10 @@
 /**
  * `ullage serve IMAGE...`: exports disks over NBD until it is told to stop.
  */
-import { createWriteStream, existsSync } from "node:fs";
+import { createWriteStream, existsSync, openSync } from "node:fs";
 import type { Address, ServeOptions } from "../serve.ts";
 import { DiskError } from "../error.ts";
+import { EXIT } from "./failure.ts";
 import { openOptions, type ReadFlags } from "./options.ts";
 import type { Face } from "./terminal.ts";
 import { printable } from "./text.ts";
@@ -38,7 +39,13 @@ export async function run(paths: readonly string[], flags: ServeFlags, face: Fac
   const options = await optionsOf(paths, flags, face);
   const served = await Served.start(options);
   const stopped = Promise.withResolvers<void>();
-  const stop = (): void => void served.stop().then(stopped.resolve, stopped.reject);
+  let isStopping = false;
+  // The second time it leaves at once, whatever the host keeps it waiting for: as in a power cut nothing is lost that was flushed.
+  const stop = (): void => {
+    if (isStopping) process.exit(EXIT.interrupted);
+    isStopping = true;
+    void served.stop().then(stopped.resolve, stopped.reject);
+  };
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, stop);
   tell(served.address, paths, face);
   await stopped.promise;
@@ -119,7 +126,7 @@ async function tlsOf(flags: ServeFlags, warn: (message: string) => void): Promis
 
 function lineWriter(path: string, face: Face): (line: string) => void {
   if (path === "-") return (line) => face.note(line);
-  const stream = createWriteStream(path, { flags: "a", mode: 0o600 });
+  const stream = createWriteStream(path, { fd: openSync(path, "a", 0o600) });
   stream.on("error", (error) => face.note(`ullage: ${path}: ${error.message}`));
   return (line) => void stream.write(`${line}\n`);
 }
