@@ -3,9 +3,13 @@
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { test } from "node:test";
 import { info } from "../src/disk.ts";
+import { CMD } from "../src/nbd/protocol.ts";
+import { Served } from "../src/serve.ts";
+import { NbdClient } from "../src/testing/nbd-client.ts";
 import { requires, scratch } from "../src/testing/tools.ts";
 import { DELETED_BYTES, DISK_TOOLS, makeDisk } from "./small-disk.ts";
 
@@ -37,4 +41,22 @@ test("a failure has a kind", () => {
 
 test("a folder that is no bundle is named so", async (t) => {
   await assert.rejects(info(scratch(t)), { kind: "unsupported", message: /no bundle that is known/ });
+});
+
+test("a program serves a disk of its own", async (t) => {
+  const image = path.join(scratch(t), "disk.raw");
+  writeFileSync(image, Buffer.alloc(1024 * 1024, 5));
+  await using served = await Served.start({
+    images: [image],
+    address: { host: "127.0.0.1", port: 0 },
+    open: { format: "raw" },
+    readOnly: true,
+    snapshots: false,
+    log: (message) => assert.fail(message),
+  });
+  const { hostname, port } = new URL(served.address);
+  const client = await NbdClient.open({ host: hostname, port: Number(port) });
+  const { data } = await client.send({ command: CMD.READ, offset: 4096, bytes: 512 });
+  assert.deepEqual(data, Buffer.alloc(512, 5));
+  await client.close();
 });
